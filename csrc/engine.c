@@ -24,6 +24,8 @@ struct sampan_engine {
     thread_pool *pool;
     matmul_context *matmul, *matmul_alone;    /* of the pool; of one thread, for passes that are too small to share */
     memory_block squares;             /* partial sums of the gradient norm, double */
+    memory_block muon;                /* scratch of Muon: muon_stride floats for each thread */
+    int64_t muon_stride;
     int64_t step, micro;              /* updates so far; micro-batches since the last */
     double loss_sum;                  /* since the last update */
     int64_t targets;
@@ -80,6 +82,8 @@ static const char *config_complaint(const sampan_config *c) {
     if (!(c->norm_eps >= 0.0f)) return "norm_eps is below 0";
     if (!(c->beta1 >= 0 && c->beta1 < 1 && c->beta2 >= 0 && c->beta2 < 1)) return "a beta of AdamW is not in [0, 1)";
     if (!(c->weight_decay >= 0) || !(c->grad_clip >= 0)) return "weight_decay or grad_clip is below 0";
+    if (c->optimizer < SAMPAN_ADAMW || c->optimizer > SAMPAN_MUON) return "the optimizer is neither AdamW nor Muon";
+    if (c->optimizer == SAMPAN_MUON && !(c->momentum >= 0 && c->momentum < 1 && c->adamw_lr_ratio >= 0)) return "Muon's momentum is not in [0, 1), or adamw_lr_ratio below 0";
     if (c->dtype != SAMPAN_FLOAT32 && c->dtype != SAMPAN_BFLOAT16) return "the dtype is neither float32 nor bfloat16";
     if (c->threads < 0 || c->threads > 1024) return "the number of threads is not between 1 and 1024";
     return NULL;
@@ -108,6 +112,12 @@ static int32_t engine_open(sampan_engine *e) {
     if (model_create(&e->model, &e->config, ops_for_isa(isa), &needs)) return engine_fail_memory(e, "the model", needs);
     needs = (e->model.floats + OPTIM_PIECE - 1) / OPTIM_PIECE * (int64_t)sizeof(double);
     if (e->config.training && memory_allocate(&e->squares, needs)) return engine_fail_memory(e, "the gradient norm", needs);
+    for (const hidden_matrix *w = e->model.matrices; w < e->model.matrices + e->model.n_matrices; w++) {
+        int64_t floats = (muon_scratch(w->rows, w->of->columns) + 15) / 16 * 16;
+        if (floats > e->muon_stride) e->muon_stride = floats;
+    }
+    needs = e->muon_stride * threads * (int64_t)sizeof(float);
+    if (e->config.training && needs && memory_allocate(&e->muon, needs)) return engine_fail_memory(e, "the optimizer", needs);
     engine_describe(e, isa);
     return SAMPAN_OK;
 }
@@ -143,6 +153,7 @@ void sampan_destroy(sampan_engine *e) {
     activations_destroy(&e->activations);
     model_destroy(&e->model);
     memory_free(&e->squares);
+    memory_free(&e->muon);
     matmul_destroy(e->matmul);
     matmul_destroy(e->matmul_alone);
     pool_destroy(e->pool);
@@ -333,13 +344,22 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
 
     double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6), step = (double)(e->step + 1);
     if (c->grad_clip > 0.0 && !(clip >= 1.0)) scale *= clip;             /* a NaN goes on into the weights, as in torch */
+    const double adamw_lr = r->learning_rate * (c->optimizer == SAMPAN_MUON ? c->adamw_lr_ratio : 1.0);
     adamw a = {
-        .gradient_scale = (float)scale, .keep = (float)(1.0 - r->learning_rate * c->weight_decay),
-        .step_size = (float)(r->learning_rate / (1.0 - pow(c->beta1, step))),
+        .gradient_scale = (float)scale, .keep = (float)(1.0 - adamw_lr * c->weight_decay),
+        .step_size = (float)(adamw_lr / (1.0 - pow(c->beta1, step))),
         .beta2 = (float)c->beta2, .rest1 = (float)(1.0 - c->beta1), .rest2 = (float)(1.0 - c->beta2),
         .inverse_correction = (float)(1.0 / sqrt(1.0 - pow(c->beta2, step))), .eps = 1e-8f,
     };
-    for (int64_t i = 0; i < e->model.count; i++) e->model.op->adamw_update(&t, &e->model.table[i], &a);
+    muon u = {
+        .gradient_scale = (float)scale, .keep = (float)(1.0 - r->learning_rate * c->weight_decay), .learning_rate = (float)r->learning_rate,
+        .momentum = (float)c->momentum, .rest = (float)(1.0 - c->momentum),
+    };
+    const ops *op = e->model.op;
+    for (parameter *p = e->model.table; p < e->model.table + e->model.count; p++)
+        if (!model_is_muons(&e->model, p)) op->adamw_update(&t, p, &a);
+    for (int64_t i = thread; i < e->model.n_matrices; i += n_threads)
+        op->muon_update(&t, &e->model.matrices[i], &u, (float *)e->muon.data + thread * e->muon_stride);
     if (thread == 0) r->grad_norm = norm;
 }
 

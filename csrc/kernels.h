@@ -7,5 +7,5 @@
 #define KERNELS_TABLE { \
     zero, last_rows, embedding_forward, embedding_backward, norm_forward, norm_backward, head_norm_forward, head_norm_backward, \
     rotary_forward, rotary_backward, linear_forward, linear_gelu_forward, linear_backward, cache_append, \
-    attention_forward, attention_backward, swiglu_forward, swiglu_backward, dropout_forward, loss_forward_backward, squares_sum, adamw_update, bfloat16_copy, \
+    attention_forward, attention_backward, swiglu_forward, swiglu_backward, dropout_forward, loss_forward_backward, squares_sum, adamw_update, muon_update, bfloat16_copy, \
 }

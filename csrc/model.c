@@ -195,6 +195,30 @@ static void model_add_parameter(model *m, parameter **field, int64_t layer, cons
     *field = p;
 }
 
+static void model_add_matrix(model *m, parameter *of, int64_t first_row, int64_t rows) {
+    m->matrices[m->n_matrices++] = (hidden_matrix){of, first_row, rows};
+}
+
+/* Every linear layer of every block by itself, as model.py's Param.pieces. */
+static void model_list_matrices(model *m) {
+    const sampan_config *c = &m->config;
+    MODEL_SIZES;
+    for (int64_t layer = 0; layer < c->n_layer; layer++) {
+        const block_parameters *w = &m->h[layer];
+        model_add_matrix(m, w->c_attn_weight, 0, H * D);                             /* q */
+        model_add_matrix(m, w->c_attn_weight, H * D, KV * D);                        /* k */
+        model_add_matrix(m, w->c_attn_weight, (H + KV) * D, KV * D);                 /* v */
+        model_add_matrix(m, w->attn_proj_weight, 0, C);
+        model_add_matrix(m, w->c_fc_weight, 0, F);                                   /* gate */
+        if (!gpt2) model_add_matrix(m, w->c_fc_weight, F, F);                        /* up */
+        model_add_matrix(m, w->mlp_proj_weight, 0, C);
+    }
+}
+
+int32_t model_is_muons(const model *m, const parameter *p) {
+    return m->n_matrices > 0 && p->columns && p >= m->matrices[0].of && p <= m->matrices[m->n_matrices - 1].of;
+}
+
 /* cos and sin of every position's angles, in double, as model.py's rotary_tables */
 static void model_fill_rotary(model *m) {
     const sampan_config *c = &m->config;
@@ -211,12 +235,14 @@ int32_t model_create(model *m, const sampan_config *config, const ops *op, int64
     *m = (model){.config = *config, .op = op};
     const sampan_config *c = &m->config;
     MODEL_SIZES;
-    enum { PER_BLOCK = 14, OTHERS = 5 };                /* rows of the tables of model.h, at most */
+    enum { PER_BLOCK = 14, OTHERS = 5, MATRICES = 7 };  /* rows of the tables of model.h, at most; a block's matrices */
     int64_t bytes = 0, rotary = gpt2 ? 0 : (int64_t)c->block_size * (D / 2);
     *needs = -1;
     if (!size_add(&bytes, PER_BLOCK * (int64_t)c->n_layer + OTHERS, sizeof(parameter))) return 1;
     int64_t blocks_at = bytes;
     if (!size_add(&bytes, c->n_layer, sizeof(block_parameters))) return 1;
+    int64_t matrices_at = bytes;
+    if (!size_add(&bytes, MATRICES * (int64_t)c->n_layer, sizeof(hidden_matrix))) return 1;
     int64_t cosine_at = bytes;
     if (!size_add(&bytes, rotary, sizeof(float))) return 1;
     int64_t sine_at = bytes;
@@ -225,6 +251,7 @@ int32_t model_create(model *m, const sampan_config *config, const ops *op, int64
     if (memory_allocate(&m->tables, bytes)) return 1;
     m->table = (parameter *)m->tables.data;
     m->h = (block_parameters *)(m->tables.data + blocks_at);
+    m->matrices = (hidden_matrix *)(m->tables.data + matrices_at);
     m->cosine = (float *)(m->tables.data + cosine_at);
     m->sine = (float *)(m->tables.data + sine_at);
     if (!gpt2) model_fill_rotary(m);
@@ -236,23 +263,25 @@ int32_t model_create(model *m, const sampan_config *config, const ops *op, int64
     for (int64_t layer = 0; layer < c->n_layer; layer++) { PARAMETERS_OF_BLOCK(ADD_TO_BLOCK) }
     PARAMETERS_AFTER(ADD)
     m->head = m->lm_head ? m->lm_head : m->wte;
+    if (c->optimizer == SAMPAN_MUON) model_list_matrices(m);
 
-    /* One piece: values, gradients, both moments (each `floats` long), bfloat16 copies. */
+    /* One piece: values, gradients, first moments (each `floats` long), second moments, bfloat16 copies. */
     int32_t bfloat16 = c->dtype == SAMPAN_BFLOAT16, only_bfloat16 = bfloat16 && !c->training;
-    int64_t value_bytes = 0, all_bytes = 0, copy_bytes = 0;
+    int64_t value_bytes = 0, all_bytes = 0, second_bytes = 0, copy_bytes = 0;
     *needs = -1;
     for (parameter *p = m->table; p < m->table + m->count; p++) {
         if (!size_add(&all_bytes, p->size, sizeof(float))) return 1;
         if (!(only_bfloat16 && p->columns) && !size_add(&value_bytes, p->size, sizeof(float))) return 1;
+        if (!model_is_muons(m, p) && !size_add(&second_bytes, p->size, sizeof(float))) return 1;
         if (bfloat16 && p->columns && !size_add(&copy_bytes, p->size, sizeof(uint16_t))) return 1;
     }
     int64_t total = 0;
     if (!size_add(&total, value_bytes, 1) || !size_add(&total, copy_bytes, 1)) return 1;
-    if (c->training && !size_add(&total, all_bytes, 3)) return 1;
+    if (c->training && (!size_add(&total, all_bytes, 2) || !size_add(&total, second_bytes, 1))) return 1;
     *needs = total;
     if (memory_allocate(&m->memory, total)) return 1;
     m->floats = all_bytes / (int64_t)sizeof(float);
-    float *value = (float *)m->memory.data, *gradient = (float *)(m->memory.data + value_bytes);
+    float *value = (float *)m->memory.data, *gradient = (float *)(m->memory.data + value_bytes), *second = gradient + 2 * m->floats;
     uint16_t *copy = (uint16_t *)(m->memory.data + total - copy_bytes);
     m->gradients = c->training ? gradient : NULL;
     for (parameter *p = m->table; p < m->table + m->count; p++) {
@@ -262,8 +291,10 @@ int32_t model_create(model *m, const sampan_config *config, const ops *op, int64
         if (c->training) {
             p->gradient = gradient;
             p->exp_avg = gradient + m->floats;
-            p->exp_avg_sq = gradient + 2 * m->floats;
             gradient += padded;
+            if (model_is_muons(m, p)) continue;
+            p->exp_avg_sq = second;
+            second += padded;
         }
     }
     return 0;

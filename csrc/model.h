@@ -47,6 +47,8 @@ typedef struct model {
     block_parameters *h;              /* (n_layer) */
     PARAMETERS_AFTER(PARAMETER_FIELD)
     parameter *head;                  /* lm_head, or wte where tied */
+    hidden_matrix *matrices;          /* (n_matrices): what Muon updates; none with AdamW */
+    int64_t n_matrices;
     float *cosine, *sine;             /* (block_size, D/2) each; llama, qwen3 */
     int64_t floats;                   /* of all parameters, each padded to 64 bytes: the length of these: */
     float *gradients;                 /* all of them in one piece; NULL if not training */
@@ -56,6 +58,9 @@ typedef struct model {
 /* Fills in everything of `m` but the values, which are zero. 0; or 1 with *needs = bytes that were refused (-1: too large to count). */
 int32_t model_create(model *m, const sampan_config *config, const ops *op, int64_t *needs);
 void model_destroy(model *m);
+
+/* Whether Muon updates it: a matrix of a block, where the optimizer is Muon. */
+int32_t model_is_muons(const model *m, const parameter *p);
 
 /* ---- activations: one piece of memory, computed from (B, T) ----
    X(field, floats). M = B * T rows. */

@@ -36,7 +36,7 @@ typedef struct parameter {
     int64_t size;                     /* elements */
     float *value;                     /* NULL if only `bfloat16` is kept (a matrix, in bfloat16, not training) */
     uint16_t *bfloat16;               /* a rounded copy of a matrix, where products are bfloat16 */
-    float *gradient, *exp_avg, *exp_avg_sq;
+    float *gradient, *exp_avg, *exp_avg_sq;     /* a matrix of Muon's has its momentum in exp_avg, and no exp_avg_sq */
 } parameter;
 
 /* Which elements dropout keeps is a function of this key, the row and the column. p = 0: no dropout. */
@@ -70,6 +70,25 @@ typedef struct adamw {
     float inverse_correction;         /* 1 / sqrt(1 - beta2^step) */
     float eps;
 } adamw;
+
+/* Rows of a parameter that are a matrix of their own: q, k and v of c_attn, gate and up of c_fc; else all of them. */
+typedef struct hidden_matrix {
+    parameter *of;
+    int64_t first_row, rows;
+} hidden_matrix;
+
+/* One step of Muon. */
+typedef struct muon {
+    float gradient_scale, keep;       /* as AdamW's */
+    float learning_rate;              /* of a matrix that is not higher than wide; a higher one gets sqrt(rows / columns) times that */
+    float momentum, rest;             /* rest = 1 - momentum */
+} muon;
+
+/* Floats of scratch for a matrix: two copies of it and two of its smaller Gram matrix, which `next` in optim.c also holds. */
+static inline int64_t muon_scratch(int64_t rows, int64_t columns) {
+    int64_t smaller = rows < columns ? rows : columns;
+    return 2 * (rows * columns + smaller * smaller);
+}
 
 enum { ATTENTION_STRIP = 64 };        /* queries at a time: a strip of scores is (64, S), never (T, S) */
 static inline int64_t attention_scratch(int64_t S) { return 2 * (int64_t)ATTENTION_STRIP * S; }
@@ -134,6 +153,7 @@ typedef struct ops {
     /* sums[i] = sum of squares of the i-th OPTIM_PIECE elements of x (n) */
     void (*squares_sum)(const team *t, double *sums, const float *x, int64_t n);
     void (*adamw_update)(const team *t, parameter *p, const adamw *a);
+    void (*muon_update)(const team *t, const hidden_matrix *w, const muon *u, float *scratch);    /* by one thread */
     void (*bfloat16_copy)(const team *t, uint16_t *out, const float *x, int64_t n);
 } ops;
 

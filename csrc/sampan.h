@@ -28,6 +28,7 @@
 enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3 };
 enum { SAMPAN_GPT2 = 0, SAMPAN_LLAMA = 1, SAMPAN_QWEN3 = 2 };
 enum { SAMPAN_FLOAT32 = 0, SAMPAN_BFLOAT16 = 1 };
+enum { SAMPAN_ADAMW = 0, SAMPAN_MUON = 1 };
 enum { SAMPAN_WEIGHT = 0, SAMPAN_GRADIENT = 1, SAMPAN_EXP_AVG = 2, SAMPAN_EXP_AVG_SQ = 3 };
 
 /* The names and meanings of config.py; every size is resolved (no "auto"). */
@@ -41,7 +42,9 @@ typedef struct sampan_config {
     int32_t dtype;            /* of the products; sums, norms, residual stream, gradients and optimizer are float32 */
     int32_t threads;          /* 0: as many as physical cores */
     float dropout, norm_eps;
+    int32_t optimizer;        /* SAMPAN_ADAMW, or SAMPAN_MUON: that for the blocks' matrices and AdamW for the rest */
     double beta1, beta2, weight_decay, grad_clip;   /* AdamW; weight decay on matrices only; grad_clip 0: none */
+    double momentum, adamw_lr_ratio;    /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
     uint64_t seed;            /* of dropout */
     const double *rotary_frequencies;   /* (head_dim / 2), angle per position; copied. NULL for gpt2 */
 } sampan_config;
@@ -65,14 +68,15 @@ SAMPAN_API int32_t sampan_preferred_dtype(void);                          /* bfl
 SAMPAN_API int64_t sampan_count_parameters(const sampan_engine *engine);
 SAMPAN_API int32_t sampan_get_parameter(sampan_engine *engine, int64_t index, sampan_parameter *parameter);
 
-/* Copy one tensor in or out: `what` is SAMPAN_WEIGHT, ... A gradient is read as that of the mean loss so far, and not written. */
+/* Copy one tensor in or out: `what` is SAMPAN_WEIGHT, ... A gradient is read as that of the mean loss so far, and not written. Muon's momentum
+   is SAMPAN_EXP_AVG; its matrices have no SAMPAN_EXP_AVG_SQ. */
 SAMPAN_API int32_t sampan_read(sampan_engine *engine, int32_t what, int64_t index, float *values);
 SAMPAN_API int32_t sampan_write(sampan_engine *engine, int32_t what, int64_t index, const float *values);
 
 /* Forward and backward of x, y (batch, tokens): adds to the gradients. A target of -1 is ignored. */
 SAMPAN_API int32_t sampan_accumulate(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens);
 
-/* One AdamW step with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm` (before clipping) are outputs. */
+/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm` (before clipping) are outputs. */
 SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm);
 
 /* Mean loss over the targets, without dropout; changes nothing. */

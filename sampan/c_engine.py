@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import FAMILIES, MachineConfig, ModelConfig, TrainConfig
+from .config import FAMILIES, OPTIMIZERS, MachineConfig, ModelConfig, TrainConfig
 from .engine import Update, physical_cores, world
 from .errors import UserError
 from .model import parameters, rotary_frequencies
 
-DTYPES = ("float32", "bfloat16")  # by their numbers in sampan.h, as are FAMILIES
+DTYPES = ("float32", "bfloat16")  # by their numbers in sampan.h, as are FAMILIES and OPTIMIZERS
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ = range(4)
 MOMENTS = {"exp_avg": EXP_AVG, "exp_avg_sq": EXP_AVG_SQ}
+
+
+RECIPE = ("beta1", "beta2", "weight_decay", "grad_clip", "momentum", "adamw_lr_ratio")
 
 
 class Config(ctypes.Structure):
@@ -35,7 +38,8 @@ class Config(ctypes.Structure):
         ]
         + [(n, c_int32) for n in ("bias", "tie_word_embeddings", "training", "dtype", "threads")]
         + [(n, c_float) for n in ("dropout", "norm_eps")]
-        + [(n, c_double) for n in ("beta1", "beta2", "weight_decay", "grad_clip")]
+        + [("optimizer", c_int32)]
+        + [(n, c_double) for n in RECIPE]
         + [("seed", c_uint64), ("rotary_frequencies", POINTER(c_double))]
     )
 
@@ -127,7 +131,7 @@ class CEngine:
         c, s = self.config, self.settings
         fields = {name: getattr(c, name) for name, _ in Config._fields_ if name in ModelConfig.__dataclass_fields__}
         if self.training:
-            fields.update({name: getattr(s, name) for name in ("beta1", "beta2", "weight_decay", "grad_clip")})
+            fields.update({name: getattr(s, name) for name in RECIPE}, optimizer=OPTIMIZERS.index(s.optimizer))
         fields.update(family=FAMILIES.index(c.family), dtype=DTYPES.index(self.dtype), training=self.training)
         result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or physical_cores(), seed=s.seed, **fields)
         if c.family != "gpt2":
@@ -153,28 +157,26 @@ class CEngine:
 
     # ---- tensors ----
 
-    def read(self, what: int) -> dict[str, np.ndarray]:
-        arrays = {}
-        for i, p in enumerate(self.table):
-            arrays[p.name] = np.empty(p.shape, np.float32)
-            self.check(self.lib.sampan_read(self.handle, what, i, arrays[p.name]))
-        return arrays
+    def read(self, what: int, i: int) -> np.ndarray:
+        array = np.empty(self.table[i].shape, np.float32)
+        self.check(self.lib.sampan_read(self.handle, what, i, array))
+        return array
 
-    def write(self, what: int, arrays: dict[str, np.ndarray], prefix: str = "") -> None:
-        for i, p in enumerate(self.table):
-            array = np.ascontiguousarray(arrays[prefix + p.name], dtype=np.float32)
-            if array.shape != p.shape:
-                raise ValueError(f"{prefix}{p.name} has shape {array.shape}, the model's is {p.shape}")
-            self.check(self.lib.sampan_write(self.handle, what, i, array))
+    def write(self, what: int, i: int, array: np.ndarray, name: str) -> None:
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        if array.shape != self.table[i].shape:
+            raise ValueError(f"{name} has shape {array.shape}, the model's is {self.table[i].shape}")
+        self.check(self.lib.sampan_write(self.handle, what, i, array))
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        self.write(WEIGHT, weights)
+        for i, p in enumerate(self.table):
+            self.write(WEIGHT, i, weights[p.name], p.name)
 
     def params(self) -> dict[str, np.ndarray]:
-        return self.read(WEIGHT)
+        return {p.name: self.read(WEIGHT, i) for i, p in enumerate(self.table)}
 
     def gradients(self) -> dict[str, np.ndarray]:
-        return self.read(GRADIENT)
+        return {p.name: self.read(GRADIENT, i) for i, p in enumerate(self.table)}
 
     # ---- training ----
 
@@ -200,14 +202,17 @@ class CEngine:
 
     def state(self) -> dict[str, np.ndarray]:
         arrays = {"step": np.array(self.lib.sampan_get_step(self.handle), dtype=np.int64)}
-        for key, what in MOMENTS.items():
-            arrays |= {f"{key}.{name}": moment for name, moment in self.read(what).items()}
-        return arrays
+        return arrays | {name: self.read(what, i) for name, what, i in self.moments()}
+
+    def moments(self) -> list[tuple[str, int, int]]:
+        """(name in `state`, what it is in sampan.h, the parameter's place in the table)."""
+        keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.settings.optimizer)]
+        return [(f"{key}.{p.name}", MOMENTS[key], i) for i, p, key in keys]
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         self.check(self.lib.sampan_set_step(self.handle, int(state["step"])))
-        for key, what in MOMENTS.items():
-            self.write(what, state, f"{key}.")
+        for name, what, i in self.moments():
+            self.write(what, i, state[name], name)
 
     # ---- speed ----
 

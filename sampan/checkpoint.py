@@ -489,7 +489,7 @@ class Run:
         with open_safetensors(self.last / OPTIMIZER) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
         for p in parameters(model):
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in p.moments(self.settings().optimizer):
                 if getattr(state.get(f"{key}.{p.name}"), "shape", None) != p.shape:
                     raise UserError(f"{self.last / OPTIMIZER}: {key}.{p.name} is missing or has another shape")
         _, weights = load_model(self.last)

@@ -31,6 +31,7 @@ def setting(default, help, *, choices=None, low=None, high=None, aliases=(), lit
 
 
 FAMILIES = ("gpt2", "llama", "qwen3")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,17 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     batch_size: int = setting(12, "windows per micro-batch", low=1)
     gradient_accumulation_steps: int = setting(40, "micro-batches per step, over all processes together", low=1)
     max_iters: int = setting(600000, "optimizer steps", low=0)
+    optimizer: str = setting("adamw", "muon: that for the blocks' matrices, AdamW for the rest", choices=OPTIMIZERS)
     learning_rate: float = setting(6e-4, "highest learning rate", low=0.0)
     decay_lr: bool = setting(True, "warm up, then decay along a cosine; else constant")
     warmup_iters: int = setting(2000, "steps of linear warm-up", low=0)
     lr_decay_iters: int | None = setting(600000, "step at which the cosine reaches min_lr; auto: max_iters", low=1)
     min_lr: float = setting(6e-5, "learning rate after the decay", low=0.0)
-    weight_decay: float = setting(0.1, "AdamW's decay, on matrices only", low=0.0)
+    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", low=0.0)
     beta1: float = setting(0.9, "AdamW's first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW's second moment", low=0.0, high=0.999999)
+    momentum: float = setting(0.95, "Muon's momentum", low=0.0, high=0.999999)
+    adamw_lr_ratio: float = setting(0.3, "beside Muon, AdamW's learning rate as a share of learning_rate", low=0.0)
     grad_clip: float = setting(1.0, "clip the gradient to this norm; 0 does not clip", low=0.0)
     eval_interval: int = setting(2000, "steps between evaluations", low=1)
     eval_iters: int = setting(200, "batches per split in an evaluation, or the whole split if that is less", low=1)

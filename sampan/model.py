@@ -33,6 +33,7 @@ class Param:
     std: float
     stored: tuple[tuple[str, int], ...]  # Hugging Face's tensors that it is made of: (name, rows of ours)
     transposed: bool = False  # Hugging Face's GPT-2 stores a matrix as (in, out)
+    pieces: tuple[int, ...] = ()  # of a block's matrix: rows of the linear layers that stand in it, such as q, k and v
 
     @property
     def size(self) -> int:
@@ -42,6 +43,10 @@ class Param:
     def decay(self) -> bool:
         """Weight decay acts on matrices and embeddings, not on biases and norms (nanoGPT's rule)."""
         return len(self.shape) >= 2
+
+    def moments(self, optimizer: str) -> tuple[str, ...]:
+        """What the optimizer keeps of it. Muon's momentum is an average of the gradient, as AdamW's first moment is."""
+        return ("exp_avg",) if optimizer == "muon" and self.pieces else ("exp_avg", "exp_avg_sq")
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
@@ -80,15 +85,15 @@ def gpt2_parameters(c: ModelConfig) -> list[Param]:
     C, F = c.n_embd, c.n_inner
     table = []
 
-    def weight(name, rows, columns, std=0.02, transposed=True):
+    def weight(name, rows, columns, std=0.02, pieces=()):
         hf = f"transformer.{name}.weight" if name != "lm_head" else "lm_head.weight"
-        table.append(Param(f"{name}.weight", (rows, columns), 0.0, std, ((hf, rows),), transposed))
+        table.append(Param(f"{name}.weight", (rows, columns), 0.0, std, ((hf, rows),), bool(pieces), pieces))
 
     def vector(name, size, mean):
         table.append(Param(name, (size,), mean, 0.0, ((f"transformer.{name}", size),)))
 
-    def linear(name, rows, columns, std=0.02):
-        weight(name, rows, columns, std)
+    def linear(name, rows, columns, std=0.02, pieces=()):
+        weight(name, rows, columns, std, pieces or (rows,))
         if c.bias:
             vector(f"{name}.bias", rows, 0.0)
 
@@ -97,18 +102,18 @@ def gpt2_parameters(c: ModelConfig) -> list[Param]:
         if c.bias:
             vector(f"{name}.bias", C, 0.0)
 
-    weight("wte", c.vocab_size, C, transposed=False)
-    weight("wpe", c.block_size, C, transposed=False)
+    weight("wte", c.vocab_size, C)
+    weight("wpe", c.block_size, C)
     for i in range(c.n_layer):
         norm(f"h.{i}.ln_1")
-        linear(f"h.{i}.attn.c_attn", 3 * C, C)
+        linear(f"h.{i}.attn.c_attn", 3 * C, C, pieces=(C, C, C))
         linear(f"h.{i}.attn.c_proj", C, C, residual_std(c))
         norm(f"h.{i}.ln_2")
         linear(f"h.{i}.mlp.c_fc", F, C)
         linear(f"h.{i}.mlp.c_proj", C, F, residual_std(c))
     norm("ln_f")
     if not c.tie_word_embeddings:
-        weight("lm_head", c.vocab_size, C, transposed=False)
+        weight("lm_head", c.vocab_size, C)
     return table
 
 
@@ -118,8 +123,10 @@ def llama_parameters(c: ModelConfig) -> list[Param]:
     table = []
 
     def linear(name, columns, *stored, std=0.02, bias=False):
-        rows = sum(n for _, n in stored)
-        table.append(Param(f"{name}.weight", (rows, columns), 0.0, std, tuple((f"{s}.weight", n) for s, n in stored)))
+        sizes = tuple(n for _, n in stored)
+        rows, pieces = sum(sizes), sizes if name.startswith("h.") else ()
+        hf = tuple((f"{s}.weight", n) for s, n in stored)
+        table.append(Param(f"{name}.weight", (rows, columns), 0.0, std, hf, pieces=pieces))
         if bias:
             table.append(Param(f"{name}.bias", (rows,), 0.0, 0.0, tuple((f"{s}.bias", n) for s, n in stored)))
 

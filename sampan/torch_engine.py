@@ -20,6 +20,7 @@ from .engine import Update, physical_cores, world
 from .errors import UserError
 from .model import parameters
 from .torch_model import GPT, Cache
+from .torch_muon import Muon
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,15 +68,21 @@ class TorchEngine:
     def begin_training(self) -> None:
         s = self.settings
         table = parameters(self.config)
+        pairs = list(zip(self.weights, table, strict=True))
+        matrices = [(w, p.pieces) for w, p in pairs if p.pieces and s.optimizer == "muon"]
+        others = [(w, p) for w, p in pairs if not (p.pieces and s.optimizer == "muon")]
         groups = [
-            {
-                "params": [w for w, p in zip(self.weights, table, strict=True) if p.decay],
-                "weight_decay": s.weight_decay,
-            },
-            {"params": [w for w, p in zip(self.weights, table, strict=True) if not p.decay], "weight_decay": 0.0},
+            {"params": [w for w, p in others if p.decay], "weight_decay": s.weight_decay},
+            {"params": [w for w, p in others if not p.decay], "weight_decay": 0.0},
         ]
         fused = self.device.type in ("cuda", "cpu")
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)
+        self.optimizers = [torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)]
+        if matrices:
+            dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+            self.optimizers.append(Muon(matrices, s.momentum, s.weight_decay, dtype))
+        self.owner = {
+            w: optimizer for optimizer in self.optimizers for g in optimizer.param_groups for w in g["params"]
+        }
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         # The loss is divided by the targets that a full global batch has, so that gradients stay at the size of a
         # mean while they add up; `update` corrects for targets that were ignored.
@@ -99,7 +106,7 @@ class TorchEngine:
             warnings.warn(f"torch.compile cannot run here ({first_line(error)}); continuing without it", stacklevel=2)
         else:
             self.forward = self.compiled = compiled
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     def autocast(self):
         if self.dtype == torch.float32:
@@ -157,7 +164,8 @@ class TorchEngine:
         return {name: to_numpy(grad) * np.float32(factor) for name, grad in zip(self.names, grads, strict=True)}
 
     def update(self, lr: float) -> Update:
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         targets = max(self.total(self.targets), 1.0)
         grads = [w.grad for w in self.weights]
         if targets != self.full_batch:
@@ -165,11 +173,13 @@ class TorchEngine:
         norm = torch.nn.utils.get_total_norm(grads)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.scaler.step(self.optimizer)
+        for i, optimizer in enumerate(self.optimizers):
+            rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         update = Update(self.total(self.loss_sum) / targets, float(norm))
         self.step, self.micro = self.step + 1, 0
         self.loss_sum = self.targets = 0.0
@@ -196,12 +206,12 @@ class TorchEngine:
         if self.scaler.is_enabled():
             arrays["loss_scale"] = np.array(self.scaler.get_scale(), dtype=np.float64)
             arrays["loss_scale_growth"] = np.array(self.scaler.state_dict()["_growth_tracker"], dtype=np.int64)
-            applied = self.optimizer.state[self.weights[0]].get("step", 0.0)  # an overflow skips a step
+            applied = self.optimizers[0].state[self.weights[0]].get("step", 0.0)  # an overflow skips a step
             arrays["applied_steps"] = np.array(float(applied), dtype=np.float64)
-        for name, weight in zip(self.names, self.weights, strict=True):
-            for key in ("exp_avg", "exp_avg_sq"):
-                moment = self.optimizer.state[weight].get(key)
-                arrays[f"{key}.{name}"] = to_numpy(torch.zeros_like(weight) if moment is None else moment)
+        for p, weight in zip(parameters(self.config), self.weights, strict=True):
+            for key in p.moments(self.settings.optimizer):
+                moment = self.owner[weight].state[weight].get(key)
+                arrays[f"{key}.{p.name}"] = to_numpy(torch.zeros_like(weight) if moment is None else moment)
         return arrays
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
@@ -211,13 +221,13 @@ class TorchEngine:
             known.update(scale=float(state["loss_scale"]), _growth_tracker=int(state["loss_scale_growth"]))
             self.scaler.load_state_dict(known)
         applied = float(state.get("applied_steps", self.step))
-        for name, weight in zip(self.names, self.weights, strict=True):
+        for p, weight in zip(parameters(self.config), self.weights, strict=True):
             moments = {
-                key: torch.from_numpy(np.array(state[f"{key}.{name}"])).to(weight.device)
-                for key in ("exp_avg", "exp_avg_sq")
+                key: torch.from_numpy(np.array(state[f"{key}.{p.name}"])).to(weight.device)
+                for key in p.moments(self.settings.optimizer)
             }
             # a fused optimizer keeps its step counter on the weights' device
-            self.optimizer.state[weight] = {"step": torch.tensor(applied, device=weight.device), **moments}
+            self.owner[weight].state[weight] = {"step": torch.tensor(applied, device=weight.device), **moments}
 
     # ---- speed ----
 

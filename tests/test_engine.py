@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_transformers import random_config, random_weights, relative_error
 
-from sampan.config import TrainConfig, change
+from sampan.config import OPTIMIZERS, TrainConfig, change
 from sampan.engine import open_engine, physical_cores
 from sampan.model import parameters
 
@@ -73,6 +73,82 @@ def test_updates_equal_a_plain_torch_loop(seed, engine_name):
         assert relative_error(ours - started[name], moved) < 1e-3, name
 
 
+def muon_step(weight, average, gradient, lr, decay, momentum=0.95):
+    """Muon by its definition, in float64 and by singular values: U p(p(p(p(p(S))))) V^T of the averaged gradient."""
+    average = average + (1 - momentum) * (gradient - average)
+    u, s, v = np.linalg.svd(gradient + momentum * (average - gradient), full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert 0.3 < s.max() < 1.3
+    scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+    return weight * (1 - lr * decay) - lr * scale * (u * s) @ v, average
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_muon_updates_equal_its_definition(seed, engine_name):
+    """Each linear layer of each block by itself; whatever is not one gets AdamW's step at its share of the rate."""
+    config, engine = make_engine(seed, engine_name, optimizer="muon", adamw_lr_ratio=0.5)
+    _, adamw = make_engine(seed, engine_name)
+    expected = {name: w.astype(np.float64) for name, w in random_weights(config, seed).items()}
+    averages = dict.fromkeys(expected, 0.0)
+    matrices = [p for p in parameters(config) if p.pieces]
+    assert {len(p.pieces) for p in matrices} == ({1, 3} if config.family == "gpt2" else {1, 2, 3})
+    for step, lr in enumerate((1e-2, 3e-3, 1e-2)):
+        before = engine.params()
+        for e in (engine, adamw):
+            e.load(before)
+            e.accumulate(*batch(config, step))
+        gradients = engine.gradients()
+        update = engine.update(lr)
+        adamw.update(lr * 0.5)
+        clip = min(1.0, 0.1 / update.grad_norm)
+        for p in matrices:
+            cuts = np.cumsum(p.pieces)[:-1]
+            rows = [
+                np.split(a, cuts)
+                for a in (
+                    expected[p.name],
+                    averages[p.name] + 0 * expected[p.name],
+                    clip * gradients[p.name].astype(np.float64),
+                )
+            ]
+            steps = [muon_step(*piece, lr, decay=0.3) for piece in zip(*rows, strict=True)]
+            expected[p.name] = np.concatenate([w for w, _ in steps])
+            averages[p.name] = np.concatenate([a for _, a in steps])
+        ours, theirs = engine.params(), adamw.params()
+        for p in parameters(config):
+            if not p.pieces:
+                assert np.array_equal(ours[p.name], theirs[p.name]), p.name
+                expected[p.name] = ours[p.name].astype(np.float64)
+    started = random_weights(config, seed)
+    for p in matrices:
+        moved = expected[p.name] - started[p.name]
+        assert relative_error(ours[p.name] - started[p.name], moved) < 2e-3, p.name
+        assert relative_error(engine.state()[f"exp_avg.{p.name}"], averages[p.name]) < 1e-4
+        assert f"exp_avg_sq.{p.name}" not in engine.state()
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32), (3, 40)])
+def test_muon_equals_torchs(shape):
+    """torch.optim.Muon rounds its products to bfloat16, 8 bits: that is the tolerance."""
+    from sampan.torch_muon import Muon
+
+    rng = torch.Generator().manual_seed(shape[0])
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizer = Muon([(ours, (shape[0],))], momentum=0.9, weight_decay=0.2)
+    reference = torch.optim.Muon([theirs], lr=0.03, momentum=0.9, weight_decay=0.2)
+    optimizer.param_groups[0]["lr"] = 0.03
+    for _ in range(4):
+        ours.grad = torch.randn(shape, generator=rng)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        reference.step()
+    moved = (theirs - 1).detach().numpy()
+    assert np.linalg.norm(moved) > 0.05
+    assert relative_error((ours - 1).detach().numpy(), moved) < 1.5e-2
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_micro_batches_add_up_to_the_batch(seed, engine_name):
     config, whole = make_engine(seed, engine_name)
@@ -110,12 +186,11 @@ def test_the_gradient_is_that_of_the_loss(seed, engine_name):
     assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slope, rel=2e-2)  # float32 losses, differenced
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_an_engine_continues_from_state_bit_by_bit(dropout, engine_name):
-    config, settings = (
-        replace(random_config(4), dropout=dropout),
-        make_engine(4, engine_name, dropout=dropout)[1].settings,
-    )
+def test_an_engine_continues_from_state_bit_by_bit(dropout, optimizer, engine_name):
+    config = replace(random_config(4), dropout=dropout)
+    settings = make_engine(4, engine_name, dropout=dropout, optimizer=optimizer)[1].settings
     first = open_engine(config, settings)
     first.load(random_weights(config, 4))
 

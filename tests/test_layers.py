@@ -17,7 +17,8 @@ from sampan.engine import engines_here
 PACKAGE = Path(sampan.__file__).parent
 # From the top; a module imports only what is below it.
 ORDER = (
-    "__main__", "cli", "report", "loop", "plan", "sample", "torch_engine", "torch_model", "c_engine", "engine",
+    "__main__", "cli", "report", "loop", "plan", "sample", "torch_engine", "torch_muon", "torch_model",
+    "c_engine", "engine",
     "checkpoint",
     "data", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",
 )  # fmt: skip
@@ -25,7 +26,7 @@ ORDER = (
 UP_INSIDE_FUNCTIONS = {("engine", "torch_engine"), ("engine", "c_engine")}
 # Upper layers know an engine by the protocol alone.
 KNOWS_TORCH_ENGINE = {"engine"}
-HAS_TORCH = {"torch_model", "torch_engine"}
+HAS_TORCH = {"torch_model", "torch_muon", "torch_engine"}
 HEAVY = {"numpy", "torch", "tokenizers", "rich", "safetensors", "huggingface_hub", "pygal", "transformers"}
 
 

@@ -57,7 +57,7 @@ VARIANTS = [
     dict(),
     dict(dropout=0.2),
     dict(family="llama", n_kv_head=1, dropout=0.1, gradient_accumulation_steps=3),
-    dict(family="qwen3", always_save_checkpoint=False, eval_interval=3),
+    dict(family="qwen3", always_save_checkpoint=False, eval_interval=3, optimizer="muon"),
 ]
 
 

@@ -19,11 +19,13 @@ static void check(int32_t good, const char *what) {
 enum { BATCH = 3, TOKENS = 70, VOCAB = 30 };
 static const double FREQUENCIES[3] = {1.0, 0.1, 0.01};
 
+/* The two older families with AdamW, qwen3 with Muon. */
 static sampan_config config_of(int32_t family, int32_t dtype, int32_t threads) {
     return (sampan_config){
         .struct_size = sizeof(sampan_config), .family = family, .n_layer = 2, .n_head = 4, .n_kv_head = family == SAMPAN_GPT2 ? 4 : 2, .n_embd = 24,
         .n_inner = 40, .head_dim = 6, .block_size = TOKENS, .vocab_size = VOCAB, .bias = 1, .tie_word_embeddings = family != SAMPAN_LLAMA, .training = 1,
         .dtype = dtype, .threads = threads, .dropout = 0.1f, .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0,
+        .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.95, .adamw_lr_ratio = 0.3,
         .seed = 5, .rotary_frequencies = family == SAMPAN_GPT2 ? NULL : FREQUENCIES,
     };
 }
@@ -126,6 +128,8 @@ static void refusals(void) {
     c = good, c.rotary_frequencies = NULL, refuse(c, "rotary_frequencies");
     c = good, c.family = SAMPAN_GPT2, refuse(c, "gpt2");
     c = good, c.dropout = 1.0f, refuse(c, "dropout");
+    c = good, c.optimizer = 2, refuse(c, "neither AdamW nor Muon");
+    c = good, c.optimizer = SAMPAN_MUON, c.momentum = 1.0, refuse(c, "momentum");
     c = good, c.dropout = NAN, refuse(c, "dropout");
     c = good, c.beta2 = 1.0, refuse(c, "beta");
     c = good, c.grad_clip = NAN, refuse(c, "grad_clip");
