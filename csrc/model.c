@@ -178,7 +178,10 @@ void model_backward(const team *t, const pass *p) {
 
     op->zero(t, a->dx, M * C);
     op->norm_backward(t, a->dx, a->dln, a->x_out, a->ln_f_stats, m->ln_f_weight, m->ln_f_bias, M, C, gpt2);
-    for (int64_t layer = c->n_layer - 1; layer >= 0; layer--) block_backward(t, p, layer);
+    for (int64_t layer = c->n_layer - 1; layer >= 0; layer--) {
+        if (c->gradient_checkpointing && layer < c->n_layer - 1) block_forward(t, p, layer, a->x_out);     /* again; x_out has been used */
+        block_backward(t, p, layer);
+    }
     if (p->dropout > 0.0f) op->dropout_forward(t, a->dx, a->dx, NULL, M, C, pass_dropout(p, 0, DROP_EMBEDDING));
     op->embedding_backward(t, a->dx, p->ids, m->wte, m->wpe, t->fresh && m->head != m->wte, B, T, C);
 }
@@ -312,7 +315,8 @@ int32_t activations_create(activations *a, const model *m, int64_t B, int64_t T,
     const sampan_config *c = &m->config;
     MODEL_SIZES;
     const int32_t qwen3 = c->family == SAMPAN_QWEN3, drops = c->dropout > 0.0f && backward;
-    const int64_t M = B * T, chunk = logit_rows, sets = backward ? c->n_layer : 1;
+    const int64_t M = B * T, chunk = logit_rows, sets = backward && !c->gradient_checkpointing ? c->n_layer : 1;
+    const int64_t inputs = backward ? c->n_layer - sets : 0;       /* blocks that keep only x */
     *a = (activations){.B = B, .T = T, .S = S, .chunk = chunk, .backward = backward};
     *needs = -1;
     int64_t per_block = 0, total = 0;
@@ -320,7 +324,7 @@ int32_t activations_create(activations *a, const model *m, int64_t B, int64_t T,
 #define COUNT(field, floats) if (!size_add(&total, floats, sizeof(float))) return 1;
     ACTIVATIONS_OF_BLOCK(COUNT_OF_BLOCK)
     ACTIVATIONS_SHARED(COUNT)
-    if (!size_add(&total, per_block, sets)) return 1;
+    if (!size_add(&total, per_block, sets) || !size_add(&total, inputs, (M * C * (int64_t)sizeof(float) + 63) & ~(int64_t)63)) return 1;
     *needs = total;
     if (memory_allocate(&a->memory, total) || memory_allocate(&a->blocks, c->n_layer * (int64_t)sizeof(block_activations))) {
         activations_destroy(a);
@@ -333,6 +337,7 @@ int32_t activations_create(activations *a, const model *m, int64_t B, int64_t T,
     for (int64_t layer = 0; layer < c->n_layer; layer++) {
         if (layer < sets) { ACTIVATIONS_OF_BLOCK(PLACE_IN_BLOCK) }
         else a->h[layer] = a->h[0];
+        if (inputs && layer > 0) { PLACE(h[layer].x, M * C) }
     }
     ACTIVATIONS_SHARED(PLACE)
     return 0;

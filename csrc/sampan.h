@@ -39,6 +39,7 @@ typedef struct sampan_config {
     int32_t bias;
     int32_t tie_word_embeddings;
     int32_t training;         /* 0: no gradients and no optimizer are kept; with bfloat16, matrices only in bfloat16 */
+    int32_t gradient_checkpointing;   /* 1: of each block only what enters it is kept, and computed again in the backward pass (Chen et al. 2016) */
     int32_t dtype;            /* of the products; sums, norms, residual stream, gradients and optimizer are float32 */
     int32_t threads;          /* 0: as many as physical cores */
     float dropout, norm_eps;

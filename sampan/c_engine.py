@@ -36,7 +36,10 @@ class Config(ctypes.Structure):
             (n, c_int32)
             for n in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "head_dim", "block_size", "vocab_size")
         ]
-        + [(n, c_int32) for n in ("bias", "tie_word_embeddings", "training", "dtype", "threads")]
+        + [
+            (n, c_int32)
+            for n in ("bias", "tie_word_embeddings", "training", "gradient_checkpointing", "dtype", "threads")
+        ]
         + [(n, c_float) for n in ("dropout", "norm_eps")]
         + [("optimizer", c_int32)]
         + [(n, c_double) for n in RECIPE]
@@ -132,6 +135,7 @@ class CEngine:
         fields = {name: getattr(c, name) for name, _ in Config._fields_ if name in ModelConfig.__dataclass_fields__}
         if self.training:
             fields.update({name: getattr(s, name) for name in RECIPE}, optimizer=OPTIMIZERS.index(s.optimizer))
+            fields["gradient_checkpointing"] = s.gradient_checkpointing
         fields.update(family=FAMILIES.index(c.family), dtype=DTYPES.index(self.dtype), training=self.training)
         result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or physical_cores(), seed=s.seed, **fields)
         if c.family != "gpt2":

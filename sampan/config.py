@@ -105,6 +105,9 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     beta2: float = setting(0.95, "AdamW's second moment", low=0.0, high=0.999999)
     momentum: float = setting(0.95, "Muon's momentum", low=0.0, high=0.999999)
     adamw_lr_ratio: float = setting(0.3, "beside Muon, AdamW's learning rate as a share of learning_rate", low=0.0)
+    gradient_checkpointing: bool = setting(
+        False, "keep less of the forward pass and compute it again in the backward pass: less memory, a third more time"
+    )
     grad_clip: float = setting(1.0, "clip the gradient to this norm; 0 does not clip", low=0.0)
     eval_interval: int = setting(2000, "steps between evaluations", low=1)
     eval_iters: int = setting(200, "batches per split in an evaluation, or the whole split if that is less", low=1)

@@ -11,6 +11,7 @@ and no sampling (sample.py).
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
 from .model import rotary_tables
@@ -20,6 +21,9 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = (
+            False  # keep only what enters a block, and compute the rest again (Chen et al. 2016)
+        )
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.family == "gpt2":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -59,7 +63,10 @@ class GPT(nn.Module):
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # each (T, D/2)
         x = self.drop(x)
         for i, block in enumerate(self.h):
-            x = block(x, rotary, cache.layer(i) if cache is not None else None)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, None, use_reentrant=False)
+            else:
+                x = block(x, rotary, cache.layer(i) if cache is not None else None)
         if cache is not None:
             cache.position += T
         return self.ln_f(x)

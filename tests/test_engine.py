@@ -186,6 +186,23 @@ def test_the_gradient_is_that_of_the_loss(seed, engine_name):
     assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slope, rel=2e-2)  # float32 losses, differenced
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gradient_checkpointing_changes_no_gradient(seed, engine_name):
+    """Also with dropout: what is computed again drops the same elements."""
+    config = replace(random_config(seed), n_layer=3, dropout=0.2)
+    found = []
+    for again in (False, True):
+        settings = dict(dropout=0.2, gradient_checkpointing=again, engine=engine_name, device="cpu", dtype="float32")
+        engine = open_engine(config, TrainConfig(batch_size=4, gradient_accumulation_steps=2, **settings))
+        engine.load(random_weights(config, seed))
+        for micro in range(2):
+            engine.accumulate(*batch(config, micro), more=micro == 0)
+        found.append(engine.gradients())
+    assert all(g.any() for g in found[0].values())
+    for name, gradient in found[0].items():
+        assert np.array_equal(found[1][name], gradient), name
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_an_engine_continues_from_state_bit_by_bit(dropout, optimizer, engine_name):

@@ -26,6 +26,7 @@ static sampan_config config_of(int32_t family, int32_t dtype, int32_t threads) {
         .n_inner = 40, .head_dim = 6, .block_size = TOKENS, .vocab_size = VOCAB, .bias = 1, .tie_word_embeddings = family != SAMPAN_LLAMA, .training = 1,
         .dtype = dtype, .threads = threads, .dropout = 0.1f, .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0,
         .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.95, .adamw_lr_ratio = 0.3,
+        .gradient_checkpointing = family == SAMPAN_LLAMA,
         .seed = 5, .rotary_frequencies = family == SAMPAN_GPT2 ? NULL : FREQUENCIES,
     };
 }
