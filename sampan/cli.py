@@ -82,14 +82,20 @@ def prepare(source: list[str], flags: dict) -> int:
 
 
 def plan(source: list[str], flags: dict) -> int:
+    from .cost import measure
     from .engine import engines_here, open_engine
 
     made = plan_of(source, flags | {"overwrite": True})
-    print("\n".join(made.lines(open_engine(made.model, made.config) if engines_here() else None)))
+    if not engines_here():
+        print("\n".join(made.lines()))
+        return 0
+    engine = open_engine(made.model, made.config)
+    print("\n".join(made.lines(engine, measure(engine, made.model, made.config))))
     return 0
 
 
 def train(source: list[str], flags: dict) -> int:
+    from .cost import measure
     from .engine import any_process, first_process_first, open_engine, pick_engine, world
     from .loop import train
     from .report import consumers
@@ -103,8 +109,9 @@ def train(source: list[str], flags: dict) -> int:
     if talks:
         print("\n".join(made.data.summary()), end="\n\n", flush=True)
     engine = open_engine(made.model, made.config)
+    costs = measure(engine, made.model, made.config)
     if talks:
-        print("\n".join(made.lines(engine)), end="\n\n", flush=True)
+        print("\n".join(made.lines(engine, costs)), end="\n\n", flush=True)
     stop = StopSignal()
     records = train(made, engine)
     with consumers(made) if talks else silence() as show, stop:

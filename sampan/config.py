@@ -32,6 +32,7 @@ def setting(default, help, *, choices=None, low=None, high=None, aliases=(), lit
 
 FAMILIES = ("gpt2", "llama", "qwen3")
 OPTIMIZERS = ("adamw", "muon")
+SIZES = {"tiny": 2, "mini": 3, "small": 4, "medium": 6, "large": 8, "xlarge": 12, "huge": 16}  # layers; see recipe.py
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     dataset: str = setting("openwebtext", "a corpus's name, or a text file, a folder of .txt or a .jsonl")
     out_dir: str = setting("out", "the run's folder")
     init_from: str = setting("scratch", "scratch | resume | a Hugging Face folder or hub name, such as gpt2")
+    minutes: float | None = setting(
+        None, "how long a training with no configuration may take; auto: 1, on a GPU 3", low=0.01, high=1e6
+    )
+    size: str | None = setting(
+        None, "of the model, from which the widths follow; auto: by the minutes", choices=tuple(SIZES)
+    )
+    fit: str | None = setting(
+        None, "memory that training may take, such as 2GB: micro-batch and gradient_checkpointing are chosen to fit"
+    )
     batch_size: int = setting(12, "windows per micro-batch", low=1)
     gradient_accumulation_steps: int = setting(40, "micro-batches per step, over all processes together", low=1)
     max_iters: int = setting(600000, "optimizer steps", low=0)
@@ -111,6 +121,11 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     grad_clip: float = setting(1.0, "clip the gradient to this norm; 0 does not clip", low=0.0)
     eval_interval: int = setting(2000, "steps between evaluations", low=1)
     eval_iters: int = setting(200, "batches per split in an evaluation, or the whole split if that is less", low=1)
+    patience: int | None = setting(
+        None,
+        "stop after so many evaluations without a better val loss; auto: 6 where nothing else is configured",
+        low=1,
+    )
     eval_only: bool = setting(False, "evaluate once and stop")
     log_interval: int = setting(1, "steps between log lines, off a terminal", low=1)
     always_save_checkpoint: bool = setting(True, "keep last/ at every evaluation, not only when val improves")

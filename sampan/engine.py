@@ -113,13 +113,18 @@ def pick_engine(settings: MachineConfig) -> str:
 
 def open_engine(model: ModelConfig, settings: MachineConfig) -> Engine:
     """An engine for a resolved `model`. Raises UserError where none can run, saying what to install."""
+    return load_engine(settings)(model, settings)
+
+
+def load_engine(settings: MachineConfig) -> type:
+    """The class of these settings' engine, its libraries loaded."""
     if pick_engine(settings) == "c":
         from .c_engine import CEngine
 
-        return CEngine(model, settings)
+        return CEngine
     from .torch_engine import TorchEngine
 
-    return TorchEngine(model, settings)
+    return TorchEngine
 
 
 def has_gpu(device: str = "auto") -> bool:

@@ -20,7 +20,8 @@ from .data import Windows, evaluation_batches
 from .engine import Engine, open_engine, world
 from .errors import UserError
 from .model import flops_per_token
-from .plan import Plan, decay_end, identity
+from .plan import Plan, identity
+from .recipe import decay_end
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,13 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
                 progress = replace(progress, val_loss=losses["val"])
                 if best:
                     progress = replace(progress, best_step=step, best_val_loss=losses["val"])
-                if best or config.always_save_checkpoint or step >= config.max_iters:
+                ends = step >= config.max_iters or is_enough(config, progress)
+                if best or config.always_save_checkpoint or ends:
                     save(best)
                 yield Evaluation(step, losses["train"], losses["val"], best, lr)
+                if ends or config.eval_only:
+                    return
                 peak = max(peak, engine.peak_flops())  # a busy machine shows less of it at times
-            if step >= config.max_iters or config.eval_only:
-                return
 
             # one step: the gradient of the global batch, in micro-batches
             start = time.perf_counter()
@@ -147,6 +149,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return c.min_lr
     done = (step - c.warmup_iters) / max(1, end - c.warmup_iters)
     return c.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (c.learning_rate - c.min_lr)
+
+
+def is_enough(config: TrainConfig, progress: Progress) -> bool:
+    """Whether val has not improved for `patience` evaluations. It needs no state that a resume could lose."""
+    return config.patience is not None and progress.step - progress.best_step >= config.patience * config.eval_interval
 
 
 def evaluate(engine: Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -218,16 +218,3 @@ def flops_per_token(config: ModelConfig) -> float:
     looked_up = {"wpe.weight"} | (set() if c.tie_word_embeddings else {"wte.weight"})
     multiplied = sum(p.size for p in parameters(c) if p.name not in looked_up)
     return 6.0 * multiplied + 12.0 * c.n_layer * c.n_head * c.head_dim * c.block_size
-
-
-def training_memory(config: ModelConfig, batch_size: int) -> int:
-    """Bytes that a step needs, about: weights, gradients and AdamW's two moments in float32, and activations.
-
-    Activations are counted for one micro-batch as kept by the backward pass: what enters each matrix product,
-    norm and activation function, and the logits with their gradient.
-    """
-    c = config
-    per_layer = 4 * c.n_embd + (2 * c.n_head + 2 * c.n_kv_head) * c.head_dim
-    per_layer += 2 * c.n_inner if c.family == "gpt2" else 4 * c.n_inner
-    per_token = c.n_layer * per_layer + 2 * c.n_embd + 3 * c.vocab_size
-    return 16 * count_parameters(c) + 4 * per_token * batch_size * c.block_size

@@ -3,12 +3,11 @@
     plan = make_plan("my-novel.txt", {"max_iters": 500})
     print("\n".join(plan.lines(engine)))
 
-Where a configuration file is given, or a setting, it decides; what nobody decided is chosen here, with its reason.
-Nothing here trains (loop.py does), and no engine is needed.
+Where a configuration file is given, or a setting, it decides; what nobody decided is chosen by recipe.py, with its
+reason. Nothing here trains (loop.py does); without an engine there is a plan too, but no measured time.
 """
 
 import textwrap
-import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -16,10 +15,23 @@ import numpy as np
 
 from .checkpoint import WEIGHTS, Run, crop, find_model, load_model, load_model_config, read_note
 from .config import ModelConfig, TrainConfig, build, change
+from .cost import (
+    Costs,
+    bytes_of,
+    duration,
+    memory_parts,
+    micro_batch,
+    program_memory,
+    run_seconds,
+    saving_memory,
+    size_of,
+    windows_per_step,
+)  # fmt: skip
 from .data import Data, open_folder, prepare, source_name
-from .engine import Engine, has_gpu, world
+from .engine import Engine, engines_here, pick_engine, world
 from .errors import UserError
-from .model import count_parameters, flops_per_token, initialize, resolve, training_memory
+from .model import count_parameters, flops_per_token, initialize, resolve
+from .recipe import choose, decay_end
 
 SHAPE = tuple(f.name for f in fields(ModelConfig))
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
@@ -39,7 +51,7 @@ class Plan:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.config.batch_size * self.config.gradient_accumulation_steps * self.config.block_size
+        return windows_per_step(self.config) * self.config.block_size
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights at step 0, {name: float32}."""
@@ -47,8 +59,8 @@ class Plan:
             return load_model(self.pretrained, self.model.block_size)[1]
         return initialize(self.model, self.config.seed)
 
-    def lines(self, engine: Engine | None = None) -> list[str]:
-        """The plan in words, to be read before the first step."""
+    def lines(self, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:
+        """The plan in words, to be read before the first step; `costs` are `cost.measure`'s."""
         c, m, d = self.config, self.model, self.data.meta
         heads = f"{m.n_head} heads" + (f" ({m.n_kv_head} of keys)" if m.n_kv_head != m.n_head else "")
         size = f"{count_parameters(m):,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} wide, block {m.block_size}"
@@ -57,14 +69,19 @@ class Plan:
         )
         rate = f"learning rate {c.learning_rate:g}"
         if c.decay_lr:
-            rate += f", {c.warmup_iters} steps of warm-up, cosine to {c.min_lr:g} at step {decay_end(c)}"
+            warmup = f", {c.warmup_iters} steps of warm-up" if c.warmup_iters else ""
+            rate += f"{warmup}, cosine to {c.min_lr:g} at step {decay_end(c):,}"
+        steps_left = max(0, c.max_iters - self.start_step)
         epochs = c.max_iters * self.tokens_per_step / max(1, d["train_tokens"])
         steps = f"{c.max_iters:,} steps, {epochs:,.{0 if epochs >= 100 else 2}f} epochs"
         if self.resume:
             steps += f", from step {self.start_step:,}"
             if self.start_step >= c.max_iters:
                 steps += " (all are done: to go on, add --max_iters)"
-        memory = training_memory(m, min(c.batch_size, c.batch_size * c.gradient_accumulation_steps // world()[1]))
+        steps += f"; {({'adamw': 'AdamW', 'muon': 'Muon and AdamW'})[c.optimizer]}, {rate}"
+        if c.patience is not None:
+            steps += f"; stops after {c.patience} evaluations without a better val loss"
+        flops = flops_per_token(m) * self.tokens_per_step
         lines = [
             ("model", f"{m.family} {start}, {size}"),
             (
@@ -73,15 +90,27 @@ class Plan:
             ),
             (
                 "step",
-                f"{c.gradient_accumulation_steps} x {c.batch_size} x {c.block_size} = {self.tokens_per_step:,} tokens",
+                f"{c.gradient_accumulation_steps} x {c.batch_size} x {c.block_size} = {self.tokens_per_step:,} tokens, "
+                f"{flops / 1e9:,.2f} GFLOP" + (f", {costs.step * 1000:,.1f} ms" if costs else ""),
             ),
-            ("training", f"{steps}; AdamW, {rate}"),
+            (
+                "training",
+                f"{steps_left * self.tokens_per_step:,} tokens, {steps_left * flops / 1e12:,.2f} TFLOP: {steps}",
+            ),
             ("engine", engine.description if engine else "none installed: pip install 'sampan[torch]'"),
-            ("memory", f"about {size_of(memory)}"),
-            ("time", f"about {duration(estimate_seconds(self, engine))}{'' if engine else ' on this CPU, roughly'}"),
-            ("folder", c.out_dir),
         ]
-        lines += [("chosen", reason) for reason in dict.fromkeys(self.reasons.values())]
+        if engine:
+            parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
+            by_part = ", ".join(f"{name} {size_of(count)}" for name, count in parts.items())
+            total = sum(parts.values()) + saving_memory(m, c)
+            lines.append(("memory", f"about {size_of(total)} while saving: {by_part}"))
+        if costs:
+            lines.append(("time", f"about {duration(run_seconds(c, m, self.data, costs, self.start_step))}"))
+        lines.append(("folder", c.out_dir))
+        whys = {}
+        for name, reason in self.reasons.items():
+            whys.setdefault(reason, []).append(name)
+        lines += [("chosen", f"{', '.join(names)}: {reason}") for reason, names in whys.items() if reason]
         return [textwrap.fill(f"{name:<9} {text}", 80, subsequent_indent=" " * 10) for name, text in lines]
 
 
@@ -117,10 +146,13 @@ def make_plan(dataset: str | None, settings: dict, recipe: bool = True, overwrit
         )
 
     reasons = {}
+    if engines_here():
+        program_memory(config)  # while no engine has a model
     if recipe:
-        chosen, reason = choose(data, settings, config, given)
-        chosen = {name: value for name, value in chosen.items() if name not in settings}
-        config, reasons = change(config, chosen), dict.fromkeys(chosen, reason)
+        chosen, reasons = choose(data, settings, config, given)
+        config = change(config, chosen)
+    elif config.minutes is not None or config.size is not None:
+        raise UserError("minutes and size choose what a configuration file says already: leave out one or the other")
     if given is not None:
         wanted = config.block_size if "block_size" in settings or recipe else min(config.block_size, given.block_size)
         model = pretrained_model(given, str(pretrained), config, settings, wanted, data)
@@ -128,6 +160,9 @@ def make_plan(dataset: str | None, settings: dict, recipe: bool = True, overwrit
         model = fresh_model(config, data)
     config = with_shape(config, model)
     check(config, data)
+    if config.fit is not None:
+        config, why = fit_memory(config, model)
+        reasons |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"), why)
     if not config.eval_only and not overwrite and Run(config.out_dir).has_weights():
         raise UserError(
             f"{config.out_dir} already holds a run: continue it with --resume, replace it with --overwrite, "
@@ -169,7 +204,7 @@ def plan_resume(settings: dict) -> Plan:
     before = run.settings()
     given = {name: value for name, value in settings.items() if name not in ("init_from", "out_dir", "dataset")}
     config = change(replace(before, out_dir=folder), given)
-    for name in (*SHAPE, "seed", "tokenizer", "val_fraction"):
+    for name in (*SHAPE, "seed", "tokenizer", "val_fraction", "optimizer"):
         if name != "dropout" and getattr(config, name) != getattr(before, name):
             raise UserError(
                 f"{name}={getattr(config, name)}: the run in {folder} has {getattr(before, name)}, and a resume keeps it"
@@ -231,96 +266,27 @@ def check(config: TrainConfig, data: Data) -> None:
         )
 
 
-# ---- what is chosen when nobody chose ----
-
-
-def choose(data: Data, settings: dict, config: TrainConfig, pretrained: ModelConfig | None) -> tuple[dict, str]:
-    """(settings, why) for a text that came with no configuration; the caller's own settings take precedence."""
-    gpu = has_gpu(config.device)
-    if pretrained is not None:
-        steps = config.max_iters if "max_iters" in settings else None
-        block = min(pretrained.block_size, 1024 if gpu else 256, fitting_block(data))
-        if steps is None:
-            steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
-        chosen = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4, max_iters=steps)
-        chosen |= dict(
-            learning_rate=3e-5, decay_lr=False, dropout=0.0, eval_interval=max(1, steps // 10), eval_iters=10
-        )
-        return chosen, "fine-tuning: nanoGPT's constant 3e-5, three epochs but 20 to 200 steps"
-    if gpu:
-        chosen = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, dropout=0.2)
-        why = "sizes and rates of nanoGPT's character model for a GPU"
-    else:
-        chosen = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, dropout=0.0)
-        why = "sizes and rates of nanoGPT's character model for a CPU"
-    steps = config.max_iters if "max_iters" in settings else chosen["max_iters"]
-    chosen["block_size"] = min(chosen["block_size"], fitting_block(data))
-    chosen |= dict(gradient_accumulation_steps=1, learning_rate=1e-3, min_lr=1e-4, beta2=0.99)
-    chosen |= dict(warmup_iters=min(100, steps // 10), lr_decay_iters=None)
-    chosen |= dict(
-        eval_interval=max(1, min(250, steps // 4)), eval_iters=20, log_interval=10, always_save_checkpoint=True
+def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:
+    """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
+    try:
+        limit = bytes_of(config.fit)
+    except (ValueError, OverflowError):
+        raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
+    if not engines_here():
+        raise UserError("fit needs an engine: pip install 'sampan[torch]'")
+    windows, program = windows_per_step(config), program_memory(config)
+    for again in dict.fromkeys((config.gradient_checkpointing, True)):
+        for count in range(micro_batch(config), 0, -1):
+            if windows % (count * world()[1]):
+                continue
+            changed = replace(
+                config, batch_size=count, gradient_accumulation_steps=windows // count, gradient_checkpointing=again
+            )
+            need = (
+                program + sum(memory_parts(model, changed, pick_engine(config)).values()) + saving_memory(model, config)
+            )
+            if need <= limit:
+                return changed, f"the largest micro-batch that fits into {size_of(limit)}"
+    raise UserError(
+        f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
     )
-    return chosen, why
-
-
-def fitting_block(data: Data) -> int:
-    """The longest block that leaves each split a window."""
-    return max(1, min(data.meta["train_tokens"], data.meta["val_tokens"]) - 1)
-
-
-# ---- costs ----
-
-
-def decay_end(config: TrainConfig) -> int:
-    return config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
-
-
-def estimate_seconds(plan: Plan, engine: Engine | None) -> float:
-    """Time to finish: measured on forward passes of this engine, or from this CPU's matrix product without one.
-
-    A backward pass counts as two forward passes; optimizer and files are left out.
-    """
-    c = plan.config
-    rng = np.random.default_rng(0)
-    micro = min(c.batch_size, c.batch_size * c.gradient_accumulation_steps // world()[1])
-    if engine is not None:
-        x = rng.integers(0, plan.model.vocab_size, (micro, c.block_size), dtype=np.int32)
-        forward = fastest(lambda: engine.loss(x, x), 3)
-    else:
-        a = rng.standard_normal((1024, 1024), dtype=np.float32)
-        share = 0.3  # of the peak, what small models on a CPU reach about
-        forward = (
-            flops_per_token(plan.model) / 3 * micro * c.block_size * fastest(lambda: a @ a, 5) / (2 * 1024**3) / share
-        )
-    passes = (
-        3 * max(0, c.max_iters - plan.start_step) * c.batch_size * c.gradient_accumulation_steps / (micro * world()[1])
-    )
-    evaluations = max(0, c.max_iters - plan.start_step) // c.eval_interval + 1
-    windows = sum(
-        min(c.eval_iters * c.batch_size, plan.data.meta[f"{s}_tokens"] // c.block_size) for s in ("train", "val")
-    )
-    return forward * ((0 if c.eval_only else passes) + evaluations * windows / micro)
-
-
-def fastest(call, times: int) -> float:
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(75), duration(9.3), duration(90000)
-    ('1 min 15 s', '9 s', '1 d 1 h')
-    """
-    s = round(seconds)
-    parts = ((s // 86400, "d"), (s // 3600 % 24, "h"), (s // 60 % 60, "min"), (s % 60, "s"))
-    first = next((i for i, (n, _) in enumerate(parts) if n), 3)
-    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"
-
-
-def size_of(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -17,7 +17,7 @@ from sampan.engine import engines_here
 PACKAGE = Path(sampan.__file__).parent
 # From the top; a module imports only what is below it.
 ORDER = (
-    "__main__", "cli", "report", "loop", "plan", "sample", "torch_engine", "torch_muon", "torch_model",
+    "__main__", "cli", "report", "loop", "plan", "recipe", "cost", "sample", "torch_engine", "torch_muon", "torch_model",
     "c_engine", "engine",
     "checkpoint",
     "data", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",

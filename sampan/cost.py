@@ -1,0 +1,181 @@
+"""What a run costs: seconds, measured on a few of its own steps, and bytes, counted by part.
+
+    costs = measure(engine, model, config)          # Costs(step=0.012, window=0.0003): seconds
+    seconds = run_seconds(config, data, costs)
+    parts = memory_parts(model, config, "c")        # {"weights": ..., "activations": ...}: bytes
+
+A measurement leaves the engine as it was: the rate is 0, and the optimizer's state is put back. What files are
+written is counted at a guess; that a machine is shared with other programs shows in the seconds.
+"""
+
+import functools
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import ModelConfig, TrainConfig
+from .data import Data
+from .engine import Engine, load_engine, world
+from .model import count_parameters, parameters
+
+PATIENCE = 0.4  # seconds that a measurement takes, at least three steps
+DISK = 300e6  # bytes a second that a checkpoint is written with, about
+
+
+class Costs(NamedTuple):
+    step: float  # seconds of an optimizer step, all its micro-batches and the update
+    window: float  # seconds of one window in an evaluation
+
+
+def micro_batch(config: TrainConfig) -> int:
+    """Windows that one process computes at a time."""
+    return min(config.batch_size, windows_per_step(config) // world()[1])
+
+
+def windows_per_step(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps
+
+
+def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = PATIENCE) -> Costs:
+    """Medians over real steps on random tokens. Under torchrun every process calls this together."""
+    draw = np.random.default_rng(0)
+    windows = micro_batch(config)
+    x = draw.integers(0, model.vocab_size, (windows, config.block_size), dtype=np.int32)
+    before = engine.state()
+    rounds = max(1, windows_per_step(config) // (windows * world()[1]))
+    passes, updates = [], []
+    engine.accumulate(x, x)  # the first allocates and warms up
+    engine.update(0.0)
+    end = time.perf_counter() + seconds
+    while len(passes) < 3 or (time.perf_counter() < end and world()[1] == 1):
+        start = time.perf_counter()
+        engine.accumulate(x, x)
+        between = time.perf_counter()
+        engine.update(0.0)  # also waits for what a GPU is still computing
+        passes.append(between - start)
+        updates.append(time.perf_counter() - between)
+    start = time.perf_counter()
+    engine.loss(x, x)
+    window = (time.perf_counter() - start) / windows
+    engine.load_state(before)
+    if config.device.startswith("cuda"):  # its passes end inside of `update`
+        passes, updates = [p + u for p, u in zip(passes, updates, strict=True)], [0.0]
+    return Costs(rounds * statistics.median(passes) + statistics.median(updates), window)
+
+
+def evaluation_windows(config: TrainConfig, data: Data) -> int:
+    """Windows of both splits that an evaluation reads."""
+    most = config.eval_iters * config.batch_size
+    return sum(min(most, data.meta[f"{split}_tokens"] // config.block_size) for split in ("train", "val"))
+
+
+def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Costs, start_step: int = 0) -> float:
+    """From the first step to the last evaluation."""
+    steps = max(0, config.max_iters - start_step)
+    evaluations = steps // config.eval_interval + 1
+    save = 16 * count_parameters(model) / DISK
+    evaluation = evaluation_windows(config, data) * costs.window + save
+    return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
+
+
+# ---- memory ----
+
+
+def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[str, int]:
+    """Bytes by part, for one process. `engine` is "c" or "torch".
+
+    The C engine's are those of csrc/model.h. PyTorch's autograd keeps more of a forward pass than the C engine does,
+    by a factor that bench/plan.py measures.
+    """
+    N = count_parameters(model)
+    is_bfloat16 = config.dtype in ("auto", "bfloat16")
+    moments = sum(p.size * len(p.moments(config.optimizer)) for p in parameters(model))
+    matrices = sum(p.size for p in parameters(model) if p.decay)
+    return {
+        "weights": 4 * N + 2 * matrices * (engine == "c" and is_bfloat16),
+        "gradients": 4 * N,
+        "optimizer": 4 * moments,
+        "activations": activation_bytes(model, config, engine),
+    }
+
+
+def activation_bytes(model: ModelConfig, config: TrainConfig, engine: str) -> int:
+    """What one micro-batch keeps between its forward and its backward pass, and the buffers of both."""
+    c, M = model, micro_batch(config) * config.block_size
+    C, F, D, H, KV = c.n_embd, c.n_inner, c.head_dim, c.n_head, c.n_kv_head
+    qkv, inner = (H + 2 * KV) * D, F if c.family == "gpt2" else 2 * F
+    block = 4 * C + 4 + qkv + H * D + H + inner + F  # x, ln_1, x_mid, ln_2; q k v, y; the MLP before and after
+    block += (H + KV) * (D + 1) if c.family == "qwen3" else 0
+    shared = 4 * C + qkv + H * D + inner + F  # x_out and ln_f; gradients of what the blocks keep
+    if engine == "torch":
+        block += (
+            3 * C + qkv + (F if c.family == "gpt2" else 2 * F)
+        )  # norms in float32, rotated copies, a product's factors
+    blocks = c.n_layer * block if not config.gradient_checkpointing else block + c.n_layer * C
+    logits = min(M * c.vocab_size, 16 << 20) if engine == "c" else 3 * M * c.vocab_size
+    return 4 * (M * (blocks + shared) + logits)
+
+
+def saving_memory(model: ModelConfig, config: TrainConfig) -> int:
+    """Copies of weights and optimizer that are made to be written."""
+    moments = sum(p.size * len(p.moments(config.optimizer)) for p in parameters(model))
+    return 4 * (count_parameters(model) + moments)
+
+
+def program_memory(config: TrainConfig) -> int:
+    """Of Python and the libraries that the engine stands on, as it was when this was first asked: before any model."""
+    return program_memory_of(load_engine(config))
+
+
+@functools.cache
+def program_memory_of(engine: type) -> int:
+    return resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes of RAM that this process has now, and 0 where the system does not tell (not Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * 4096 if sys.platform == "linux" else 0
+
+
+# ---- words ----
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(75), duration(9.3), duration(90000)
+    ('1 min 15 s', '9 s', '1 d 1 h')
+    """
+    s = round(seconds)
+    parts = ((s // 86400, "d"), (s // 3600 % 24, "h"), (s // 60 % 60, "min"), (s % 60, "s"))
+    first = next((i for i, (n, _) in enumerate(parts) if n), 3)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"
+
+
+def size_of(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def bytes_of(text: str) -> int:
+    """
+    >>> bytes_of("2GB"), bytes_of("1.5 g"), bytes_of("750M")
+    (2000000000, 1500000000, 750000000)
+
+    Raises ValueError for what is no size.
+    """
+    word = text.strip().lower().removesuffix("b")
+    unit = word[-1:] if word[-1:] in UNITS else ""
+    size = int(float(word.removesuffix(unit)) * UNITS[unit])
+    if size <= 0:
+        raise ValueError(text)
+    return size

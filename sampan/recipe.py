@@ -1,0 +1,195 @@
+"""What is chosen for a text when nobody chose: the model's size, the steps and the rates, each with its reason.
+
+    chosen, reasons = choose(data, {"minutes": 5.0}, config, pretrained=None)
+
+One dial, the minutes: from them, from the speed that the engine shows here on a few steps, and from the length of the
+text follow the widths and the number of steps. A model is as large as it can be and still read TOKENS_PER_PARAMETER
+tokens for each of its parameters in that time. The constants below were measured on several texts; docs/LOG.md has
+the measurements, also of what did not help. Nothing here knows how a plan is printed or run (plan.py, loop.py).
+"""
+
+from dataclasses import replace
+
+from .config import SIZES, ModelConfig, TrainConfig, change
+from .cost import Costs, duration, evaluation_windows, measure
+from .data import Data
+from .engine import engines_here, has_gpu, open_engine, world
+from .model import count_parameters, flops_per_token, resolve
+
+CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
+HEAD_DIM = 32  # 64 from 384 channels on
+
+MUON = dict(optimizer="muon", learning_rate=0.015, momentum=0.85, adamw_lr_ratio=0.3, beta2=0.99, weight_decay=0.1)
+ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
+SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
+
+MINUTES = {"cpu": 1.0, "gpu": 3.0}
+BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
+TOKENS_PER_PARAMETER = 3.0
+TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
+EVALUATIONS = 20
+EVALUATION_SHARE = 0.05
+PATIENCE = 6  # evaluations
+STEPS_UNMEASURED = 2000
+
+
+def choose(
+    data: Data, settings: dict, config: TrainConfig, pretrained: ModelConfig | None
+) -> tuple[dict, dict[str, str]]:
+    """({name: value}, {name: reason}) of what `settings` leave open; what they say takes precedence, and is built on."""
+    groups = fine_tuning(data, settings, config, pretrained) if pretrained else from_scratch(data, settings, config)
+    chosen, reasons = {}, {}
+    for values, reason in groups:
+        open_ones = {name: value for name, value in values.items() if name not in settings}
+        chosen |= open_ones
+        reasons |= dict.fromkeys(open_ones, reason)
+    return chosen, reasons
+
+
+def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[dict, str]]:
+    machine = "gpu" if has_gpu(config.device) else "cpu"
+    rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
+    groups = [
+        ({"family": "qwen3", "norm_eps": 1e-6}, "rotary positions and normed queries and keys learn fastest"),
+        (rates, "" if rates is ADAMW else "Muon needs a third of AdamW's steps; one rate serves all widths"),
+        (SCHEDULE, "the rate falls to 0 with the last step"),
+    ]
+    batch = BATCH[machine] | {"gradient_accumulation_steps": 1}
+    batch["block_size"] = min(batch["block_size"], fitting_block(data))
+    groups.append((batch, f"for a {machine.upper()}"))
+    base = replace_open(config, settings, *(values for values, _ in groups))
+
+    minutes = config.minutes
+    if minutes is None and not ({"max_iters", "size"} & settings.keys()):
+        minutes = MINUTES[machine]
+    speed = Speed(base, data) if engines_here() and world()[1] == 1 else None
+    size, why = pick_size(base, data, settings, minutes, speed)
+    groups.append((shape_of_size(size, settings), why))
+    base = replace_open(base, settings, groups[-1][0])
+
+    costs = speed.of(base) if speed else None
+    steps, why = pick_steps(base, data, settings, minutes, costs)
+    groups.append(({"max_iters": steps}, why))
+    groups.append((evaluations(replace(base, max_iters=steps), data, costs), "20 evaluations, a twentieth of the time"))
+    return groups
+
+
+def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
+    """nanoGPT's recipe for GPT-2: a constant, small rate."""
+    block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
+    steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
+    steps = config.max_iters if "max_iters" in settings else steps
+    chosen = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4, max_iters=steps)
+    chosen |= dict(learning_rate=3e-5, decay_lr=False, eval_interval=max(1, steps // 10), eval_iters=10)
+    return [(chosen, "fine-tuning: nanoGPT's constant 3e-5, three epochs but 20 to 200 steps")]
+
+
+def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainConfig:
+    for values in chosen:
+        config = change(config, {name: value for name, value in values.items() if name not in settings})
+    return config
+
+
+def fitting_block(data: Data) -> int:
+    """The longest block that leaves each split a window."""
+    return max(1, min(data.meta["train_tokens"], data.meta["val_tokens"]) - 1)
+
+
+# ---- the model ----
+
+
+def shape_of_size(layers: int, settings: dict) -> dict:
+    """Widths of a size; they follow those that `settings` give."""
+    n_layer = settings.get("n_layer", layers)
+    n_embd = settings.get("n_embd", CHANNELS_PER_LAYER * layers)
+    heads = max(1, n_embd // (HEAD_DIM if n_embd < 384 else 2 * HEAD_DIM))
+    n_head = next(h for h in range(heads, 0, -1) if n_embd % h == 0 and (n_embd // h % 2 == 0 or h == 1))
+    return dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+
+
+def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelConfig:
+    config = replace_open(config, settings, shape_of_size(layers, settings))
+    return resolved(config, data)
+
+
+def resolved(config: TrainConfig, data: Data) -> ModelConfig:
+    fields = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__ if name != "title"}
+    return resolve(ModelConfig(**fields | {"vocab_size": config.vocab_size or data.meta["vocab_size"]}))
+
+
+class Speed:
+    """Seconds of a step on this machine: measured for one shape at a time, and from that estimated for others."""
+
+    def __init__(self, config: TrainConfig, data: Data):
+        self.data = data
+        self.measured: dict[ModelConfig, Costs] = {}
+        self.config = replace(config, compile=False)  # compiling takes longer than what is measured here
+
+    def of(self, config: TrainConfig) -> Costs:
+        model = resolved(config, self.data)
+        if model not in self.measured:
+            config = replace(config, compile=False)
+            self.measured[model] = measure(open_engine(model, config), model, config, seconds=0.15)
+        return self.measured[model]
+
+    def estimate(self, model: ModelConfig) -> float:
+        known, costs = next(iter(self.measured.items()))
+        return costs.step * flops_per_token(model) / flops_per_token(known)
+
+
+def pick_size(
+    config: TrainConfig, data: Data, settings: dict, minutes: float | None, speed: Speed | None
+) -> tuple[int, str]:
+    """(layers, why)."""
+    if config.size is not None:
+        return SIZES[config.size], f"size {config.size}, as asked"
+    if minutes is None or speed is None:
+        return SIZES["small"], "size small, where nothing says how long the training may take"
+    speed.of(replace_open(config, settings, shape_of_size(SIZES["small"], settings)))
+    seconds = 60 * minutes * TRAINING_SHARE
+    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    name, layers = "tiny", SIZES["tiny"]
+    for larger, count in SIZES.items():
+        model = model_of(config, data, count, settings)
+        tokens = seconds / speed.estimate(model) * tokens_per_step
+        if tokens >= TOKENS_PER_PARAMETER * count_parameters(model):
+            name, layers = larger, count
+    return layers, (
+        f"size {name}: the largest that reads {TOKENS_PER_PARAMETER:g} tokens for each parameter "
+        f"in {duration(60 * minutes)}"
+    )
+
+
+# ---- the steps ----
+
+
+def pick_steps(
+    config: TrainConfig, data: Data, settings: dict, minutes: float | None, costs: Costs | None
+) -> tuple[int, str]:
+    if "max_iters" in settings:
+        return config.max_iters, "as asked"
+    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    if minutes is not None and costs is not None:
+        steps = max(1, int(60 * minutes * TRAINING_SHARE / costs.step))
+        return steps, f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step"
+    if config.size is not None:
+        parameters = count_parameters(resolved(config, data))
+        steps = max(1, round(TOKENS_PER_PARAMETER * parameters / tokens_per_step))
+        return steps, f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
+    return STEPS_UNMEASURED, "nothing says how long the training may take"
+
+
+def evaluations(config: TrainConfig, data: Data, costs: Costs | None) -> dict:
+    """When to evaluate, on how much, and how long to go on without a better val loss."""
+    interval = max(1, config.max_iters // EVALUATIONS)
+    chosen = dict(eval_interval=interval, eval_iters=20, log_interval=10, always_save_checkpoint=True)
+    if costs is not None:
+        whole = evaluation_windows(replace(config, eval_iters=1 << 30), data)
+        most = EVALUATION_SHARE * config.max_iters * costs.step / EVALUATIONS / costs.window
+        chosen["eval_iters"] = max(1, int(min(whole, most) / 2 / config.batch_size) + 1)
+    return chosen | {"patience": PATIENCE}
+
+
+def decay_end(config: TrainConfig) -> int:
+    """The step at which the rate has fallen to min_lr."""
+    return config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
