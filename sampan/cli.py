@@ -152,6 +152,7 @@ def finish(made, engine) -> int:
 
 def sample(source: list[str], flags: dict) -> int:
     from .engine import open_engine
+    from .recite import report, training_data
     from .sample import open_weights, read_prompt, write
 
     if len(source) > 1:
@@ -159,19 +160,29 @@ def sample(source: list[str], flags: dict) -> int:
     settings = config.build(SampleConfig, flags | ({"out_dir": source[0]} if source else {}))
     prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
     model, weights, tokenizer, line = open_weights(settings)
+    data = training_data(settings) if settings.check else None
     engine = open_engine(model, settings)
     engine.load(weights)
-    texts = [""] * settings.num_samples
-    for number, piece in write(engine, model, tokenizer, prompt, settings):
-        if line:  # not before the prompt has been accepted
-            print(line, file=sys.stderr, flush=True)
-            line = ""
-        texts[number] += piece
-        if number == 0:  # the first is streamed, the others follow
-            print(piece, end="", flush=True)
-    for text in texts[1:]:
-        print(f"\n---------------\n{text}", end="")
-    print()
+    parts, interrupted = [[] for _ in range(settings.num_samples)], False
+    try:
+        for number, piece in write(engine, model, tokenizer, prompt, settings):
+            if line:  # not before the prompt has been accepted
+                print(line, file=sys.stderr, flush=True)
+                line = ""
+            parts[number].append(piece)
+            if number == 0:  # the first is streamed, the others follow
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    for part in parts[1:]:
+        print("\n---------------\n" + "".join(part), end="")
+    print(flush=True)
+    if interrupted:
+        print("sampan: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    if data is not None:
+        written = ["".join(part[1:]) for part in parts]  # the first part is the prompt
+        print("\n" + "\n".join(report(written, data)), file=sys.stderr)
     return 0
 
 

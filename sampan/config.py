@@ -153,11 +153,15 @@ class SampleConfig(MachineConfig):
     num_samples: int = setting(1, "samples, drawn as one batch", low=1)
     max_new_tokens: int = setting(500, "tokens to add to the prompt", low=0)
     temperature: float = setting(0.8, "0: the likeliest token always; 1: as the model says; above: wilder", low=0.0)
-    top_k: int | None = setting(200, "draw from the k likeliest tokens; auto: from all", low=1)
+    top_k: int | None = setting(200, "draw from the k likeliest tokens; 0 or auto: from all", low=0)
     top_p: float = setting(
         1.0, "draw from the likeliest tokens that hold this share of the probability", low=0.0, high=1.0
     )
     stop: tuple[str, ...] = setting((), "end a sample before this string; may be given more than once")
+    valid_utf8: bool | None = setting(
+        None, "draw only tokens that keep the text UTF-8; auto: where tokens are parts of characters"
+    )
+    check: bool = setting(False, "say afterwards how much of the output stands verbatim in the training text")
     oov: str = setting("error", "a character that the vocabulary lacks", choices=("error", "skip"))
 
 

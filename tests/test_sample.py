@@ -17,6 +17,7 @@ from sampan.config import ModelConfig, SampleConfig
 from sampan.errors import UserError
 from sampan.sample import Writer, draw, generate, read_prompt, write
 from sampan.tokenizer import characters, train_bpe
+from sampan.utf8 import stream, token_bytes
 
 CHINESE = "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。"
 TEXT = readable(3000)
@@ -144,8 +145,12 @@ def test_logits_that_are_no_numbers_are_one_sentence(bad, temperature):
 # ---- the writer ----
 
 
+def writer_of(tokenizer, stop=()) -> Writer:
+    return Writer(stream(token_bytes(tokenizer, tokenizer.vocab_size)), tokenizer.end_of_text, stop)
+
+
 def written(tokenizer, ids, stop=()) -> list[str]:
-    writer = Writer(tokenizer, stop)
+    writer = writer_of(tokenizer, stop)
     return [writer.add(int(i)) for i in ids] + [writer.finish()]
 
 
@@ -189,14 +194,14 @@ def test_of_several_stop_strings_none_is_shown(chars, bpe, kind, text, stops):
 
 @given(text=bits)
 def test_what_cannot_be_a_stop_string_is_not_held_back(chars, text):
-    writer = Writer(chars, ("\n\n",))
+    writer = writer_of(chars, ("\n\n",))
     for c in chars.encode(text.replace("\n", "")):
         assert writer.add(int(c)) == chars.decode([c])
 
 
 @given(text=bits)
 def test_each_character_comes_as_soon_as_it_is_whole(bpe, text):
-    writer, shown, raw = Writer(bpe, ()), "", b""
+    writer, shown, raw = writer_of(bpe), "", b""
     for token in bpe.encode(text):
         piece = writer.add(int(token))
         raw += bytes_of(bpe, int(token))
