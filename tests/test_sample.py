@@ -6,18 +6,31 @@ engine is a few lines of numpy whose logits depend on the whole context: it can 
 
 import io
 import itertools
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import readable
+import tokenizers
+from conftest import readable, tiny_config
 from hypothesis import given, strategies as st
+from tokenizers import decoders
 
+import sampan
+from sampan.checkpoint import save_model
 from sampan.config import ModelConfig, SampleConfig
+from sampan.engine import open_engine
 from sampan.errors import UserError
-from sampan.sample import Writer, draw, generate, read_prompt, write
-from sampan.tokenizer import characters, train_bpe
-from sampan.utf8 import stream, token_bytes
+from sampan.model import initialize
+from sampan.sample import WIDE, Writer, beginning_of_text, draw, generate, read_prompt, write
+from sampan.tokenizer import Tokenizer, characters, train_bpe
+from sampan.utf8 import stream, token_bytes, transitions
 
 CHINESE = "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。"
 TEXT = readable(3000)
@@ -41,11 +54,13 @@ def by_definition(row, temperature: float, top_k: int | None, top_p: float) -> n
     V = len(row)
     if temperature == 0:
         return np.eye(V)[int(np.argmax(row))]
-    weights = [np.exp((float(z) - float(max(row))) / temperature) for z in row]
-    if top_k is not None and top_k < V:
+    top = float(max(row))
+    weights = [np.exp((float(z) - top) / temperature) for z in row]
+    if top_k and top_k < V:
         least = sorted(row)[-top_k]
         weights = [w if z >= least else 0.0 for w, z in zip(weights, row, strict=True)]
-    p = [w / sum(weights) for w in weights]
+    total = sum(weights)
+    p = [w / total for w in weights]
     if top_p < 1.0:
         kept, held = set(), 0.0
         for i in sorted(range(V), key=lambda i: (-p[i], i)):
@@ -80,19 +95,84 @@ ROWS = {
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_the_distribution_is_the_definition(row, temperature):
     row = np.float32(row)
-    for top_k, top_p in itertools.product([None, 1, 2, 3, 100], [0.0, 0.1, 0.5, 0.83, 1.0]):
+    for top_k, top_p in itertools.product([None, 0, 1, 2, 3, 100], [0.0, 0.1, 0.5, 0.83, 1.0]):
         expected = by_definition(row, temperature, top_k, top_p)
         found, step = measured(row, temperature, top_k, top_p)
         assert np.abs(np.cumsum(found) - np.cumsum(expected)).max() <= step, (top_k, top_p)
         assert (found[expected == 0] == 0).all(), (top_k, top_p)
 
 
-def test_drawing_with_random_numbers_gives_the_frequencies():
-    """Chi-square with 6 degrees of freedom: beyond 22.5 once in a thousand seeds, and this is one seed."""
-    row, n = ROWS["usual"], 20_000
-    drawn = draw(np.repeat(np.float32([row]), n, axis=0), np.random.default_rng(0).random(n), 0.8)
-    expected = by_definition(np.float32(row), 0.8, None, 1.0) * n
-    assert ((np.bincount(drawn, minlength=7) - expected) ** 2 / expected).sum() < 22.5
+def fits(counts: np.ndarray, p: np.ndarray) -> bool:
+    """Pearson's chi-square test, with one false alarm in 3 million (5 sigma, by Wilson and Hilferty 1931).
+
+    What is expected fewer than ten times counts together.
+    """
+    if counts[p == 0].any():
+        return False
+    expected = p * counts.sum()
+    rare = expected < 10
+    expected, counts = (np.append(x[~rare], max(x[rare].sum(), 1e-9)) for x in (expected, counts))
+    chi_square, free = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
+    return chi_square < free * (1 - 2 / (9 * free) + 5 * np.sqrt(2 / (9 * free))) ** 3
+
+
+OPTIONS = [
+    dict(temperature=1.0), dict(temperature=0.5), dict(temperature=3.0), dict(temperature=0.0),
+    dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_k=3), dict(temperature=1.0, top_k=0),
+    dict(temperature=1.0, top_k=99), dict(temperature=1.0, top_p=0.0), dict(temperature=1.0, top_p=0.6),
+    dict(temperature=1.0, top_p=0.95), dict(temperature=1.7, top_k=5, top_p=0.8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_frequencies_of_what_is_generated(options):
+    """The whole way from the seed on: each token, each pair in a sample, and each pair of two samples."""
+    row, B, steps = np.float32(ROWS["usual"]), 40, 500
+    settings = SampleConfig(**{"top_k": None} | options, num_samples=B, seed=5)
+    shape = model(8, len(row))
+    tokens = np.stack(list(itertools.islice(generate(Constant(row), shape, np.array([0]), settings), steps)), axis=1)
+    p = by_definition(row, settings.temperature, settings.top_k, settings.top_p)
+    V = len(row)
+    assert fits(np.bincount(tokens.ravel(), minlength=V), p)
+    pairs = np.outer(p, p).ravel()
+    assert fits(np.bincount((tokens[:, 1::2] * V + tokens[:, ::2]).ravel(), minlength=V * V), pairs)
+    assert fits(np.bincount((tokens[1::2] * V + tokens[::2]).ravel(), minlength=V * V), pairs)
+
+
+def test_the_test_of_frequencies_can_fail():
+    row = np.float32(ROWS["usual"])
+    drawn = draw(np.repeat(row[None], 20_000, axis=0), np.random.default_rng(0).random(20_000), 1.1)
+    counts = np.bincount(drawn, minlength=len(row))
+    assert not fits(counts, by_definition(row, 1.0, None, 1.0))
+    assert fits(counts, by_definition(row, 1.1, None, 1.0))
+
+
+class Constant:
+    """An engine that always gives the same logits."""
+
+    def __init__(self, row: np.ndarray):
+        self.row = row
+
+    def session(self, batch_size: int):
+        return self
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        return np.repeat(self.row[None], len(ids), axis=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_large_vocabulary_has_the_same_definition(options):
+    """Where what cannot be drawn is left out first: two rows whose likely tokens are not the same."""
+    rng = np.random.default_rng(1)
+    logits = (4 * rng.standard_normal((2, WIDE + 500))).astype(np.float32)
+    uniforms = (np.arange(50) + 0.5) / 50
+    settings = {"top_k": None, "top_p": 1.0} | options
+    for row in range(2):
+        expected = np.cumsum(by_definition(logits[row], **settings))
+        both = np.repeat(logits[None], 50, axis=0).reshape(-1, logits.shape[1])
+        drawn = draw(both, np.repeat(uniforms, 2), **settings)[row::2]
+        low = np.where(drawn > 0, expected[drawn - 1], 0)
+        assert ((low - 1e-9 <= uniforms) & (uniforms <= expected[drawn] + 1e-9)).all()
 
 
 finite = st.floats(-1e38, 1e38).map(lambda x: float(np.float32(x)))
@@ -146,7 +226,7 @@ def test_logits_that_are_no_numbers_are_one_sentence(bad, temperature):
 
 
 def writer_of(tokenizer, stop=()) -> Writer:
-    return Writer(stream(token_bytes(tokenizer, tokenizer.vocab_size)), tokenizer.end_of_text, stop)
+    return Writer(stream(token_bytes(tokenizer, 351)), tokenizer.end_of_text, stop)
 
 
 def written(tokenizer, ids, stop=()) -> list[str]:
@@ -187,7 +267,7 @@ def test_of_several_stop_strings_none_is_shown(chars, bpe, kind, text, stops):
     shown = "".join(written(tokenizer, tokenizer.encode(text), tuple(stops)))
     assert text.startswith(shown) and not any(s in shown for s in stops)
     assert shown == text or any(s in text for s in stops)
-    if kind == "char" and shown != text:  # the first to be complete ends it, at the earliest
+    if shown != text:  # the first to be complete ends it, at the earliest, however the text is cut into tokens
         whole = next(text[:n] for n in range(len(text) + 1) if any(s in text[:n] for s in stops))
         assert shown == whole[: min(whole.find(s) for s in stops if s in whole)]
 
@@ -217,9 +297,9 @@ def bytes_of(tokenizer, token: int) -> bytes:
     return bytes(table[c] for c in tokenizer.inner.id_to_token(token))
 
 
-@given(ids=st.lists(st.integers(0, 350) | st.integers(0, 10**9), max_size=40))
+@given(ids=st.lists(st.integers(0, 350), max_size=40))
 def test_any_tokens_at_all_make_text(bpe, ids):
-    """An untrained model writes bytes that are no UTF-8, and ids that a padded vocabulary has no token
+    """An untrained model writes bytes that are no UTF-8 where it may, and ids that a padded vocabulary has no token
     for."""
     kept = list(itertools.takewhile(lambda i: i != bpe.end_of_text, ids))
     shown = "".join(written(bpe, ids))
@@ -371,6 +451,179 @@ def test_no_prompt_begins_somewhere(chars, bpe, prompt):
         assert prompt == "" or text[0] == ("a" if tokenizer.encode("\n", "skip").size == 0 else "\n")
 
 
+def test_a_window_slides_in_a_real_engine_too(engine_name):
+    """What follows is what the window alone gives, fed whole: the engine's cache knows nothing else."""
+    shape = tiny_config("llama", block_size=12, vocab_size=40)
+    settings = SampleConfig(engine=engine_name, device="cpu", temperature=0.0, top_k=None, num_samples=2, threads=1)
+    engine = open_engine(shape, settings)
+    engine.load({name: 5 * w for name, w in initialize(shape, seed=3).items()})
+    ids = [5, 1, 9]
+    tokens = [int(t[1]) for t in itertools.islice(generate(engine, shape, np.int32(ids), settings), 60)]
+    length = len(ids)
+    for count, token in enumerate(tokens):
+        window = (ids + tokens[:count])[-length:]
+        logits = engine.session(1).feed(np.int32([window]))[0]
+        assert logits[token] >= logits.max() - 1e-4 * np.abs(logits).max()
+        length = length + 1 if length < shape.block_size else shape.block_size // 2
+    assert len(set(tokens)) > 3
+
+
+def test_samples_stop_each_at_its_own_place(chars):
+    prompt = "the "
+    whole = [t[len(prompt) :] for t in texts(chars, prompt, num_samples=6, max_new_tokens=200)]
+    stopped = [t[len(prompt) :] for t in texts(chars, prompt, num_samples=6, max_new_tokens=200, stop=("w", "木", "e"))]
+    assert len({len(t) for t in stopped}) > 2
+    for full, part in zip(whole, stopped, strict=True):
+        assert part == re.split("[w木e]", full)[0]
+
+
+# ---- anything that a user can ask ----
+
+
+@pytest.fixture(scope="module")
+def writers(chars, bpe):
+    """Random models, (engine, model, tokenizer), over the kinds of vocabularies that there are."""
+    made = []
+    for seed, tokenizer in enumerate((chars, bpe, with_bytes(CHINESE), characters("ab"))):
+        shape = tiny_config("gpt2", block_size=16, vocab_size=tokenizer.vocab_size + seed)  # one is exact, some padded
+        engine = open_engine(shape, SampleConfig(threads=1, device="cpu"))
+        engine.load({name: 5 * w for name, w in initialize(shape, seed).items()})
+        made.append((engine, shape, tokenizer))
+    return made
+
+
+def any_prompt(rng: random.Random) -> str:
+    def any_character() -> str:
+        return chr(rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000)]))
+
+    kind = rng.randrange(7)
+    if kind == 0:
+        return ""
+    if kind == 1:  # half of a surrogate pair may be in a command line
+        return "".join(any_character() for _ in range(rng.randrange(40)))
+    if kind == 2:
+        return "".join(
+            rng.choices("龍龘\U00020000é\0", k=rng.randrange(1, 30))
+        )  # no vocabulary has these as characters
+    if kind == 3 and rng.random() < 0.1:
+        return "".join(rng.choices(TEXT, k=rng.randrange(20_000)))
+    if kind == 4:
+        return rng.choice(["<|endoftext|>", "<0xE6>", "\ufffd", "\r\n", " ", "a" * 500, "-", "FILE:"])
+    return "".join(rng.choices(TEXT + CHINESE, k=rng.randrange(60)))
+
+
+def any_settings(rng: random.Random, vocab_size: int) -> dict:
+    return dict(
+        temperature=rng.choice([0.0, 1.0, 100.0, 5e-324, rng.uniform(0, 100), 10 ** rng.uniform(-12, 2)]),
+        top_k=rng.choice([None, 0, 1, rng.randrange(2 * vocab_size), 10**9]),
+        top_p=rng.choice([0.0, 1.0, rng.random(), below_one]),
+        stop=rng.choice([(), (), ("the", "\n"), ("木", "", "板有"), (any_prompt(rng)[:5],)]),
+        oov=rng.choice(["error", "skip"]), num_samples=rng.choice([1, 1, 2, 5]), seed=rng.randrange(2**63),
+        max_new_tokens=rng.choice([0, 1, 7, 20, 45]), valid_utf8=rng.choice([None, True]),
+    )  # fmt: skip
+
+
+def write_anything(writers, seed: int) -> bool:
+    """Whether the prompt was taken; what is written is asserted to be text, and an error to be one sentence."""
+    rng = random.Random(seed)
+    engine, shape, tokenizer = rng.choice(writers)
+    prompt, settings = any_prompt(rng), SampleConfig(**any_settings(rng, shape.vocab_size))
+    pieces = [[] for _ in range(settings.num_samples)]
+    try:
+        for number, piece in write(engine, shape, tokenizer, prompt, settings):
+            pieces[number].append(piece)
+    except UserError as error:
+        known = len(tokenizer.encode("".join(c for c in prompt if not 0xD800 <= ord(c) < 0xE000), "skip"))
+        assert "\n" not in str(error) and (known == 0 or known < len(prompt))
+        return False
+    for shown, *new in pieces:
+        assert shown == prompt or (settings.oov == "skip" and tokenizer.is_characters)
+        assert settings.max_new_tokens == 0 or any(new) or settings.stop or shape.vocab_size > tokenizer.vocab_size
+        assert all(piece.encode() or True for piece in new)  # no half of a surrogate pair
+        assert "\ufffd" not in "".join(new)
+        assert not any(stop and stop in "".join(new) for stop in settings.stop)
+    return True
+
+
+def test_any_prompt_and_any_settings(writers):
+    taken = sum(write_anything(writers, seed) for seed in range(400))
+    assert 100 < taken < 400
+
+
+@pytest.mark.full
+def test_ten_thousand_prompts_and_settings(writers):
+    taken = sum(write_anything(writers, seed) for seed in range(10_000))
+    assert 2500 < taken < 10_000
+
+
+# ---- a model that knows nothing writes text ----
+
+
+def with_bytes(text: str) -> Tokenizer:
+    """Characters with byte fallback, made from the library's parts."""
+    vocab = {f"<0x{b:02X}>": b for b in range(256)}
+    vocab |= {c: 256 + i for i, c in enumerate(sorted(set(text)))}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], byte_fallback=True))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return Tokenizer(inner)
+
+
+def sentencepiece(text: str) -> Tokenizer:
+    """The same with Llama's way of writing a space."""
+    made = with_bytes(text.replace(" ", "▁"))
+    made.inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return made
+
+
+def only_bytes() -> Tokenizer:
+    return train_bpe(["a"], 257)
+
+
+VOCABULARIES = {
+    "bytes": only_bytes,
+    "bpe": lambda: train_bpe([CHINESE * 9 + TEXT], 400),
+    "char+bytes": lambda: with_bytes(CHINESE + TEXT),
+    "sentencepiece": lambda: sentencepiece(CHINESE + TEXT),
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_a_thousand_wild_samples_are_utf8(kind):
+    """From random models at temperature 5: half of what they draw freely is broken, and of the 1,000 nothing is."""
+    tokenizer = VOCABULARIES[kind]()
+    broken = unfinished = 0
+    for seed in range(4):
+        shape = tiny_config("qwen3", block_size=32, vocab_size=tokenizer.vocab_size + 3)
+        settings = SampleConfig(
+            num_samples=250, max_new_tokens=40, temperature=5.0, top_k=None, seed=seed, threads=1, device="cpu"
+        )
+        engine = open_engine(shape, settings)
+        engine.load(initialize(shape, seed))
+        written = [""] * 250
+        for number, piece in write(engine, shape, tokenizer, "", settings):
+            written[number] += piece
+        table = token_bytes(tokenizer, shape.vocab_size)
+        drawn = generate(engine, shape, beginning_of_text(tokenizer), settings, transitions(table))
+        ids = np.stack([next(drawn) for _ in range(40)], axis=1)
+        for text, row in zip(written, ids.tolist(), strict=True):
+            raw = b"".join(table[i] for i in itertools.takewhile(lambda i: i != tokenizer.end_of_text, row))
+            whole = raw.decode("utf-8", "ignore")
+            assert raw.startswith(whole.encode()) and len(raw) - len(whole.encode()) <= 3
+            assert text == whole and "\ufffd" not in text
+            unfinished += raw != whole.encode()
+        freely = write(engine, shape, tokenizer, "", replace(settings, valid_utf8=False))
+        broken += len({number for number, piece in freely if "\ufffd" in piece})
+    assert broken > 500 and unfinished > 100
+
+
+def test_a_prompt_of_whole_characters_is_gone_on_with_by_whole_characters(bpe):
+    for prompt in ("木", "the boat", "👩‍👩‍👧"):
+        for text in texts(bpe, prompt, num_samples=20, temperature=5.0, top_k=0):
+            assert text.startswith(prompt) and "\ufffd" not in text
+
+
 # ---- prompts ----
 
 
@@ -397,3 +650,26 @@ def test_a_prompt_that_cannot_be_read_is_one_sentence(start):
 def test_standard_input_that_is_no_text_is_one_sentence():
     with pytest.raises(UserError, match="standard input"):
         read_prompt("-", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_an_interrupt_shows_what_there_is():
+    endless = characters(TEXT)  # it has no end-of-text token
+    shape = tiny_config("gpt2", block_size=32, vocab_size=endless.vocab_size)
+    save_model("model", shape, initialize(shape, 1), endless)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sampan", "sample", "model", "--max_new_tokens=100000000", "--num_samples=3"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])},
+    )  # fmt: skip
+    assert process.stderr.readline()  # it has begun
+    begun = process.stdout.read(50)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and err.count("\n") == 1
+    first, second, third = (begun + out).split("\n---------------\n")
+    assert len(third) > 20 and third.endswith("\n")
+    assert abs(len(first) - len(second)) <= 1
