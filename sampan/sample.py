@@ -8,6 +8,7 @@ follow from (seed, its number) and do not depend on how many are drawn beside it
 which of them keep the text whole characters, is in utf8.py.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +158,8 @@ def write(
     Raises UserError for a prompt with an unknown character, and for a model and a tokenizer that do not fit.
     """
     prompt = default_prompt(tokenizer) if prompt is None else prompt
+    if half := re.search("[\ud800-\udfff]", prompt):  # how Python keeps bytes of a command line that it cannot read
+        raise UserError(f"character {half.start() + 1} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8")
     ids = tokenizer.encode(prompt, config.oov)
     if len(ids) == 0 and prompt:
         raise UserError("nothing is left of the prompt: the vocabulary has none of its characters")
