@@ -148,7 +148,9 @@ def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: in
     query[query == 0xFFFD] = UNREADABLE
     borders = np.flatnonzero(query == BORDER)
     to_quote = query[: borders[len(texts) if quote is None else quote] + 1]
-    begins, best = np.zeros(len(query), bool), None  # begins: a window of `least` that stands in the training text
+    begins = np.zeros(len(query), bool)  # here begins a window of `least` that stands in the training text
+    all_found = np.zeros(len(query), bool)  # so do all that have its hash; kept for the first of them
+    best = None
     if len(query) < least:
         return Found([np.zeros(len(t), bool) for t in texts], None)
     known = Windows(query, least)
@@ -159,10 +161,12 @@ def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: in
         hashes = window_hashes(sums, least)
         hits = np.flatnonzero(maybe[hashes >> np.uint64(64 - FILTER_BITS)])
         hits = hits[known.has(hashes[hits])]
-        new = hits[~begins[known.first(hashes[hits])]] if len(hits) else hits
-        for at in new:
-            for i in known.where(hashes[at]):
-                begins[i] = begins[i] or np.array_equal(query[i : i + least], piece[at : at + least])
+        first = known.first(hashes[hits])
+        for at, group in zip(hits[~all_found[first]], first[~all_found[first]], strict=True):
+            if not all_found[group]:  # not even since this piece began
+                same = known.where(hashes[at])
+                begins[same] |= [np.array_equal(query[i : i + least], piece[at : at + least]) for i in same]
+                all_found[group] = begins[same].all()
         while len(hits) and (longer := longer_run(to_quote, piece, sums, hits, best.length + 1 if best else least)):
             start, at, length = longer
             text = int(np.searchsorted(borders, start)) - 1
