@@ -74,10 +74,13 @@ def run(argv: list[str]) -> int:
 
 def prepare(source: list[str], flags: dict) -> int:
     from .data import prepare
+    from .look import lines, look
 
     if len(source) != 1:
         raise UserError("sampan prepare takes one source, such as: sampan prepare shakespeare")
-    print("\n".join(prepare(source[0], config.build(DataConfig, flags)).summary()))
+    data = prepare(source[0], config.build(DataConfig, flags))
+    print("\n".join(data.summary()), flush=True)
+    print("\n".join(lines(data, look(data))))
     return 0
 
 
@@ -130,9 +133,13 @@ def train(source: list[str], flags: dict) -> int:
 
 
 def finish(made, engine) -> int:
-    """What a run ends with: where it is, and a sample of its best weights."""
+    """What a run ends with: a sample of its best weights, how good they are, and how it went."""
     from .checkpoint import WEIGHTS, Run, load_model, read_note
+    from .look import look
+    from .loop import whole_loss
+    from .report import evaluations_of
     from .sample import write
+    from .verdict import loss_table, verdict
 
     folder, run = made.config.out_dir, Run(made.config.out_dir)
     model, weights = load_model(folder)
@@ -144,7 +151,12 @@ def finish(made, engine) -> int:
         piece = piece if begun else piece.lstrip("\n")  # the prompt is a line end
         begun = begun or bool(piece)
         print(piece, end="", flush=True)
-    print(f"\n\nMore of it: sampan sample {folder}")
+    loss, tokens = whole_loss(engine, made)
+    seen = look(made.data)
+    print(f"\n\nThe best weights on the val split ({tokens:,} tokens):\n")
+    print("\n".join(loss_table(loss, seen)), end="\n\n")
+    print("\n".join(verdict(made, evaluations_of(folder), loss, seen)))
+    print(f"\nMore of it: sampan sample {folder}")
     if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
         print(f"The last weights instead of the best: sampan sample {folder} --weights last")
     return 0

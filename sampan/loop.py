@@ -23,6 +23,8 @@ from .model import flops_per_token
 from .plan import Plan, identity
 from .recipe import decay_end
 
+AT_MOST = 2_000_000  # tokens of a val split that the last look at a model reads
+
 
 @dataclass(frozen=True)
 class Step:
@@ -154,6 +156,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def is_enough(config: TrainConfig, progress: Progress) -> bool:
     """Whether val has not improved for `patience` evaluations. It needs no state that a resume could lose."""
     return config.patience is not None and progress.step - progress.best_step >= config.patience * config.eval_interval
+
+
+def whole_loss(engine: Engine, plan: Plan) -> tuple[float, int]:
+    """(loss over all of the val split, or as much of its beginning as AT_MOST tokens; the tokens that were read)."""
+    config, tokens = plan.config, plan.data.val[: AT_MOST + 1]
+    batches = evaluation_batches(tokens, config.block_size, config.batch_size, len(tokens), plan.model.vocab_size)
+    return evaluate(engine, batches), len(tokens)
 
 
 def evaluate(engine: Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:

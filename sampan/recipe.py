@@ -26,6 +26,7 @@ SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
 TOKENS_PER_PARAMETER = 3.0
+EPOCHS = 60  # at most: a text that was read so often is known by heart
 TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
 EVALUATIONS = 20
 EVALUATION_SHARE = 0.05
@@ -64,7 +65,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
         minutes = MINUTES[machine]
     speed = Speed(base, data) if engines_here() and world()[1] == 1 else None
     size, why = pick_size(base, data, settings, minutes, speed)
-    groups.append((shape_of_size(size, settings), why))
+    groups.append((shape_of_size(size, base, settings), why))
     base = replace_open(base, settings, groups[-1][0])
 
     costs = speed.of(base) if speed else None
@@ -98,18 +99,17 @@ def fitting_block(data: Data) -> int:
 # ---- the model ----
 
 
-def shape_of_size(layers: int, settings: dict) -> dict:
+def shape_of_size(layers: int, config: TrainConfig, settings: dict) -> dict:
     """Widths of a size; they follow those that `settings` give."""
-    n_layer = settings.get("n_layer", layers)
-    n_embd = settings.get("n_embd", CHANNELS_PER_LAYER * layers)
+    n_layer = config.n_layer if "n_layer" in settings else layers
+    n_embd = config.n_embd if "n_embd" in settings else CHANNELS_PER_LAYER * layers
     heads = max(1, n_embd // (HEAD_DIM if n_embd < 384 else 2 * HEAD_DIM))
     n_head = next(h for h in range(heads, 0, -1) if n_embd % h == 0 and (n_embd // h % 2 == 0 or h == 1))
     return dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head)
 
 
 def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelConfig:
-    config = replace_open(config, settings, shape_of_size(layers, settings))
-    return resolved(config, data)
+    return resolved(replace_open(config, settings, shape_of_size(layers, config, settings)), data)
 
 
 def resolved(config: TrainConfig, data: Data) -> ModelConfig:
@@ -140,23 +140,22 @@ class Speed:
 def pick_size(
     config: TrainConfig, data: Data, settings: dict, minutes: float | None, speed: Speed | None
 ) -> tuple[int, str]:
-    """(layers, why)."""
+    """(layers, why). The search goes by FLOPs from one shape that was measured."""
     if config.size is not None:
         return SIZES[config.size], f"size {config.size}, as asked"
     if minutes is None or speed is None:
         return SIZES["small"], "size small, where nothing says how long the training may take"
-    speed.of(replace_open(config, settings, shape_of_size(SIZES["small"], settings)))
+    speed.of(replace_open(config, settings, shape_of_size(SIZES["small"], config, settings)))
     seconds = 60 * minutes * TRAINING_SHARE
-    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
     name, layers = "tiny", SIZES["tiny"]
     for larger, count in SIZES.items():
         model = model_of(config, data, count, settings)
-        tokens = seconds / speed.estimate(model) * tokens_per_step
+        tokens = min(seconds / speed.estimate(model) * tokens_per_step(config), EPOCHS * data.meta["train_tokens"])
         if tokens >= TOKENS_PER_PARAMETER * count_parameters(model):
             name, layers = larger, count
     return layers, (
         f"size {name}: the largest that reads {TOKENS_PER_PARAMETER:g} tokens for each parameter "
-        f"in {duration(60 * minutes)}"
+        f"in {duration(60 * minutes)} and {EPOCHS} epochs"
     )
 
 
@@ -168,15 +167,24 @@ def pick_steps(
 ) -> tuple[int, str]:
     if "max_iters" in settings:
         return config.max_iters, "as asked"
-    tokens_per_step = config.batch_size * config.gradient_accumulation_steps * config.block_size
     if minutes is not None and costs is not None:
-        steps = max(1, int(60 * minutes * TRAINING_SHARE / costs.step))
-        return steps, f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step"
-    if config.size is not None:
-        parameters = count_parameters(resolved(config, data))
-        steps = max(1, round(TOKENS_PER_PARAMETER * parameters / tokens_per_step))
-        return steps, f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
-    return STEPS_UNMEASURED, "nothing says how long the training may take"
+        steps, why = (
+            60 * minutes * TRAINING_SHARE / costs.step,
+            f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step",
+        )
+    elif config.size is not None:
+        steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / tokens_per_step(config)
+        why = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
+    else:
+        steps, why = STEPS_UNMEASURED, "nothing says how long the training may take"
+    most = EPOCHS * data.meta["train_tokens"] / tokens_per_step(config)
+    if steps > most:
+        steps, why = most, f"{EPOCHS} epochs: a text that was read so often is known by heart"
+    return max(1, int(steps)), why
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
 def evaluations(config: TrainConfig, data: Data, costs: Costs | None) -> dict:

@@ -49,6 +49,17 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
             consumer.close()
 
 
+def evaluations_of(folder: str | Path) -> list[Evaluation]:
+    """Those of a run, in order, out of its metrics.jsonl."""
+    found = []
+    with (Path(folder) / "metrics.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            if '"val_loss"' in line:
+                with contextlib.suppress(ValueError, TypeError):  # half a line, or another version's
+                    found.append(Evaluation(**json.loads(line)))
+    return found
+
+
 def evaluation_line(record: Evaluation) -> str:
     return f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
 
