@@ -77,9 +77,13 @@ def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Cost
     """From the first step to the last evaluation."""
     steps = max(0, config.max_iters - start_step)
     evaluations = steps // config.eval_interval + 1
-    save = 16 * count_parameters(model) / DISK
-    evaluation = evaluation_windows(config, data) * costs.window + save
+    evaluation = evaluation_windows(config, data) * costs.window + save_seconds(model)
     return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
+
+
+def save_seconds(model: ModelConfig) -> float:
+    """Of a checkpoint: weights, optimizer, and the waits until the disk has them."""
+    return 16 * count_parameters(model) / DISK + 0.01
 
 
 # ---- memory ----

@@ -8,10 +8,11 @@ tokens for each of its parameters in that time. The constants below were measure
 the measurements, also of what did not help. Nothing here knows how a plan is printed or run (plan.py, loop.py).
 """
 
+import math
 from dataclasses import replace
 
 from .config import SIZES, ModelConfig, TrainConfig, change
-from .cost import Costs, duration, evaluation_windows, measure
+from .cost import Costs, duration, evaluation_windows, measure, save_seconds
 from .data import Data
 from .engine import engines_here, has_gpu, open_engine, world
 from .model import count_parameters, flops_per_token, resolve
@@ -19,7 +20,7 @@ from .model import count_parameters, flops_per_token, resolve
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
 
-MUON = dict(optimizer="muon", learning_rate=0.015, momentum=0.85, adamw_lr_ratio=0.3, beta2=0.99, weight_decay=0.1)
+MUON = dict(optimizer="muon", learning_rate=0.015, momentum=0.85, beta2=0.99, weight_decay=0.1)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
 SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 
@@ -71,7 +72,12 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     costs = speed.of(base) if speed else None
     steps, why = pick_steps(base, data, settings, minutes, costs)
     groups.append(({"max_iters": steps}, why))
-    groups.append((evaluations(replace(base, max_iters=steps), data, costs), "20 evaluations, a twentieth of the time"))
+    groups.append(
+        (
+            evaluations(replace(base, max_iters=steps), data, costs),
+            "a twentieth of the time",
+        )
+    )
     return groups
 
 
@@ -189,13 +195,18 @@ def tokens_per_step(config: TrainConfig) -> int:
 
 def evaluations(config: TrainConfig, data: Data, costs: Costs | None) -> dict:
     """When to evaluate, on how much, and how long to go on without a better val loss."""
-    interval = max(1, config.max_iters // EVALUATIONS)
-    chosen = dict(eval_interval=interval, eval_iters=20, log_interval=10, always_save_checkpoint=True)
+    count, batches = EVALUATIONS, 20
     if costs is not None:
-        whole = evaluation_windows(replace(config, eval_iters=1 << 30), data)
-        most = EVALUATION_SHARE * config.max_iters * costs.step / EVALUATIONS / costs.window
-        chosen["eval_iters"] = max(1, int(min(whole, most) / 2 / config.batch_size) + 1)
-    return chosen | {"patience": PATIENCE}
+        allowed = EVALUATION_SHARE * config.max_iters * costs.step
+        least = 2 * config.batch_size * costs.window + save_seconds(resolved(config, data))
+        count = max(1, min(EVALUATIONS, int(allowed / least)))
+        windows = (allowed / count - least) / costs.window / 2
+        whole = evaluation_windows(replace(config, eval_iters=1 << 30), data) / 2
+        batches = 1 + max(0, math.ceil(min(windows, whole) / config.batch_size))
+    interval = math.ceil(config.max_iters / count)
+    return dict(
+        eval_interval=interval, eval_iters=batches, log_interval=10, always_save_checkpoint=True, patience=PATIENCE
+    )
 
 
 def decay_end(config: TrainConfig) -> int:

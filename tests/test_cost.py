@@ -1,0 +1,71 @@
+"""Memory that is promised is what a process takes; a measurement changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+import sampan
+from sampan.config import FAMILIES, TrainConfig
+from sampan.cost import bytes_of, measure
+from sampan.engine import open_engine
+from sampan.model import initialize
+
+GROWTH = """
+import json, sys
+import numpy as np
+from sampan.config import ModelConfig, TrainConfig
+from sampan.cost import memory_parts, program_memory, resident_memory
+from sampan.engine import open_engine
+from sampan.model import resolve
+model = resolve(ModelConfig(family=sys.argv[1], n_layer=6, n_head=4, n_embd=192, block_size=128, vocab_size=3000))
+config = TrainConfig(engine="c", device="cpu", batch_size=24, gradient_accumulation_steps=1, block_size=128, optimizer="muon",
+                     gradient_checkpointing=sys.argv[2] == "again", threads=2)
+before = program_memory(config)
+engine = open_engine(model, config)
+x = np.zeros((24, 128), np.int32)
+for _ in range(2):
+    engine.accumulate(x, x)
+    engine.update(1e-3)
+print(json.dumps([resident_memory() - before, memory_parts(model, config, "c")]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("again", ["once", "again"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parts_are_what_the_c_engine_takes(family, again):
+    env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
+    command = [sys.executable, "-c", GROWTH, family, again]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    growth, parts = json.loads(done.stdout)
+    assert growth > 50e6
+    assert sum(parts.values()) == pytest.approx(growth, rel=0.1)
+
+
+def test_a_measurement_leaves_the_engine_as_it_was(engine_name):
+    model = tiny_config("qwen3")
+    config = TrainConfig(
+        engine=engine_name, device="cpu", batch_size=2, gradient_accumulation_steps=2, block_size=16, optimizer="muon"
+    )
+    engines = [open_engine(model, config) for _ in range(2)]
+    costs = measure(engines[0], model, config, seconds=0.0)
+    assert costs.step > 0 and costs.window > 0
+    x = np.arange(32, dtype=np.int32).reshape(2, 16) % 65
+    for engine in engines:
+        engine.load(initialize(model, 0))
+        engine.accumulate(x, x)
+        engine.update(1e-2)
+    for ours, theirs in zip(engines[0].params().values(), engines[1].params().values(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "much", "1 parsec", "nan"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError):
+        bytes_of(text)

@@ -1,0 +1,119 @@
+"""What is chosen when nobody chose. The machine's speed is made up here, so that the choices are the same everywhere."""
+
+import pytest
+from conftest import readable
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+from sampan import recipe
+from sampan.config import SIZES, DataConfig, TrainConfig, build
+from sampan.cost import Costs, run_seconds
+from sampan.data import prepare
+from sampan.errors import UserError
+from sampan.model import flops_per_token
+from sampan.plan import make_plan
+
+FLOPS = 2e11  # a second
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch):
+    def measure(engine, model, config, seconds=0.0):
+        per_window = flops_per_token(model) * config.block_size / FLOPS
+        return Costs(per_window * config.batch_size * config.gradient_accumulation_steps, per_window / 3)
+
+    monkeypatch.setattr(recipe, "measure", measure)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "text.txt").write_text(readable(60_000))
+    return prepare(str(folder / "text.txt"), DataConfig(data_dir=str(folder / "data"), tokenizer="char"))
+
+
+def choose(data, **settings):
+    config = build(TrainConfig, settings | {"device": "cpu"})
+    chosen, reasons = recipe.choose(data, settings, config, None)
+    assert chosen.keys() == reasons.keys() and not chosen.keys() & settings.keys()
+    config = build(TrainConfig, settings | chosen | {"device": "cpu"})
+    return config, recipe.resolved(config, data), reasons
+
+
+@given(st.lists(st.floats(0.01, 1000), min_size=2, max_size=2).map(sorted))
+@hypothesis_settings(max_examples=25)
+def test_more_minutes_are_never_a_smaller_model_and_are_kept(data, minutes):
+    less, more = (choose(data, minutes=m) for m in minutes)
+    assert less[0].n_layer <= more[0].n_layer
+    for m, (config, model, reasons) in zip(minutes, (less, more), strict=True):
+        costs = recipe.measure(None, model, config)
+        assert run_seconds(config, model, data, costs) <= 60 * m * 1.1 + 3 * costs.step
+        epochs = config.max_iters * config.batch_size * config.block_size / data.meta["train_tokens"]
+        assert epochs <= recipe.EPOCHS
+        assert (
+            "epochs" in reasons["max_iters"] or run_seconds(config, model, data, costs) > 60 * m * 0.8 - 2 * costs.step
+        )
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional=dict(
+            n_embd=st.sampled_from([48, 100, 384, 96]), n_layer=st.integers(1, 5), block_size=st.integers(4, 200),
+            batch_size=st.integers(1, 9), max_iters=st.integers(1, 99), learning_rate=st.floats(1e-5, 1.0),
+            optimizer=st.sampled_from(["adamw", "muon"]), family=st.sampled_from(["gpt2", "llama", "qwen3"]),
+            size=st.sampled_from(sorted(SIZES)), patience=st.integers(1, 9), minutes=st.floats(0.01, 5.0),
+        ),
+    )
+)  # fmt: skip
+def test_what_is_asked_is_kept_and_built_on(data, settings):
+    config, model, _ = choose(data, **settings)
+    for name, value in settings.items():
+        assert getattr(config, name) == value, name
+    assert model.n_embd % model.n_head == 0
+    if not {"n_layer", "n_embd"} & settings.keys() and "size" in settings:
+        assert model.n_layer == SIZES[settings["size"]]
+
+
+def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):
+    (tmp_path / "short.txt").write_text(readable(2000))
+    config, model, reasons = choose(prepare("short.txt", DataConfig()), minutes=60.0)
+    assert model.n_layer == SIZES["tiny"] and "epochs" in reasons["max_iters"]
+
+
+def test_every_choice_is_printed_with_its_reason(tmp_path):
+    (tmp_path / "text.txt").write_text(readable(5000))
+    plan = make_plan("text.txt", {"minutes": 0.05, "n_head": 1})
+    said = "\n".join(plan.lines())
+    for name in ("family", "optimizer", "learning_rate", "n_layer", "n_embd", "batch_size", "max_iters", "patience"):
+        assert name in plan.reasons and name in said
+    assert "n_head:" not in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_a_configuration_keeps_its_own_recipe(tmp_path):
+    (tmp_path / "text.txt").write_text(readable(5000))
+    config = make_plan("text.txt", {"block_size": 32}, recipe=False).config
+    assert (config.optimizer, config.family, config.patience, config.beta2) == ("adamw", "gpt2", None, 0.95)
+    with pytest.raises(UserError, match="minutes and size"):
+        make_plan("text.txt", {"block_size": 32, "minutes": 1.0}, recipe=False)
+
+
+def test_fit_keeps_the_global_batch(tmp_path):
+    (tmp_path / "text.txt").write_text(readable(5000))
+    whole = make_plan("text.txt", {"size": "small"})
+    before = int(whole.lines.__self__.tokens_per_step)
+    from sampan.cost import memory_parts, program_memory, saving_memory
+
+    def need(plan):
+        parts = memory_parts(plan.model, plan.config, "c")
+        return sum(parts.values()) + program_memory(plan.config) + saving_memory(plan.model, plan.config)
+
+    limit = need(whole) - memory_parts(whole.model, whole.config, "c")["activations"] // 2
+    plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": "other", "engine": "c"})
+    assert plan.tokens_per_step == before and plan.config.batch_size < whole.config.batch_size
+    assert need(plan) <= limit < need(whole)
+    assert not plan.config.gradient_checkpointing
+    with pytest.raises(UserError, match="one window at a time needs"):
+        make_plan("text.txt", {"size": "small", "fit": "1MB", "out_dir": "third", "engine": "c"})
+    with pytest.raises(UserError, match="a size such as"):
+        make_plan("text.txt", {"size": "small", "fit": "much", "out_dir": "third"})
