@@ -1,0 +1,84 @@
+"""What a run is told at its end: each sentence where it is true, and not where it is not."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import tiny_config
+
+from sampan.config import TrainConfig
+from sampan.look import Look
+from sampan.loop import Evaluation
+from sampan.model import count_parameters
+from sampan.verdict import loss_table, verdict
+
+MODEL = tiny_config("qwen3")
+SEEN = Look(
+    sha256="", tokenizer="char", characters=1000, bytes=1500, tokens=500, unseen=0.0, overlap=0.0, unused=0, vocab_size=65,
+    uniform=3.0, unigram=2.0, xz=1.5,
+)  # fmt: skip
+
+
+def plan(tokens: int, **settings):
+    return SimpleNamespace(
+        config=TrainConfig(**settings), model=MODEL, data=SimpleNamespace(meta={"train_tokens": tokens})
+    )
+
+
+def course(*losses: tuple[float, float]) -> list[Evaluation]:
+    best, found = float("inf"), []
+    for i, (train, val) in enumerate(losses):
+        found.append(Evaluation(100 * i, train, val, val < best, 1e-3))
+        best = min(best, val)
+    return found
+
+
+def said(evaluations, tokens=10**9, val_loss=1.0, seen=SEEN, **settings) -> str:
+    lines = verdict(plan(tokens, **settings), evaluations, val_loss, seen)
+    assert all(len(line) <= 80 for line in lines)
+    return " ".join(line.strip() for line in lines)
+
+
+OVERFIT = course((4.0, 4.0), (2.0, 2.5), (1.0, 3.0))
+FALLING = course((4.0, 4.0), (2.0, 2.1), (1.50, 1.55))
+DONE = course((4.0, 4.0), (2.0, 2.1), (1.0, 1.5))
+
+
+def test_overfitting_names_the_step_and_both_losses():
+    words = said(OVERFIT)
+    assert "Overfitting since step 100" in words
+    assert "rose from 2.50 to 3.00" in words and "fell from 2.00 to 1.00" in words
+    assert "Overfitting" not in said(FALLING) + said(DONE)
+    assert "too small" not in words
+
+
+@pytest.mark.parametrize("times", [4, 50])
+def test_a_text_that_is_too_small_says_by_how_much(times):
+    words = said(OVERFIT, tokens=count_parameters(MODEL) // times)
+    assert "too small for this model" in words and f"About {times} times as much" in words
+
+
+def test_still_falling_says_what_to_try():
+    assert "Still falling" in said(FALLING, minutes=1.5) and "--minutes 3" in said(FALLING, minutes=1.5)
+    assert "--max_iters" in said(FALLING)
+    assert said(DONE) == "" == said(FALLING[:1])
+
+
+def test_guessing_is_named():
+    """500 tokens are 1000 characters: a bit per character is 2 bits, 1.386 nats, per token."""
+    assert "Worse than guessing" in said(DONE, val_loss=3.1 * 1.3863)
+    assert "No better than counting" in said(DONE, val_loss=2.1 * 1.3863)
+    assert said(DONE, val_loss=1.9 * 1.3863) == ""
+
+
+def test_unseen_symbols_are_named():
+    from dataclasses import replace
+
+    assert "27.6% of the val characters" in said(DONE, seen=replace(SEEN, unseen=0.276))
+    assert said(DONE, seen=replace(SEEN, unseen=0.001)) == ""
+
+
+def test_the_table_compares_in_three_units():
+    rows = [line.split() for line in loss_table(1.3863, SEEN)]
+    assert [float(x) for x in rows[1][-3:]] == pytest.approx([1.3863, 1.0, 1000 / 1500], abs=1e-4)
+    assert [float(row[-2]) for row in rows[1:]] == [1.0, 1.5, 2.0, 3.0]
+    assert all(len(line) <= 80 for line in loss_table(1.3863, SEEN))
