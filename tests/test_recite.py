@@ -48,10 +48,10 @@ def cut(text: str, at: list[int]) -> list[np.ndarray]:
     return [code_points(text[a:b]) for a, b in itertools.pairwise(places)]
 
 
-few = st.text("ab\n木", max_size=60)
+few = st.text("ab\n木\ufffd", max_size=60)
 
 
-@given(st.lists(few | st.text("ab\ufffd", max_size=9), min_size=1, max_size=3), few, st.integers(1, 8), st.data())
+@given(st.lists(few, min_size=1, max_size=3), few, st.integers(1, 8), st.data())
 def test_every_run_is_found_and_none_is_made_up(texts, training, least, data):
     if data.draw(st.booleans()):  # a part that does stand there
         a, b = sorted(data.draw(st.tuples(*[st.integers(0, len(training))] * 2)))

@@ -120,7 +120,7 @@ OPTIONS = [
     dict(temperature=1.0), dict(temperature=0.5), dict(temperature=3.0), dict(temperature=0.0),
     dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_k=3), dict(temperature=1.0, top_k=0),
     dict(temperature=1.0, top_k=99), dict(temperature=1.0, top_p=0.0), dict(temperature=1.0, top_p=0.6),
-    dict(temperature=1.0, top_p=0.95), dict(temperature=1.7, top_k=5, top_p=0.8),
+    dict(temperature=1.0, top_p=0.95), dict(temperature=9.0, top_p=0.9), dict(temperature=1.7, top_k=5, top_p=0.8),
 ]  # fmt: skip
 
 
@@ -270,6 +270,13 @@ def test_of_several_stop_strings_none_is_shown(chars, bpe, kind, text, stops):
     if shown != text:  # the first to be complete ends it, at the earliest, however the text is cut into tokens
         whole = next(text[:n] for n in range(len(text) + 1) if any(s in text[:n] for s in stops))
         assert shown == whole[: min(whole.find(s) for s in stops if s in whole)]
+
+
+@pytest.mark.parametrize("tokens", [["x", "a", "b", "c", "d"], ["xa", "bcd", "y"], ["xabcdy"], ["xabcd"]])
+def test_how_the_text_is_cut_does_not_decide_which_stop_string_counts(tokens):
+    """Of abcd and bc, which lies inside it, bc is complete first."""
+    writer = Writer(tokens.__getitem__, None, ("abcd", "bc"))
+    assert "".join(writer.add(i) for i in range(len(tokens))) + writer.finish() == "xa"
 
 
 @given(text=bits)

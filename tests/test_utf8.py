@@ -139,6 +139,7 @@ def test_whatever_the_tokens_no_way_ends_broken_or_stuck(tokens, seed):
     rng, state, raw = np.random.default_rng(seed), WHOLE, b""
     for _ in range(40):
         token = int(rng.choice(np.flatnonzero(after[state] != BROKEN)))
+        assert tokens[token] or state == WHOLE  # a character is gone on with
         state, raw = after[state, token], raw + tokens[token]
         assert can_become_utf8(raw) and (state == WHOLE) == is_utf8(raw)
 
