@@ -20,7 +20,7 @@ from .model import count_parameters, flops_per_token, resolve
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
 
-MUON = dict(optimizer="muon", learning_rate=0.015, momentum=0.85, beta2=0.99, weight_decay=0.1)
+MUON = dict(optimizer="muon", learning_rate=0.02, momentum=0.85, beta2=0.99, weight_decay=0.1)
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
 SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 
@@ -74,7 +74,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     groups.append(({"max_iters": steps}, why))
     groups.append(
         (
-            evaluations(replace(base, max_iters=steps), data, costs),
+            evaluations(replace(base, max_iters=steps), data, minutes, costs),
             "a twentieth of the time",
         )
     )
@@ -193,11 +193,13 @@ def tokens_per_step(config: TrainConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
-def evaluations(config: TrainConfig, data: Data, costs: Costs | None) -> dict:
+def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: Costs | None) -> dict:
     """When to evaluate, on how much, and how long to go on without a better val loss."""
     count, batches = EVALUATIONS, 20
     if costs is not None:
-        allowed = EVALUATION_SHARE * config.max_iters * costs.step
+        allowed = max(EVALUATION_SHARE * config.max_iters * costs.step, 1.0)
+        if minutes is not None:  # which a short text may leave unused
+            allowed = EVALUATION_SHARE * 60 * minutes
         least = 2 * config.batch_size * costs.window + save_seconds(resolved(config, data))
         count = max(1, min(EVALUATIONS, int(allowed / least)))
         windows = (allowed / count - least) / costs.window / 2
