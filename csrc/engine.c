@@ -83,7 +83,7 @@ static const char *config_complaint(const sampan_config *c) {
     if (!(c->beta1 >= 0 && c->beta1 < 1 && c->beta2 >= 0 && c->beta2 < 1)) return "a beta of AdamW is not in [0, 1)";
     if (!(c->weight_decay >= 0) || !(c->grad_clip >= 0)) return "weight_decay or grad_clip is below 0";
     if (c->optimizer < SAMPAN_ADAMW || c->optimizer > SAMPAN_MUON) return "the optimizer is neither AdamW nor Muon";
-    if (c->optimizer == SAMPAN_MUON && !(c->momentum >= 0 && c->momentum < 1)) return "Muon's momentum is not in [0, 1)";
+    if (c->optimizer == SAMPAN_MUON && !(c->momentum >= 0 && c->momentum < 1 && c->adamw_lr_ratio >= 0)) return "Muon's momentum is not in [0, 1), or adamw_lr_ratio below 0";
     if (c->dtype != SAMPAN_FLOAT32 && c->dtype != SAMPAN_BFLOAT16) return "the dtype is neither float32 nor bfloat16";
     if (c->threads < 0 || c->threads > 1024) return "the number of threads is not between 1 and 1024";
     return NULL;
@@ -344,9 +344,10 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
 
     double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6), step = (double)(e->step + 1);
     if (c->grad_clip > 0.0 && !(clip >= 1.0)) scale *= clip;             /* a NaN goes on into the weights, as in torch */
+    const double adamw_lr = r->learning_rate * (c->optimizer == SAMPAN_MUON ? c->adamw_lr_ratio : 1.0);
     adamw a = {
-        .gradient_scale = (float)scale, .keep = (float)(1.0 - r->learning_rate * c->weight_decay),
-        .step_size = (float)(r->learning_rate / (1.0 - pow(c->beta1, step))),
+        .gradient_scale = (float)scale, .keep = (float)(1.0 - adamw_lr * c->weight_decay),
+        .step_size = (float)(adamw_lr / (1.0 - pow(c->beta1, step))),
         .beta2 = (float)c->beta2, .rest1 = (float)(1.0 - c->beta1), .rest2 = (float)(1.0 - c->beta2),
         .inverse_correction = (float)(1.0 / sqrt(1.0 - pow(c->beta2, step))), .eps = 1e-8f,
     };

@@ -45,7 +45,7 @@ typedef struct sampan_config {
     float dropout, norm_eps;
     int32_t optimizer;        /* SAMPAN_ADAMW, or SAMPAN_MUON: that for the blocks' matrices and AdamW for the rest */
     double beta1, beta2, weight_decay, grad_clip;   /* AdamW; weight decay on matrices only; grad_clip 0: none */
-    double momentum;          /* Muon */
+    double momentum, adamw_lr_ratio;    /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
     uint64_t seed;            /* of dropout */
     const double *rotary_frequencies;   /* (head_dim / 2), angle per position; copied. NULL for gpt2 */
 } sampan_config;

@@ -24,7 +24,7 @@ WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ = range(4)
 MOMENTS = {"exp_avg": EXP_AVG, "exp_avg_sq": EXP_AVG_SQ}
 
 
-RECIPE = ("beta1", "beta2", "weight_decay", "grad_clip", "momentum")
+RECIPE = ("beta1", "beta2", "weight_decay", "grad_clip", "momentum", "adamw_lr_ratio")
 
 
 class Config(ctypes.Structure):

@@ -114,6 +114,7 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     beta1: float = setting(0.9, "AdamW's first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW's second moment", low=0.0, high=0.999999)
     momentum: float = setting(0.95, "Muon's momentum", low=0.0, high=0.999999)
+    adamw_lr_ratio: float = setting(0.2, "beside Muon, AdamW's learning rate as a share of learning_rate", low=0.0)
     gradient_checkpointing: bool = setting(
         False, "keep less of the forward pass and compute it again in the backward pass: less memory, a third more time"
     )

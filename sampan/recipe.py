@@ -20,7 +20,9 @@ from .model import count_parameters, flops_per_token, resolve
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
 
-MUON = dict(optimizer="muon", learning_rate=0.02, momentum=0.85, beta2=0.99, weight_decay=0.1)
+MUON = dict(
+    optimizer="muon", learning_rate=0.02, momentum=0.85, adamw_lr_ratio=0.2, beta2=0.99, weight_decay=0.1
+)  # fmt: skip
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
 SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 

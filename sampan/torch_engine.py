@@ -174,9 +174,10 @@ class TorchEngine:
         norm = torch.nn.utils.get_total_norm(grads)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
-        for optimizer in self.optimizers:
+        for i, optimizer in enumerate(self.optimizers):
+            rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = rate
             self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ static sampan_config config_of(int32_t family, int32_t dtype, int32_t threads) {
         .struct_size = sizeof(sampan_config), .family = family, .n_layer = 2, .n_head = 4, .n_kv_head = family == SAMPAN_GPT2 ? 4 : 2, .n_embd = 24,
         .n_inner = 40, .head_dim = 6, .block_size = TOKENS, .vocab_size = VOCAB, .bias = 1, .tie_word_embeddings = family != SAMPAN_LLAMA, .training = 1,
         .dtype = dtype, .threads = threads, .dropout = 0.1f, .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0,
-        .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.95,
+        .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.95, .adamw_lr_ratio = 0.3,
         .gradient_checkpointing = family == SAMPAN_LLAMA,
         .seed = 5, .rotary_frequencies = family == SAMPAN_GPT2 ? NULL : FREQUENCIES,
     };
