@@ -12,6 +12,7 @@ import functools
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ import numpy as np
 
 from .config import ModelConfig, TrainConfig
 from .data import Data
-from .engine import Engine, load_engine, world
+from .engine import Engine, load_engine, pick_engine, world
+from .errors import UserError
 from .model import count_parameters, parameters
 
 PATIENCE = 0.4  # seconds that a measurement takes, at least three steps
+LOADED_LATER = 25_000_000  # bytes: what draws the picture, and what samples
 DISK = 300e6  # bytes a second that a checkpoint is written with, about
 
 
@@ -124,10 +127,10 @@ def activation_bytes(model: ModelConfig, config: TrainConfig, engine: str) -> in
     return 4 * (M * (blocks + shared) + logits)
 
 
-def saving_memory(model: ModelConfig, config: TrainConfig) -> int:
-    """Copies of weights and optimizer that are made to be written."""
-    moments = sum(p.size * len(p.moments(config.optimizer)) for p in parameters(model))
-    return 4 * (count_parameters(model) + moments)
+def total_memory(model: ModelConfig, config: TrainConfig) -> int:
+    """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way."""
+    parts = memory_parts(model, config, pick_engine(config))
+    return sum(parts.values()) + parts["weights"] + parts["optimizer"] + program_memory(config) + LOADED_LATER
 
 
 def program_memory(config: TrainConfig) -> int:
@@ -147,6 +150,28 @@ def resident_memory() -> int:
     except (OSError, ValueError):
         return 0
     return pages * 4096 if sys.platform == "linux" else 0
+
+
+def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:
+    """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
+    try:
+        limit = bytes_of(config.fit)
+    except (ValueError, OverflowError):
+        raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
+    windows = windows_per_step(config)
+    for again in dict.fromkeys((config.gradient_checkpointing, True)):
+        for count in range(micro_batch(config), 0, -1):
+            if windows % (count * world()[1]):
+                continue
+            changed = replace(
+                config, batch_size=count, gradient_accumulation_steps=windows // count, gradient_checkpointing=again
+            )
+            need = total_memory(model, changed)
+            if need <= limit:
+                return changed, f"the largest micro-batch that fits into {size_of(limit)}"
+    raise UserError(
+        f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
+    )
 
 
 # ---- words ----

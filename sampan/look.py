@@ -78,7 +78,8 @@ def measure(data: Data) -> dict:
     known = np.zeros(BORDER + 1, bool)
     known[train] = True
     words = val.tobytes().decode("utf-32-le", "replace")
-    overlap = search([words], [train], OVERLAP).covered[0].mean()
+    pieces = (train[i : i + PIECE] for i in range(0, len(train), PIECE))
+    overlap = search([words], pieces, OVERLAP).covered[0].mean()
     size = data.meta["vocab_size"]
     counts = {split: np.bincount(data.tokens(split)[: LOOKED_AT[split]], minlength=size) for split in LOOKED_AT}
     frequency = (counts["train"] + 1) / (counts["train"].sum() + size)  # one more of each, so that none is impossible
@@ -105,10 +106,12 @@ def text_of(data: Data, split: str) -> np.ndarray:
 
 
 def bits_with_xz(train: np.ndarray, val: np.ndarray) -> int:
-    """What val adds to the size of train under `xz -6`, which finds repetitions up to 8 MB back."""
+    """What val adds to the size of train under `xz -6`."""
     read = train[-XZ_READS:].tobytes().decode("utf-32-le", "replace").encode("utf-8", "replace")
     both = read + val.tobytes().decode("utf-32-le", "replace").encode("utf-8", "replace")
-    return 8 * (len(lzma.compress(both)) - len(lzma.compress(read)))
+    # a dictionary as long as the text finds what a longer one finds, in less memory
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": max(4096, len(both))}]
+    return 8 * (len(lzma.compress(both, filters=chain)) - len(lzma.compress(read, filters=chain)))
 
 
 def lines(data: Data, seen: Look) -> list[str]:

@@ -17,16 +17,15 @@ from .checkpoint import WEIGHTS, Run, crop, find_model, load_model, load_model_c
 from .config import ModelConfig, TrainConfig, build, change
 from .cost import (
     Costs,
-    bytes_of,
     duration,
+    fit_memory,
     memory_parts,
-    micro_batch,
     program_memory,
     run_seconds,
-    saving_memory,
     size_of,
+    total_memory,
     windows_per_step,
-)  # fmt: skip
+)
 from .data import Data, open_folder, prepare, source_name
 from .engine import Engine, engines_here, pick_engine, world
 from .errors import UserError
@@ -102,8 +101,7 @@ class Plan:
         if engine:
             parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
             by_part = ", ".join(f"{name} {size_of(count)}" for name, count in parts.items())
-            total = sum(parts.values()) + saving_memory(m, c)
-            lines.append(("memory", f"about {size_of(total)} while saving: {by_part}"))
+            lines.append(("memory", f"about {size_of(total_memory(m, c))} while saving: {by_part}"))
         if costs:
             lines.append(("time", f"about {duration(run_seconds(c, m, self.data, costs, self.start_step))}"))
         lines.append(("folder", c.out_dir))
@@ -264,29 +262,3 @@ def check(config: TrainConfig, data: Data) -> None:
             f"batch_size x gradient_accumulation_steps = {config.batch_size * config.gradient_accumulation_steps} windows "
             f"cannot be shared among {processes} processes evenly"
         )
-
-
-def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:
-    """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
-    try:
-        limit = bytes_of(config.fit)
-    except (ValueError, OverflowError):
-        raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
-    if not engines_here():
-        raise UserError("fit needs an engine: pip install 'sampan[torch]'")
-    windows, program = windows_per_step(config), program_memory(config)
-    for again in dict.fromkeys((config.gradient_checkpointing, True)):
-        for count in range(micro_batch(config), 0, -1):
-            if windows % (count * world()[1]):
-                continue
-            changed = replace(
-                config, batch_size=count, gradient_accumulation_steps=windows // count, gradient_checkpointing=again
-            )
-            need = (
-                program + sum(memory_parts(model, changed, pick_engine(config)).values()) + saving_memory(model, config)
-            )
-            if need <= limit:
-                return changed, f"the largest micro-batch that fits into {size_of(limit)}"
-    raise UserError(
-        f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
-    )

@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 
 from .config import SIZES, ModelConfig, TrainConfig, change
-from .cost import Costs, duration, evaluation_windows, measure, save_seconds
+from .cost import Costs, duration, evaluation_windows, fit_memory, measure, save_seconds
 from .data import Data
 from .engine import engines_here, has_gpu, open_engine, world
 from .model import count_parameters, flops_per_token, resolve
@@ -137,6 +137,8 @@ class Speed:
         model = resolved(config, self.data)
         if model not in self.measured:
             config = replace(config, compile=False)
+            if config.fit is not None:
+                config, _ = fit_memory(config, model)
             self.measured[model] = measure(open_engine(model, config), model, config, seconds=0.15)
         return self.measured[model]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from sampan import recipe
 from sampan.config import SIZES, DataConfig, TrainConfig, build
-from sampan.cost import Costs, run_seconds
+from sampan.cost import Costs, memory_parts, run_seconds, total_memory
 from sampan.data import prepare
 from sampan.errors import UserError
 from sampan.model import flops_per_token
@@ -101,12 +101,10 @@ def test_a_configuration_keeps_its_own_recipe(tmp_path):
 def test_fit_keeps_the_global_batch(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     whole = make_plan("text.txt", {"size": "small"})
-    before = int(whole.lines.__self__.tokens_per_step)
-    from sampan.cost import memory_parts, program_memory, saving_memory
+    before = whole.tokens_per_step
 
     def need(plan):
-        parts = memory_parts(plan.model, plan.config, "c")
-        return sum(parts.values()) + program_memory(plan.config) + saving_memory(plan.model, plan.config)
+        return total_memory(plan.model, plan.config)
 
     limit = need(whole) - memory_parts(whole.model, whole.config, "c")["activations"] // 2
     plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": "other", "engine": "c"})
