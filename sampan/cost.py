@@ -20,11 +20,12 @@ import numpy as np
 
 from .config import ModelConfig, TrainConfig
 from .data import Data
-from .engine import Engine, load_engine, pick_engine, world
+from .engine import Engine, has_gpu, load_engine, pick_engine, world
 from .errors import UserError
 from .model import count_parameters, parameters
 
 PATIENCE = 0.4  # seconds that a measurement takes, at least three steps
+GPU_DRIVER = 600_000_000  # bytes of a GPU that are gone before a model comes
 LOADED_LATER = 25_000_000  # bytes: what draws the picture, and what samples
 DISK = 300e6  # bytes a second that a checkpoint is written with, about
 
@@ -128,8 +129,13 @@ def activation_bytes(model: ModelConfig, config: TrainConfig, engine: str) -> in
 
 
 def total_memory(model: ModelConfig, config: TrainConfig) -> int:
-    """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way."""
+    """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way.
+
+    With a GPU it is the GPU's memory that is counted: the parts, and what its driver takes.
+    """
     parts = memory_parts(model, config, pick_engine(config))
+    if has_gpu(config.device):
+        return sum(parts.values()) + GPU_DRIVER
     return sum(parts.values()) + parts["weights"] + parts["optimizer"] + program_memory(config) + LOADED_LATER
 
 
@@ -172,6 +178,15 @@ def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, st
     raise UserError(
         f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
     )
+
+
+def peak_memory() -> int:
+    """The most RAM in bytes that this process has had so far, and 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---- words ----

@@ -20,6 +20,7 @@ from .cost import (
     duration,
     fit_memory,
     memory_parts,
+    peak_memory,
     program_memory,
     run_seconds,
     size_of,
@@ -101,7 +102,8 @@ class Plan:
         if engine:
             parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
             by_part = ", ".join(f"{name} {size_of(count)}" for name, count in parts.items())
-            lines.append(("memory", f"about {size_of(total_memory(m, c))} while saving: {by_part}"))
+            most = max(total_memory(m, c), peak_memory())  # measuring for the plan may have taken more
+            lines.append(("memory", f"about {size_of(most)} at the peak: {by_part}"))
         if costs:
             lines.append(("time", f"about {duration(run_seconds(c, m, self.data, costs, self.start_step))}"))
         lines.append(("folder", c.out_dir))
