@@ -203,6 +203,8 @@ def plan_resume(settings: dict) -> Plan:
         raise UserError(f"{folder} holds nothing to resume; name the run with --out_dir")
     before = run.settings()
     given = {name: value for name, value in settings.items() if name not in ("init_from", "out_dir", "dataset")}
+    if {"minutes", "size"} & given.keys():
+        raise UserError("minutes and size choose a new run's steps and widths; a resume goes on to --max_iters")
     config = change(replace(before, out_dir=folder), given)
     for name in (*SHAPE, "seed", "tokenizer", "val_fraction", "optimizer"):
         if name != "dropout" and getattr(config, name) != getattr(before, name):
@@ -222,6 +224,8 @@ def plan_resume(settings: dict) -> Plan:
     model = replace(load_model_config(run.last), dropout=config.dropout)
     config = with_shape(config, model)
     check(config, data)
+    if "fit" in given:
+        config, _ = fit_memory(config, model)
     step = read_note(run.last / WEIGHTS).get("step", 0)
     if config.max_iters < step:
         raise UserError(f"{folder} is at step {step:,} already: give a larger --max_iters")
