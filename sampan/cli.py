@@ -1,6 +1,6 @@
 """The command line: each command is a few lines that call one function below.
 
-    sampan prepare | plan | train | sample          (also python -m sampan; sampan COMMAND --help lists its flags)
+    sampan prepare | plan | train | sample | import | export          (also python -m sampan; sampan COMMAND --help lists its flags)
 
 Flags are made from the dataclasses of config.py. Heavy modules are imported when a command needs them, so that
 --help answers at once. Whatever a user can mend is one sentence on standard error and exit status 2.
@@ -10,10 +10,11 @@ import argparse
 import dataclasses
 import signal
 import sys
+import textwrap
 import warnings
 
 from . import __version__, config
-from .config import DataConfig, MachineConfig, SampleConfig, TrainConfig
+from .config import DataConfig, ExportConfig, ImportConfig, MachineConfig, SampleConfig, TrainConfig
 from .errors import UserError
 
 DESCRIPTION = """\
@@ -198,6 +199,29 @@ def sample(source: list[str], flags: dict) -> int:
     return 0
 
 
+def import_(source: list[str], flags: dict) -> int:
+    from .exchange import import_path
+
+    if len(source) != 1:
+        raise UserError("sampan import takes one path, such as: sampan import out-shakespeare-char/ckpt.pt")
+    print_lines(import_path(source[0], config.build(ImportConfig, flags)))
+    return 0
+
+
+def export(source: list[str], flags: dict) -> int:
+    from .exchange import export_model
+
+    if len(source) != 1:
+        raise UserError("sampan export takes one folder, such as: sampan export out/shakespeare --to gguf")
+    print_lines(export_model(source[0], config.build(ExportConfig, flags)))
+    return 0
+
+
+def print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
 COMMANDS = {
     "prepare": (
         prepare,
@@ -213,6 +237,13 @@ COMMANDS = {
         "write with a trained model",
         "a run's folder, a Hugging Face folder or a hub name",
     ),
+    "import": (
+        import_,
+        ImportConfig,
+        "take over another program's checkpoint or data",
+        "nanoGPT's ckpt.pt or data folder, minGPT's model.pt",
+    ),
+    "export": (export, ExportConfig, "write a model in another format", "a run's folder, or a Hugging Face folder"),
 }
 
 

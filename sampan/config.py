@@ -165,6 +165,33 @@ class SampleConfig(MachineConfig):
     oov: str = setting("error", "a character that the vocabulary lacks", choices=("error", "skip"))
 
 
+EXPORTS = ("gguf", "onnx")  # formats that a model is written in, each a file of exchange/
+EXPORT_DTYPES = ("f32", "f16", "bf16", "q8_0")
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Everything that `sampan import` can be told."""
+
+    title: typing.ClassVar[str] = "import"
+    out_dir: str | None = setting(None, "the new folder; auto: out/PROGRAM-NAME")
+    data_dir: str | None = setting(None, "the data that a run was trained on; auto: data/DATASET, where it is")
+    tokenizer: str = setting("auto", "gpt2 | a meta.pkl | a tokenizer.json | the text whose characters were learnt")
+    n_head: int | None = setting(None, "attention heads, where the file does not say", low=1)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything that `sampan export` can be told."""
+
+    title: typing.ClassVar[str] = "export"
+    to: str | None = setting(None, "the format", choices=EXPORTS)
+    out: str | None = setting(None, "the file; auto: in the run's folder")
+    dtype: str = setting("f32", "what the matrices are stored as", choices=EXPORT_DTYPES)
+    weights: str = setting("best", "which of a run's weights", choices=("best", "last"))
+    kv_cache: bool = setting(False, "onnx: with past keys and values as inputs and outputs")
+
+
 def types_of(cls) -> dict:
     """{field name: (base type, optional)}; `int | None` is (int, True)."""
     found = {}

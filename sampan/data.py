@@ -122,7 +122,8 @@ def prepare(dataset: str, config: DataConfig) -> Data:
         return Data(folder, meta)
     if meta is None and (folder / "train.bin").exists():
         raise UserError(
-            f"{folder} holds a train.bin that Sampan did not write; move it away, or choose another --data_dir"
+            f"{folder} holds a train.bin that Sampan did not write; if it is nanoGPT's, use it with sampan import {folder}; "
+            "else move it away, or choose another --data_dir"
         )
     if meta and meta.get("sha256") != source.sha256:
         print(f"{folder}: held another text, is prepared again", file=sys.stderr)

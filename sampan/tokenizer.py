@@ -113,9 +113,13 @@ def characters(text: str, end_of_text: bool = False) -> Tokenizer:
     >>> characters("hello").encode("hole").tolist()
     [1, 3, 2, 0]
     """
+    return from_symbols([chr(point) for point in distinct(text)], end_of_text)
+
+
+def from_symbols(symbols: list[str], end_of_text: bool = False) -> Tokenizer:
+    """One token for each of `symbols`, which are distinct characters, in their order."""
     from tokenizers import Regex, Tokenizer as Inner, decoders, models, pre_tokenizers
 
-    symbols = [chr(point) for point in distinct(text)]
     inner = Inner(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(EACH), "isolated")
     inner.decoder = decoders.Fuse()
