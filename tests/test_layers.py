@@ -17,7 +17,9 @@ from sampan.engine import engines_here
 PACKAGE = Path(sampan.__file__).parent
 # From the top; a module imports only what is below it.
 ORDER = (
-    "__main__", "cli", "report", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
+    "__main__", "cli",
+    "exchange.nanogpt", "exchange.gguf", "exchange.onnx", "exchange.pickles", "exchange",
+    "report", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
     "torch_engine", "torch_muon", "torch_model", "c_engine", "engine",
     "checkpoint", "data", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",
 )  # fmt: skip
@@ -33,6 +35,8 @@ def imports(module: str) -> list[tuple[str, bool, bool]]:
     """(what is imported, whether it is of this package, whether inside a function) for each import of a
     module."""
     found = []
+    path = PACKAGE / module.replace(".", "/")
+    package = (module if path.is_dir() else module.rpartition(".")[0]).split(".")
 
     def visit(node: ast.AST, inside: bool) -> None:
         if isinstance(node, ast.Import):
@@ -40,18 +44,21 @@ def imports(module: str) -> list[tuple[str, bool, bool]]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.append((node.module, False, inside))
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1, "the package is flat"
+            start = ".".join(package[: len(package) + 1 - node.level]).strip(".")
             names = [node.module] if node.module else [a.name for a in node.names]
-            found.extend((n if n in ORDER else "__init__", True, inside) for n in names)
+            full = [f"{start}.{name}".strip(".") for name in names]
+            found.extend((n if n in ORDER else start or "__init__", True, inside) for n in full)
         for child in ast.iter_child_nodes(node):
             visit(child, inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
 
-    visit(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")), False)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    visit(ast.parse(file.read_text(encoding="utf-8")), False)
     return [(n.removeprefix("sampan."), True, i) if n.startswith("sampan") else (n, own, i) for n, own, i in found]
 
 
 def test_the_list_is_the_package():
-    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py"))
+    files = (p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py"))
+    assert sorted(ORDER) == sorted(name.removesuffix(".__init__") for name in files)
 
 
 @pytest.mark.parametrize("module", ORDER)

@@ -6,8 +6,8 @@
 A format that is read has `claims(path)` and `import_path(path, config)`. One that is written has
 
     suffix                                                of its files
-    write(path, model, weights, tokenizer, config)        may write more files beside, under names that begin the same
-    check(path, model, tokenizer, reference, config)      loads it again with its own runtime; a line of what was seen
+    write(path, model, weights, tokenizer, config)        what its user must know, in lines; may write files beside
+    check(path, model, tokenizer, reference, config)      loads it again with its own runtime; what was seen, a line
 
 Both return lines for people and raise UserError for what cannot be carried faithfully. A model is only read. Files
 are made in a folder beside and renamed when they are whole and checked.
@@ -52,9 +52,9 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
     model, weights = load_model(source)
     tokenizer = load_tokenizer(source) if (source / "tokenizer.json").is_file() else None
     with new_files(out) as staged:
-        module.write(staged, model, weights, tokenizer, config)
+        notes = module.write(staged, model, weights, tokenizer, config)
         checked = module.check(staged, model, tokenizer, reference(model, weights), config)
-    return [f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {config.dtype}", checked]
+    return [f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {config.dtype}", checked, *notes]
 
 
 # ---- checking ----

@@ -185,10 +185,11 @@ def read_pickle(path: Path):
 def read_checkpoint(path: Path):
     """What torch.save wrote, its tensors as NumPy arrays (bfloat16 as float32). Raises UserError as `read_pickle`."""
     with sentences(path):
+        size = path.stat().st_size
         if not zipfile.is_zipfile(path):
             raise Damaged("not a ZIP archive, as torch.save writes since PyTorch 1.6; save it again with a newer one")
         with zipfile.ZipFile(path) as archive:
-            return interpret_archive(archive, path.stat().st_size)
+            return interpret_archive(archive, size)
 
 
 def interpret_archive(archive: zipfile.ZipFile, file_size: int):
@@ -236,4 +237,5 @@ def sentences(path: Path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except HARMLESS as error:
-        raise UserError(f"{path}: damaged, or not what it should be ({type(error).__name__}: {error})") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise UserError(f"{path}: damaged, or not what it should be ({reason})") from None

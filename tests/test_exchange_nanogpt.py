@@ -1,0 +1,283 @@
+"""nanoGPT's and minGPT's files become folders of ours, and a run goes on as torch.optim would have gone on.
+
+The files are made here, with the structure that those programs give them; the reference of what comes next is the
+same module trained on by torch's own AdamW.
+"""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sampan.checkpoint import Run, load_model, load_tokenizer
+from sampan.cli import main
+from sampan.config import ImportConfig, ModelConfig, TrainConfig, change
+from sampan.engine import open_engine
+from sampan.errors import UserError
+from sampan.exchange import import_path
+from sampan.loop import train
+from sampan.model import initialize, resolve
+from sampan.plan import make_plan
+from sampan.tokenizer import characters
+from sampan.torch_model import GPT
+
+BETAS, DECAY, RATE = (0.9, 0.99), 0.1, 1e-2
+
+
+class Theirs(torch.nn.Module):
+    """Module names as nanoGPT and minGPT have them: transformer.* and lm_head, whose weight may be the embedding's."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.transformer = GPT(config)
+        weights = initialize(config, 3)
+        draw = np.random.default_rng(3)
+        for name, parameter in self.transformer.named_parameters():
+            noise = draw.normal(0, 0.1, parameter.shape).astype(np.float32)
+            parameter.data = torch.from_numpy(weights[name] + noise)
+        self.lm_head = self.transformer.__dict__["_modules"].pop("lm_head", torch.nn.Linear(1, 1, bias=False))
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def optimizer(self):
+        """Two groups: all matrices, then all vectors, in the order of the modules."""
+        parameters = list(self.parameters())
+        matrices, vectors = ([p for p in parameters if (p.dim() >= 2) == side] for side in (True, False))
+        groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
+
+
+def learn(model: Theirs, optimizer, batches) -> list[float]:
+    losses = []
+    for x, y in batches:
+        loss = model.transformer(torch.from_numpy(x).long(), torch.from_numpy(y).long()) / y.size
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def batches(config: ModelConfig, seed: int, count: int = 4):
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (count, 4, config.block_size + 1), dtype=np.int32)
+    return [(x[:, :-1].copy(), x[:, 1:].copy()) for x in ids]
+
+
+TEXT = "".join(chr(ord("a") + i % 11) for i in range(400)) + "\n 世界!"
+SYMBOLS = sorted(set(TEXT))
+
+
+def shape(**settings) -> ModelConfig:
+    sizes = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=len(SYMBOLS))
+    return resolve(ModelConfig(**sizes | settings))
+
+
+def data_folder(folder: Path) -> Path:
+    """As nanoGPT's data/shakespeare_char/prepare.py leaves it."""
+    folder.mkdir(parents=True)
+    stoi = {s: i for i, s in enumerate(SYMBOLS)}
+    ids = np.array([stoi[s] for s in TEXT], dtype=np.uint16)
+    ids[:300].tofile(folder / "train.bin")
+    ids[300:].tofile(folder / "val.bin")
+    meta = {"vocab_size": len(SYMBOLS), "itos": dict(enumerate(SYMBOLS)), "stoi": stoi}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return folder
+
+
+def checkpoint(folder: Path, config: ModelConfig, model: Theirs, optimizer, steps: int, prefix="", **changes) -> Path:
+    """As nanoGPT's train.py saves it."""
+    arguments = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")}
+    settings = dict(dataset="letters", batch_size=4, gradient_accumulation_steps=1, beta1=0.9, beta2=0.99, grad_clip=1.0)
+    settings |= dict(max_iters=6, learning_rate=RATE, decay_lr=False, weight_decay=DECAY, device="cuda", compile=True)
+    settings |= dict(block_size=8, eval_interval=2, eval_iters=2, dtype="float16", out_dir="somewhere", my_own=7)
+    saved = {
+        "model": {prefix + name: tensor for name, tensor in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "model_args": arguments | {"vocab_size": config.vocab_size},
+        "iter_num": steps,
+        "best_val_loss": torch.tensor(2.5),
+        "config": settings,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(saved | changes, folder / "ckpt.pt")
+    return folder / "ckpt.pt"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A data folder and a checkpoint of three steps."""
+    config = shape()
+    model = Theirs(config)
+    optimizer = model.optimizer()
+    learn(model, optimizer, batches(config, 0, 3))
+    data_folder(tmp_path / "data/letters")
+    return config, model, optimizer, checkpoint(tmp_path / "out-letters", config, model, optimizer, 3)
+
+
+def same(a, b) -> bool:
+    size = float(np.linalg.norm(b))
+    assert size > 0
+    return float(np.linalg.norm(a - b)) < 1e-5 * size
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_training_goes_on_as_torchs_own_would(bias, prefix, tmp_path, engine_name):
+    config = shape(bias=bias)
+    model = Theirs(config)
+    optimizer = model.optimizer()
+    learn(model, optimizer, batches(config, 0))
+    data_folder(tmp_path / "data/letters")
+    path = checkpoint(tmp_path / "theirs", config, model, optimizer, 4, prefix)
+    import_path(str(path), ImportConfig(out_dir="out/ours"))
+
+    run = Run("out/ours")
+    again, weights = load_model(run.folder)
+    assert again == config
+    _, state, progress = run.load_last(config)
+    assert (progress.step, progress.best_val_loss, int(state["step"])) == (4, 2.5, 4)
+    engine = open_engine(config, change(run.settings(), dict(engine=engine_name, device="cpu", dtype="float32", threads=1)))
+    engine.load(weights)
+    engine.load_state(state)
+    for (x, y), theirs in zip(batches(config, 1), learn(model, optimizer, batches(config, 1)), strict=True):
+        engine.accumulate(x, y)
+        assert engine.update(RATE).loss == pytest.approx(theirs, rel=1e-5)
+    reference = dict(model.transformer.named_parameters())
+    for name, weight in engine.params().items():
+        theirs = reference[name].detach().numpy()
+        if name.endswith("c_attn.bias"):  # a bias on the keys has no gradient: AdamW makes steps of its rounding
+            weight, theirs = (np.delete(b, np.s_[config.n_embd : 2 * config.n_embd]) for b in (weight, theirs))
+        assert same(weight, theirs), name
+
+
+def test_the_commands(trained, capsys):
+    before = {p: p.read_bytes() for p in Path("data/letters").iterdir()}
+    assert main(["import", "out-letters/ckpt.pt"]) == 0
+    said = capsys.readouterr().out
+    assert "step 3" in said and "sampan train --resume --out_dir out/nanogpt-letters" in " ".join(said.split())
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert all(path.read_bytes() == data for path, data in before.items())  # nanoGPT reads it as before
+    assert main(["train", "--resume", "--out_dir=out/nanogpt-letters", "--threads=1"]) == 0
+    said = capsys.readouterr().out
+    assert "iter 3:" in said and "iter 2:" not in said and "step 6: train loss" in said
+    assert main(["sample", "out/nanogpt-letters", "--prompt=世", "--max_new_tokens=5"]) == 0
+    assert capsys.readouterr().out.startswith("世")
+    assert main(["import", "out-letters/ckpt.pt"]) == 2  # nothing is overwritten
+    assert "there already" in capsys.readouterr().err
+    assert not list(Path(".").rglob("*.partial"))
+
+
+def test_a_data_folder_alone_is_trained_on(trained):
+    import_path("data/letters", ImportConfig())
+    plan = make_plan("data/letters", dict(max_iters=1, n_layer=1, n_embd=8, n_head=1, block_size=8, out_dir="out/x", threads=1))
+    assert (plan.data.meta["train_tokens"], plan.data.meta["val_tokens"]) == (300, len(TEXT) - 300)
+    assert plan.data.tokenizer.decode(plan.data.train) == TEXT[:300]
+    assert len(list(train(plan))) == 3
+    assert import_path("data/letters/meta.pkl", ImportConfig())  # once more, by the name of its vocabulary
+
+
+def test_other_data_is_refused_at_the_resume(trained):
+    import_path("out-letters/ckpt.pt", ImportConfig())
+    meta = json.loads(Path("data/letters/meta.json").read_text())
+    Path("data/letters/meta.json").write_text(json.dumps(meta | {"sha256": "another"}))
+    with pytest.raises(UserError):
+        make_plan(None, dict(init_from="resume", out_dir="out/nanogpt-letters"))
+
+
+def test_without_its_data_it_is_a_model(trained):
+    Path("data").rename("elsewhere")
+    lines = import_path("out-letters/ckpt.pt", ImportConfig(tokenizer="elsewhere/letters/meta.pkl"))
+    assert any("--data_dir" in line for line in lines)
+    assert load_tokenizer("out/nanogpt-letters").encode("世a").tolist() == [SYMBOLS.index("世"), SYMBOLS.index("a")]
+    import_path("out-letters/ckpt.pt", ImportConfig(out_dir="out/b", data_dir="elsewhere/letters"))
+    assert Run("out/b").can_resume()
+
+
+REFUSALS = {
+    "other sizes than its tensors'": (lambda s: s["model_args"].update(n_layer=3), "n_layer=3"),
+    "a tensor too few": (lambda s: s["model"].pop("transformer.ln_f.weight"), "ln_f.weight is missing"),
+    "a tensor too many": (lambda s: s["model"].update(extra=torch.ones(1)), "extra has no place"),
+    "a shape": (lambda s: s["model"].update({"transformer.ln_f.weight": torch.ones(3)}), "shape (3,)"),
+    "integers": (lambda s: s["model"].update({"transformer.ln_f.weight": torch.ones(16).long()}), "int64"),
+    "heads that do not fit": (lambda s: s["model_args"].update(n_head=3), "multiple"),
+    "no heads": (lambda s: s["model_args"].pop("n_head"), "--n_head"),
+    "another optimizer": (lambda s: s["optimizer"]["param_groups"].pop(), "groups"),
+    "half an optimizer": (lambda s: s["optimizer"]["state"].pop(2), "AdamW"),
+    "moments of another shape": (lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(2)), "exp_avg"),
+    "no step": (lambda s: s.pop("iter_num"), "iter_num"),
+    "a setting out of range": (lambda s: s["config"].update(beta1=7.0), "beta1"),
+    "not a model": (lambda s: s.update(model=3), "neither"),
+    "a vocabulary of another size": (lambda s: Path("data/letters/meta.pkl").write_bytes(
+        pickle.dumps({"itos": dict(enumerate("".join(SYMBOLS) + "z"))})), "trained with"),
+    "words": (lambda s: Path("data/letters/meta.pkl").write_bytes(pickle.dumps({"itos": {0: "ab"}})), "characters"),
+    "a malicious meta.pkl": (lambda s: Path("data/letters/meta.pkl").write_bytes(b"cos\nsystem\n."), "os.system"),
+    "token beyond": (lambda s: np.array([99], np.uint16).tofile("data/letters/val.bin"), "token 99"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_carried_is_refused(case, trained, capsys):
+    change_it, expected = REFUSALS[case]
+    saved = torch.load(trained[3], weights_only=False)
+    change_it(saved)
+    torch.save(saved, trained[3])
+    assert main(["import", str(trained[3])]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+    assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+# ---- minGPT ----
+
+
+def mingpt_folder(folder: Path, config: ModelConfig, about: dict) -> Theirs:
+    """As minGPT's chargpt.py leaves it: an untied head, biases, buffers of the causal mask, and a config.json."""
+    model = Theirs(config)
+    tensors = model.state_dict()
+    T = config.block_size
+    for i in range(config.n_layer):
+        tensors[f"transformer.h.{i}.attn.bias"] = torch.tril(torch.ones(T, T)).view(1, 1, T, T)
+    folder.mkdir(parents=True)
+    torch.save(tensors, folder / "model.pt")
+    (folder / "config.json").write_text(json.dumps({"system": {"work_dir": str(folder)}, "model": about}))
+    return model
+
+
+@pytest.mark.parametrize("about", [{"model_type": "gpt-nano", "n_head": None}, {"model_type": None, "n_head": 3}])
+def test_a_model_of_mingpt(about, tmp_path, engine_name):
+    config = shape(n_head=3, n_embd=24, bias=True, tie_word_embeddings=False)
+    model = mingpt_folder(tmp_path / "out/chargpt", config, about)
+    Path("input.txt").write_text(TEXT, encoding="utf-8")
+    import_path("out/chargpt/model.pt", ImportConfig(tokenizer="input.txt"))
+    again, weights = load_model("out/mingpt-chargpt")
+    assert again == config
+    engine = open_engine(config, TrainConfig(engine=engine_name, device="cpu", dtype="float32", threads=1))
+    engine.load(weights)
+    ids = np.arange(8, dtype=np.int32)[None]
+    reference = model.lm_head(model.transformer.features(torch.from_numpy(ids).long()))[:, -1].detach().numpy()
+    assert same(engine.session(1).feed(ids), reference)
+    assert load_tokenizer("out/mingpt-chargpt").encode(TEXT).tolist() == characters(TEXT).encode(TEXT).tolist()
+
+
+def test_heads_and_vocabulary_that_mingpt_does_not_say(tmp_path):
+    mingpt_folder(tmp_path / "work", shape(bias=True, tie_word_embeddings=False), {})
+    with pytest.raises(UserError, match="--n_head"):
+        import_path("work/model.pt", ImportConfig())
+    os.remove("work/config.json")
+    lines = import_path("work/model.pt", ImportConfig(n_head=2))
+    assert "without a vocabulary" in lines[0] and not Path("out/mingpt-work/tokenizer.json").exists()
+    Path("short.txt").write_text("abc")
+    with pytest.raises(UserError, match="the one that it was trained with"):
+        import_path("work/model.pt", ImportConfig(n_head=2, out_dir="out/c", tokenizer="short.txt"))
+
+
+def test_what_is_no_format_of_these():
+    Path("x.safetensors").touch()
+    for path, expected in (("x.safetensors", "imported"), ("nowhere.pt", "no such file")):
+        with pytest.raises(UserError, match=expected):
+            import_path(path, ImportConfig())
