@@ -1,6 +1,6 @@
 """The command line: each command is a few lines that call one function below.
 
-    sampan prepare | plan | train | sample | import | export          (also python -m sampan; sampan COMMAND --help lists its flags)
+    sampan prepare | plan | train | sample | import | export     (also python -m sampan; sampan COMMAND --help lists its flags)
 
 Flags are made from the dataclasses of config.py. Heavy modules are imported when a command needs them, so that
 --help answers at once. Whatever a user can mend is one sentence on standard error and exit status 2.
@@ -25,6 +25,8 @@ Train a GPT on your own text, fine-tune one, and write with it.
   sampan train my-novel.txt                       any text file, folder of .txt or .jsonl
   sampan train notes.txt --init_from gpt2         fine-tune
   sampan train config/train_shakespeare_char.py --device=cpu        nanoGPT's commands
+  sampan import out-shakespeare-char/ckpt.pt      nanoGPT's and minGPT's checkpoints
+  sampan export out/shakespeare --to gguf         for llama.cpp; --to onnx for onnxruntime
 """
 SOURCE = "a corpus's name, a text file, a folder of .txt, a .jsonl; or a configuration, .toml or nanoGPT's .py"
 

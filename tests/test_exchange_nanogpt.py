@@ -91,8 +91,12 @@ def data_folder(folder: Path) -> Path:
 
 def checkpoint(folder: Path, config: ModelConfig, model: Theirs, optimizer, steps: int, prefix="", **changes) -> Path:
     """As nanoGPT's train.py saves it."""
-    arguments = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")}
-    settings = dict(dataset="letters", batch_size=4, gradient_accumulation_steps=1, beta1=0.9, beta2=0.99, grad_clip=1.0)
+    arguments = {
+        name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")
+    }
+    settings = dict(
+        dataset="letters", batch_size=4, gradient_accumulation_steps=1, beta1=0.9, beta2=0.99, grad_clip=1.0
+    )
     settings |= dict(max_iters=6, learning_rate=RATE, decay_lr=False, weight_decay=DECAY, device="cuda", compile=True)
     settings |= dict(block_size=8, eval_interval=2, eval_iters=2, dtype="float16", out_dir="somewhere", my_own=7)
     saved = {
@@ -141,7 +145,9 @@ def test_training_goes_on_as_torchs_own_would(bias, prefix, tmp_path, engine_nam
     assert again == config
     _, state, progress = run.load_last(config)
     assert (progress.step, progress.best_val_loss, int(state["step"])) == (4, 2.5, 4)
-    engine = open_engine(config, change(run.settings(), dict(engine=engine_name, device="cpu", dtype="float32", threads=1)))
+    engine = open_engine(
+        config, change(run.settings(), dict(engine=engine_name, device="cpu", dtype="float32", threads=1))
+    )
     engine.load(weights)
     engine.load_state(state)
     for (x, y), theirs in zip(batches(config, 1), learn(model, optimizer, batches(config, 1)), strict=True):
@@ -174,7 +180,9 @@ def test_the_commands(trained, capsys):
 
 def test_a_data_folder_alone_is_trained_on(trained):
     import_path("data/letters", ImportConfig())
-    plan = make_plan("data/letters", dict(max_iters=1, n_layer=1, n_embd=8, n_head=1, block_size=8, out_dir="out/x", threads=1))
+    plan = make_plan(
+        "data/letters", dict(max_iters=1, n_layer=1, n_embd=8, n_head=1, block_size=8, out_dir="out/x", threads=1)
+    )
     assert (plan.data.meta["train_tokens"], plan.data.meta["val_tokens"]) == (300, len(TEXT) - 300)
     assert plan.data.tokenizer.decode(plan.data.train) == TEXT[:300]
     assert len(list(train(plan))) == 3

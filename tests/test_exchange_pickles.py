@@ -42,7 +42,7 @@ def save(path: Path, value) -> Path:
 
 def test_a_checkpoint_is_read_as_torch_reads_it(tmp_path):
     whole = torch.randn(6, 4)
-    kinds = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+    kinds = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     value = {
         "tied": [whole, whole],
         "views": (whole[2:5], whole.T, whole[:, 1], whole[1:1]),
@@ -220,7 +220,11 @@ def test_a_tensor_beyond_its_storage_is_refused(claims, tmp_path):
 
 def test_archives_that_are_none(tmp_path):
     good = save(tmp_path / "good.pt", {"w": torch.zeros(1000)}).read_bytes()
-    cases = {"cut": good[:-100], "not a ZIP": b"PK" + good[1:99], "flipped": good.replace(b"FloatStorage", b"FloatStorag\xff")}
+    cases = {
+        "cut": good[:-100],
+        "not a ZIP": b"PK" + good[1:99],
+        "flipped": good.replace(b"FloatStorage", b"FloatStorag\xff"),
+    }
     for name, data in cases.items():
         (tmp_path / "bad.pt").write_bytes(data)
         with pytest.raises(UserError, match=r"bad\.pt"):

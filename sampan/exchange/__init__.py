@@ -46,15 +46,18 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
         raise UserError("say the format, such as: sampan export out/shakespeare --to gguf")
     module = importlib.import_module(f".{config.to}", __name__)
     source = find_model(folder)
-    out = Path(config.out or source / f"{source.resolve().name}{module.suffix(config)}")
+    home = source if Path(folder).is_dir() else Path()  # not into the cache of the hub
+    out = Path(config.out or home / f"{Path(folder).resolve().name}{module.suffix(config)}")
+    run = Run(source)
+    about = [run.describe(config.weights)] if run.exists() else []
     if config.weights == "last":
-        source = Run(source).last
+        source = run.last
     model, weights = load_model(source)
     tokenizer = load_tokenizer(source) if (source / "tokenizer.json").is_file() else None
     with new_files(out) as staged:
         notes = module.write(staged, model, weights, tokenizer, config)
         checked = module.check(staged, model, tokenizer, reference(model, weights), config)
-    return [f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {config.dtype}", checked, *notes]
+    return [f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {config.dtype}", *about, checked, *notes]
 
 
 # ---- checking ----
@@ -67,7 +70,9 @@ def reference(model: ModelConfig, weights: dict) -> Callable[[np.ndarray], np.nd
 
     def logits(ids: np.ndarray) -> np.ndarray:
         session = engine.session(len(ids))
-        return np.stack([session.feed(np.ascontiguousarray(ids[:, t : t + 1], np.int32)) for t in range(ids.shape[1])], 1)
+        return np.stack(
+            [session.feed(np.ascontiguousarray(ids[:, t : t + 1], np.int32)) for t in range(ids.shape[1])], 1
+        )
 
     return logits
 

@@ -19,10 +19,12 @@ import numpy as np
 from ..config import ExportConfig, ModelConfig
 from ..errors import UserError
 from ..model import rotary_frequencies
-from ..tokenizer import EACH, Tokenizer
+from ..tokenizer import Tokenizer
 from . import check_ids, compare, find, need
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How a tokenizer.json cuts text into words -> what llama.cpp calls it. Of a step: (type, its pattern or use_regex)
 WORD_CUTS = {
     (("ByteLevel", True),): "gpt-2",
@@ -39,7 +41,9 @@ def suffix(config: ExportConfig) -> str:
     return ".gguf" if config.dtype == "f32" else f"-{config.dtype}.gguf"
 
 
-def write(path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
+def write(
+    path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig
+) -> list[str]:
     gguf = need("gguf", "gguf")
     c, kind = model, config.dtype
     refuse(model, weights, tokenizer, kind)
@@ -78,7 +82,10 @@ def write(path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | 
     writer.write_tensors_to_file()
     writer.close()
     if tokenizer.is_characters and not tokenizer.decode(range(tokenizer.vocab_size)).isascii():
-        return ["give llama.cpp only characters that are in the vocabulary: it does not come to an end on others"]
+        return [
+            "give llama.cpp only characters that this vocabulary has: one that begins with the same byte as one of them "
+            "and is none sends its tokenizer round for ever"
+        ]
     return []
 
 
@@ -193,8 +200,9 @@ def add_byte_level(writer, described: dict, tokenizer: Tokenizer) -> list[str | 
     steps = tuple(map(word_cut, steps.get("pretokenizers", [steps])))
     if kind != "BPE" or steps not in WORD_CUTS or (normalizer or {"type": "NFC"})["type"] != "NFC":
         raise UserError(
-            f"its tokenizer ({kind}, words cut by {', '.join(str(name) for name, _ in steps)}) is none that a GGUF can "
-            "carry exactly: those are characters and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen"
+            f"its tokenizer ({kind}, words cut by {', '.join(str(name) for name, _ in steps)}) is none that llama.cpp has "
+            "exactly: those are characters, and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen, lower case left "
+            "alone and no space put before the first word"
         )
     if tokenizer.end_of_text is None:
         raise UserError("llama.cpp takes token 11 of a BPE as the end of a text where there is none; this one has none")

@@ -13,7 +13,6 @@ nanoGPT's order of batches is not ours: a resumed run meets other windows of the
 """
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,7 +213,9 @@ def weights_of(path: Path, model: ModelConfig, tensors: dict[str, np.ndarray]) -
 
 
 def describe(folder: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> str:
-    line = f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
+    line = (
+        f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
+    )
     if tokenizer is None:
         return f"{line}; without a vocabulary: --tokenizer can give it one"
     return f"{line}; sampan sample {folder}"

@@ -29,7 +29,9 @@ def suffix(config: ExportConfig) -> str:
     return ("-kv" if config.kv_cache else "") + ("" if config.dtype == "f32" else f"-{config.dtype}") + ".onnx"
 
 
-def write(path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
+def write(
+    path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig
+) -> list[str]:
     if config.dtype not in ALLOWED:
         raise UserError(f"dtype={config.dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it")
     onnx = need("onnx", "onnx")
@@ -116,9 +118,13 @@ class Graph:
                 for part in ("key", "value"):
                     name, shape = f"past_key_values.{i}.{part}", ["batch", c.n_kv_head, "past", c.head_dim]
                     self.declare(self.inputs, name, "FLOAT", shape)
-                    self.declare(self.outputs, f"present.{i}.{part}", "FLOAT", [*shape[:2], "past + length", c.head_dim])
+                    self.declare(
+                        self.outputs, f"present.{i}.{part}", "FLOAT", [*shape[:2], "past + length", c.head_dim]
+                    )
         T = self.op("Squeeze", self.length(ids, 1))
-        start = self.op("Squeeze", self.length("past_key_values.0.key", 2)) if self.config.kv_cache else self.constant(0)
+        start = (
+            self.op("Squeeze", self.length("past_key_values.0.key", 2)) if self.config.kv_cache else self.constant(0)
+        )
         end, one = self.op("Add", start, T), self.constant(1)
         positions = self.op("Range", start, end, one)  # (T,)
         keys = self.op("Range", self.constant(0), end, one)  # (S,)
