@@ -104,7 +104,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
 def settings_of(path: Path, settings: dict) -> TrainConfig:
     """The settings of nanoGPT's train.py that are ours too; device, precision and compiling are this machine's."""
     known = {k: v for k, v in settings.items() if k in TrainConfig.__dataclass_fields__ and k not in OF_THE_MACHINE}
-    return build(TrainConfig, known, str(path))
+    return build(TrainConfig, known | {"optimizer": "adamw"}, str(path))
 
 
 def progress_of(path: Path, saved: dict) -> Progress:
