@@ -185,7 +185,7 @@ class ExportConfig:
     """Everything that `sampan export` can be told."""
 
     title: typing.ClassVar[str] = "export"
-    to: str | None = setting(None, "the format", choices=EXPORTS)
+    to: str | None = setting(None, "the format, which has to be said", choices=EXPORTS)
     out: str | None = setting(None, "the file; auto: in the run's folder")
     dtype: str = setting("f32", "what the matrices are stored as", choices=EXPORT_DTYPES)
     weights: str = setting("best", "which of a run's weights", choices=("best", "last"))
