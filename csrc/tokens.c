@@ -61,7 +61,7 @@ void tokens_close(tokens *t) {
 }
 
 int32_t tokens_read_window(tokens *t, int64_t start, int64_t block, int32_t *x, int32_t *y, char *message, int64_t message_size) {
-    int32_t failed = start < 0 || block > t->count - start - 1 || file_seek(t->stream, start * t->width, SEEK_SET);
+    int32_t failed = start < 0 || block > t->count - start - 1 || file_seek(t->stream, t->begin + start * t->width, SEEK_SET);
     for (int64_t i = 0; i <= block && !failed; i++) {
         uint8_t raw[4] = {0};
         failed = fread(raw, 1, (size_t)t->width, t->stream) != (size_t)t->width;
