@@ -20,7 +20,7 @@
 
 enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 20240327, TOKENS = 20240520 };
 enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };
-enum { PADDING_MOST = 1024 };         /* rows that a debug state may have beyond the vocabulary; llm.c adds at most 127 */
+enum { PADDED_TO = 128 };             /* rows of the token embedding's gradient in a debug state */
 
 static int32_t complain(FILE *stream, const char *path, const char *what, char *message, int64_t message_size) {
     if (stream) fclose(stream);
@@ -257,8 +257,9 @@ int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y
 
 int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c, char *message, int64_t message_size) {
     int32_t h[HEADER];
-    int64_t bytes, rest, logits, parameters = count_elements(c, c->vocab_size);
-    *s = (llmc_state){0};
+    int64_t bytes, logits;
+    *s = (llmc_state){.padded = (c->vocab_size + PADDED_TO - 1) / PADDED_TO * PADDED_TO};
+    int64_t parameters = count_elements(c, s->padded);
     if (c->family != SAMPAN_GPT2 || !c->tie_word_embeddings || c->n_inner != 4 * c->n_embd)
         return complain(NULL, path, "a debug state is of a gpt2 with a tied head and an MLP of 4 n_embd, and this model is not one", message, message_size);
     FILE *stream = open_kind(path, STATE, "a debug state", h, &bytes, message, message_size);
@@ -267,10 +268,8 @@ int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c,
     s->B = h[2];
     s->T = h[3];
     int32_t plausible = s->B > 0 && s->T > 0 && s->T <= c->block_size && parameters > 0 && size_multiply(&logits, s->B * s->T, (int64_t)c->vocab_size + 2);
-    rest = plausible ? bytes / 4 - logits - 1 - parameters : -1;           /* the rows beyond the vocabulary */
-    if (bytes % 4 || rest < 0 || rest % c->n_embd || rest / c->n_embd >= PADDING_MOST)
+    if (!plausible || bytes % 4 || bytes / 4 - parameters - 1 != logits)
         return complain(stream, path, "its length is not that of a debug state of this model", message, message_size);
-    s->padded = c->vocab_size + rest / c->n_embd;
     int64_t count = s->B * s->T;
     float loss;
     s->stream = stream;

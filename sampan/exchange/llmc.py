@@ -6,6 +6,9 @@
     write("data/shakespeare", "dev/data/shakespeare")        # a data folder -> shakespeare_train.bin, _val.bin
     write("tinyshakespeare", "dev/data/tinyshakespeare")     # a text, cut and split as llm.c's own script does
 
+    ./test_gpt2; ./train_gpt2                                # llm.c's programs, in the folder of the first
+    csrc/build/sampan-c test --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin
+
 All of them begin with 256 int32: a magic number, a version, sizes. A file's length is checked against its header
 before anything else is read. Version 3 of the weights is float32 and version 5 bfloat16; token files are uint16
 (GPT-2's) or uint32 (Llama 3's).
@@ -42,8 +45,8 @@ KINDS = {
 }  # fmt: skip
 TOKEN_FILES = {TOKENS: (1, np.dtype("<u2")), TOKENS_LLAMA3: (7, np.dtype("<u4"))}  # magic: version, type of an id
 DTYPES = {
-    "float32": (3, np.dtype("<f4"), ""),
-    "bfloat16": (5, np.dtype("<u2"), "_bf16"),
+    "f32": (3, np.dtype("<f4"), ""),
+    "bf16": (5, np.dtype("<u2"), "_bf16"),
 }  # version, type, file's ending
 SHARD = 100_000_000  # tokens in a file, as in llm.c's large data sets; its reader seeks with 31 bits
 PADDED_TO = 128  # rows of the token embedding
@@ -58,7 +61,7 @@ OF_A_BLOCK = (
 # ---- what the commands call ----
 
 
-def recognizes(path: str | Path) -> bool:
+def claims(path: str | Path) -> bool:
     """Whether a file begins with one of llm.c's magic numbers."""
     try:
         with Path(path).open("rb") as file:
@@ -93,12 +96,12 @@ def read(path: str | Path, out: str | Path, tokenizer: str | None = None) -> lis
 
 
 def write(
-    source: str, out: str | Path, dtype: str = "float32", debug_state: bool = False, data_dir: str | None = None
+    source: str, out: str | Path, dtype: str = "f32", debug_state: bool = False, data_dir: str | None = None
 ) -> list[Path]:
     """Write a model's folder, a data folder or a text into the folder `out`, as llm.c reads it; the paths written.
 
     A model becomes gpt2_124M.bin and gpt2_tokenizer.bin whatever its size, the names that llm.c's programs open; with
-    `dtype` bfloat16, gpt2_124M_bf16.bin. `debug_state` adds what test_gpt2 compares: one step's logits, loss and
+    `dtype` bf16, gpt2_124M_bf16.bin. `debug_state` adds what test_gpt2 compares: one step's logits, loss and
     gradients, on the first val tokens of `data_dir`, or on random ones. A corpus's name or a text file is cut into
     documents and split as llm.c's script does for tinyshakespeare. Raises UserError where llm.c has no such model.
     """
@@ -186,7 +189,7 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """
     path = Path(path)
     config, dtype, padded = read_config(path)
-    return config, read_tensors(np.memmap(path, DTYPES[dtype][1], "r", 4 * HEADER), config, padded, str(path))
+    return config, read_tensors(np.memmap(path, DTYPES[dtype][1], "c", 4 * HEADER), config, padded, str(path))
 
 
 def read_tensors(values: np.ndarray, config: ModelConfig, padded: int, where: str) -> dict[str, np.ndarray]:
@@ -210,7 +213,7 @@ def write_weights(path: Path, config: ModelConfig, weights: Mapping[str, np.ndar
 
 def write_tensors(file: BinaryIO, config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
     for p in table_of(config):
-        values = to_bfloat16(tensors[p.name]) if dtype == "bfloat16" else tensors[p.name].astype("<f4", copy=False)
+        values = to_bfloat16(tensors[p.name]) if dtype == "bf16" else tensors[p.name].astype("<f4", copy=False)
         file.write(np.ascontiguousarray(values).data)
         if p.name == "wte.weight":
             file.write(bytes((padded_vocabulary(config) - config.vocab_size) * config.n_embd * values.itemsize))
@@ -263,7 +266,7 @@ def write_model(folder: Path, out: Path, dtype: str, data: Data | None, debug_st
     paths.append(out / f"gpt2_124M{DTYPES[dtype][2]}.bin")
     write_weights(paths[-1], model, weights, dtype)
     if debug_state:
-        if dtype == "bfloat16":
+        if dtype == "bf16":
             weights = {name: to_float32(to_bfloat16(w)) for name, w in weights.items()}  # as they were written
         paths.append(out / "gpt2_124M_debug_state.bin")
         engine = open_engine(model, TrainConfig(dtype="float32"))
@@ -317,20 +320,20 @@ def write_state(path: Path, model: ModelConfig, state: State) -> None:
             file.write(np.ascontiguousarray(array, "<i4").data)
         file.write(np.ascontiguousarray(state.logits, "<f4").data)
         file.write(struct.pack("<f", state.loss))
-        write_tensors(file, model, state.gradients, "float32")
+        write_tensors(file, model, state.gradients, "f32")
 
 
-def read_state(path: str | Path, weights: str | Path) -> State:
-    """The debug state that belongs to a weights file, whose header has its sizes. Raises UserError where they disagree."""
+def read_state(path: str | Path, model: ModelConfig) -> State:
+    """A debug state of this model, which has the sizes that are not in the file. Raises UserError where they disagree."""
     path = Path(path)
-    model, _, padded = read_config(Path(weights))
     _, version, B, T = open_kind(path, STATE)[:4]
     if version != 2 or B < 1 or not 0 < T <= model.block_size:
-        raise UserError(f"{path}: version {version}, {B} sequences of {T} tokens; not a debug state of {weights}")
+        raise UserError(f"{path}: version {version}, {B} sequences of {T} tokens; not a debug state of this model")
+    padded = padded_vocabulary(model)
     gradients = count_floats(padded, vars(model))
-    check_size(path, 4 * (HEADER + 2 * B * T + B * T * model.vocab_size + 1 + gradients), f"one of {weights}")
+    check_size(path, 4 * (HEADER + 2 * B * T + B * T * model.vocab_size + 1 + gradients), "one of this model")
     ids = np.fromfile(path, "<i4", 2 * B * T, offset=4 * HEADER).reshape(2, B, T)
-    values = np.memmap(path, "<f4", "r", 4 * (HEADER + 2 * B * T))
+    values = np.memmap(path, "<f4", "c", 4 * (HEADER + 2 * B * T))
     end = B * T * model.vocab_size
     tensors = read_tensors(values[end + 1 :], model, padded, str(path))
     return State(ids[0], ids[1], values[:end].reshape(B, T, -1), float(values[end]), tensors)
@@ -464,7 +467,7 @@ def encode_sections(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 def find_tokenizer(wanted: str | None, beside: Path) -> Tokenizer:
     path = beside.with_name("gpt2_tokenizer.bin") if wanted is None else Path(wanted)
-    if recognizes(path):
+    if claims(path):
         return read_tokenizer(path)
     if wanted in (None, "gpt2"):
         return tokenizers.gpt2()
