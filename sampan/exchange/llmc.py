@@ -27,8 +27,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .. import tokenizer as tokenizers
-from ..checkpoint import WEIGHTS, load_model, save_model
+from .. import corpus, tokenizer as tokenizers
+from ..checkpoint import WEIGHTS, find_model, load_model, save_model
 from ..config import ModelConfig, TrainConfig
 from ..data import FORMAT, Data, Source, find_source, open_folder, source_name, write_folder
 from ..engine import Engine, open_engine
@@ -110,9 +110,9 @@ def write(
         out.mkdir(parents=True, exist_ok=True)
         if (folder / "meta.json").is_file():
             return write_data(open_folder(folder), out)
-        if folder.is_dir():
-            return write_model(folder, out, dtype, open_folder(data_dir) if data_dir else None, debug_state)
-        return write_text(source, out)
+        if folder.is_file() or corpus.find(source):
+            return write_text(source, out)
+        return write_model(find_model(source), out, dtype, open_folder(data_dir) if data_dir else None, debug_state)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
