@@ -23,7 +23,7 @@ from sampan.engine import open_engine
 from sampan.errors import UserError
 from sampan.exchange import llmc
 from sampan.model import initialize, parameters
-from sampan.tokenizer import characters, train_bpe
+from sampan.tokenizer import END_OF_TEXT, characters, train_bpe
 
 PROGRAM = Path(__file__).parents[1] / "csrc" / "build" / "sampan-c"
 V, VP = 65, 128  # tiny_config's vocabulary, and padded
@@ -296,6 +296,8 @@ def test_a_tokenizer_of_characters_comes_back(has_end):
     assert header == (20240328, 2, made.vocab_size, made.end_of_text if has_end else made.encode("\n")[0])
     assert raw[1024:1026] == b"\x01\n" and (b"\x03" + "船".encode()) in raw
     assert llmc.read_tokenizer("t.bin").to_json() == made.to_json()
+    Path("t.bin").write_bytes(tokenizer_file([b"b", b"a"]))
+    assert llmc.read_tokenizer("t.bin").encode("ab").tolist() == [1, 0]
 
 
 @given(st.text(st.sampled_from("abAB .,'\n1é船\u0300"), min_size=1, max_size=300), st.integers(258, 330))
@@ -321,7 +323,7 @@ BYTES = [bytes([b]) for b in range(256)]
         (tokenizer_file([*BYTES, b"abc"]), "not a merge"),
         (tokenizer_file([*BYTES, b"bc", b"ab", b"abc", b"cabc"]), "other ids|not a merge"),
         (tokenizer_file([b"ab", b"c"]), "neither of bytes"),
-        (tokenizer_file([b"b", b"a"]), "other ids"),
+        (tokenizer_file([END_OF_TEXT.encode(), b"a"]), "other ids"),
         (tokenizer_file([b"a", b"\xff"]), "cannot be found"),
         (tokenizer_file([b"a", b"a"]), "different"),
         (tokenizer_file([b"a", b""]), "different|in 3 bytes"),

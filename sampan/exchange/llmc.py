@@ -535,7 +535,7 @@ def characters_of(words: list[bytes], has_end: bool) -> Tokenizer:
     symbols = [word.decode() for word in words]
     if any(len(symbol) != 1 for symbol in symbols):
         raise ValueError("it is neither of bytes and their merges nor of characters")
-    return tokenizers.characters("".join(symbols), has_end)
+    return tokenizers.from_symbols(symbols, has_end)
 
 
 def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
