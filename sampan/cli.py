@@ -243,9 +243,14 @@ COMMANDS = {
         import_,
         ImportConfig,
         "take over another program's checkpoint or data",
-        "nanoGPT's ckpt.pt or data folder, minGPT's model.pt",
+        "nanoGPT's ckpt.pt or data folder, minGPT's model.pt, llm.c's weights or token files",
     ),
-    "export": (export, ExportConfig, "write a model in another format", "a run's folder, or a Hugging Face folder"),
+    "export": (
+        export,
+        ExportConfig,
+        "write a model in another format",
+        "a run's folder or a Hugging Face folder; for llmc also a data folder, a corpus's name or a text file",
+    ),
 }
 
 

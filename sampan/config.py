@@ -165,7 +165,7 @@ class SampleConfig(MachineConfig):
     oov: str = setting("error", "a character that the vocabulary lacks", choices=("error", "skip"))
 
 
-EXPORTS = ("gguf", "onnx")  # formats that a model is written in, each a file of exchange/
+EXPORTS = ("gguf", "llmc", "onnx")  # formats that a model is written in, each a file of exchange/
 EXPORT_DTYPES = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -176,7 +176,9 @@ class ImportConfig:
     title: typing.ClassVar[str] = "import"
     out_dir: str | None = setting(None, "the new folder; auto: out/PROGRAM-NAME")
     data_dir: str | None = setting(None, "the data that a run was trained on; auto: data/DATASET, where it is")
-    tokenizer: str = setting("auto", "gpt2 | a meta.pkl | a tokenizer.json | the text whose characters were learnt")
+    tokenizer: str = setting(
+        "auto", "gpt2 | a meta.pkl | a tokenizer.json | gpt2_tokenizer.bin | the text learnt, by characters"
+    )
     n_head: int | None = setting(None, "attention heads, where the file does not say", low=1)
 
 
@@ -186,10 +188,12 @@ class ExportConfig:
 
     title: typing.ClassVar[str] = "export"
     to: str | None = setting(None, "the format, which has to be said", choices=EXPORTS)
-    out: str | None = setting(None, "the file; auto: in the run's folder")
+    out: str | None = setting(None, "the file, or llmc's folder; auto: in the run's folder")
     dtype: str = setting("f32", "what the matrices are stored as", choices=EXPORT_DTYPES)
     weights: str = setting("best", "which of a run's weights", choices=("best", "last"))
     kv_cache: bool = setting(False, "onnx: with past keys and values as inputs and outputs")
+    debug_state: bool = setting(False, "llmc: also what its test_gpt2 compares")
+    data_dir: str | None = setting(None, "llmc: the data whose first val tokens that is of; auto: random tokens")
 
 
 def types_of(cls) -> dict:

@@ -141,7 +141,7 @@ REFUSED = {
     "q8_0 of odd rows": (dict(family="gpt2", n_embd=40), dict(dtype="q8_0"), "wte.weight has 40"),
     "a prefix space": (dict(kind="prefix space"), {}, "before the first word"),
     "a normalizer": (dict(kind="lower case"), {}, "tokenizer"),
-    "another format": ({}, dict(to="nothing"), "expected one of gguf, onnx"),
+    "another format": ({}, dict(to="nothing"), "expected one of gguf"),
 }
 
 

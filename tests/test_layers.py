@@ -18,7 +18,7 @@ PACKAGE = Path(sampan.__file__).parent
 # From the top; a module imports only what is below it.
 ORDER = (
     "__main__", "cli",
-    "exchange.nanogpt", "exchange.gguf", "exchange.onnx", "exchange.pickles", "exchange",
+    "exchange.llmc", "exchange.nanogpt", "exchange.gguf", "exchange.onnx", "exchange.pickles", "exchange",
     "report", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
     "torch_engine", "torch_muon", "torch_model", "c_engine", "engine",
     "checkpoint", "data", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",

@@ -17,6 +17,7 @@ from hypothesis import given, settings, strategies as st
 
 from sampan import tokenizer as tokenizers
 from sampan.checkpoint import load_model, load_tokenizer, save_model
+from sampan.cli import main
 from sampan.config import DataConfig, TrainConfig
 from sampan.data import open_folder, prepare
 from sampan.engine import open_engine
@@ -203,6 +204,25 @@ def test_a_state_of_data_has_its_first_val_tokens(folder):
     llmc.write(str(folder), "there", debug_state=True, data_dir=str(data.folder))
     state = llmc.read_state("there/gpt2_124M_debug_state.bin", load_model(folder)[0])
     assert np.array_equal(state.x.ravel(), data.val[:64]) and np.array_equal(state.y.ravel(), data.val[1:65])
+
+
+# ---- the commands ----
+
+
+def test_export_and_import_are_commands(folder, capsys):
+    weights = load_model(folder)[1]
+    assert main(["export", str(folder), "--to", "llmc", "--debug_state"]) == 0
+    assert "gpt2_124M_debug_state.bin:" in capsys.readouterr().out
+    assert main(["import", str(folder / "llmc" / "gpt2_124M.bin")]) == 0
+    assert equal(load_model("out/llmc-gpt2_124M")[1], weights)
+    for split in ("train", "val"):
+        Path(f"x_{split}.bin").write_bytes(tokens_file([1, 2, 3]))
+    assert main(["import", "x_val.bin", "--tokenizer", str(folder)]) == 0
+    assert main(["export", "data/x", "--to", "llmc", "--out", "there"]) == 0
+    assert Path("there/x_train.bin").read_bytes() == Path("x_train.bin").read_bytes()
+    assert main(["export", str(folder), "--to", "llmc", "--dtype", "q8_0"]) == 2
+    assert main(["export", str(folder), "--to", "llmc", "--weights", "last"]) == 2
+    assert "are f32 or bf16" in capsys.readouterr().err
 
 
 # ---- token files ----

@@ -9,6 +9,7 @@ A format that is read has `claims(path)` and `import_path(path, config)`. One th
     write(path, model, weights, tokenizer, config)        what its user must know, in lines; may write files beside
     check(path, model, tokenizer, reference, config)      loads it again with its own runtime; what was seen, a line
 
+or, where data are written as well as models, `export_path(source, config)` instead of these three.
 Both return lines for people and raise UserError for what cannot be carried faithfully. A model is only read. Files
 are made in a folder beside and renamed when they are whole and checked.
 """
@@ -28,7 +29,7 @@ from ..config import ExportConfig, ImportConfig, MachineConfig, ModelConfig
 from ..engine import open_engine
 from ..errors import UserError
 
-IMPORTS = ("nanogpt",)  # what is read, in the order of asking; what is written is config.EXPORTS
+IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is written is config.EXPORTS
 
 
 def import_path(path: str, config: ImportConfig) -> list[str]:
@@ -45,6 +46,8 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
     if config.to is None:
         raise UserError("say the format, such as: sampan export out/shakespeare --to gguf")
     module = importlib.import_module(f".{config.to}", __name__)
+    if hasattr(module, "export_path"):
+        return module.export_path(folder, config)
     source = find_model(folder)
     home = source if Path(folder).is_dir() else Path()  # not into the cache of the hub
     out = Path(config.out or home / f"{Path(folder).resolve().name}{module.suffix(config)}")

@@ -1,10 +1,10 @@
 """llm.c's files, both ways: weights, token files, its tokenizer file and the debug state of its test.
 
-    read("gpt2_124M.bin", "out/gpt2")                        # weights -> a Hugging Face folder
-    read("tiny_shakespeare_train.bin", "data/tiny")          # it and the _val.bin beside it -> a data folder
-    write("out/gpt2", ".", debug_state=True)                 # a model -> what test_gpt2 and train_gpt2 open
-    write("data/shakespeare", "dev/data/shakespeare")        # a data folder -> shakespeare_train.bin, _val.bin
-    write("tinyshakespeare", "dev/data/tinyshakespeare")     # a text, cut and split as llm.c's own script does
+    sampan import gpt2_124M.bin --out_dir out/gpt2           # weights -> a Hugging Face folder
+    sampan import tiny_shakespeare_train.bin                 # it and the _val.bin beside it -> a data folder
+    sampan export out/gpt2 --to llmc --out . --debug_state   # a model -> what test_gpt2 and train_gpt2 open
+    sampan export data/shakespeare --to llmc --out dev/data/shakespeare            # shakespeare_train.bin, _val.bin
+    sampan export tinyshakespeare --to llmc --out dev/data/tinyshakespeare         # a text, as llm.c's script splits it
 
     ./test_gpt2; ./train_gpt2                                # llm.c's programs, in the folder of the first
     csrc/build/sampan-c test --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin
@@ -29,7 +29,7 @@ import numpy as np
 
 from .. import corpus, tokenizer as tokenizers
 from ..checkpoint import WEIGHTS, find_model, load_model, save_model
-from ..config import ModelConfig, TrainConfig
+from ..config import ExportConfig, ImportConfig, ModelConfig, TrainConfig
 from ..data import FORMAT, Data, Source, find_source, open_folder, source_name, write_folder
 from ..engine import Engine, open_engine
 from ..errors import UserError
@@ -68,6 +68,26 @@ def claims(path: str | Path) -> bool:
             return int.from_bytes(file.read(4), "little") in KINDS
     except OSError:
         return False
+
+
+def import_path(path: Path, config: ImportConfig) -> list[str]:
+    """`read`, into a folder that is named after the file where no other is."""
+    magic = read_header(path)[0]
+    folder = (
+        Path("data", path.stem.split("_train")[0].split("_val")[0])
+        if magic in TOKEN_FILES
+        else Path("out", f"llmc-{path.stem}")
+    )
+    return read(path, config.out_dir or folder, None if config.tokenizer == "auto" else config.tokenizer)
+
+
+def export_path(source: str, config: ExportConfig) -> list[str]:
+    """`write`, into the run's folder where no other is named; a line for each file."""
+    out = Path(config.out or Path(source if Path(source).is_dir() else "", "llmc"))
+    if config.weights == "last":
+        source = str(Path(source, "last"))
+    paths = write(source, out, config.dtype, config.debug_state, config.data_dir)
+    return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB" for path in paths]
 
 
 def read(path: str | Path, out: str | Path, tokenizer: str | None = None) -> list[str]:
