@@ -42,12 +42,12 @@ static void make_folder(const char *path) { mkdir(path, 0777); }
 /* ---- settings: one table; config.py's names and defaults ---- */
 
 typedef struct settings {
-    char out_dir[2048], init_from[2048], data_dir[2048], dtype[16], start[8192];
+    char out_dir[2048], init_from[2048], data_dir[2048], dtype[16], start[8192], optimizer[16];
     char recipe[16], order[16], input_bin[2048], input_val_bin[2048], debug_state[2048];      /* of this program alone */
     int64_t batch_size, block_size, gradient_accumulation_steps, max_iters, warmup_iters, lr_decay_iters, eval_interval, eval_iters, log_interval;
     int64_t threads, seed, num_samples, max_new_tokens, top_k;
-    int64_t decay_lr, eval_only;
-    double learning_rate, min_lr, weight_decay, beta1, beta2, grad_clip, dropout, temperature;
+    int64_t decay_lr, eval_only, gradient_checkpointing;
+    double learning_rate, min_lr, weight_decay, beta1, beta2, momentum, adamw_lr_ratio, grad_clip, dropout, temperature;
 } settings;
 
 enum { TEXT, WHOLE, REAL, FLAG };
@@ -55,6 +55,7 @@ typedef struct setting { const char *name; int32_t kind; size_t offset; double l
 #define ROW(field, kind, low, high) {#field, kind, offsetof(settings, field), low, high, sizeof ((settings *)0)->field}
 static const setting SETTINGS[] = {
     ROW(out_dir, TEXT, 0, 0), ROW(init_from, TEXT, 0, 0), ROW(data_dir, TEXT, 0, 0), ROW(dtype, TEXT, 0, 0), ROW(start, TEXT, 0, 0),
+    ROW(optimizer, TEXT, 0, 0), ROW(momentum, REAL, 0, 0.999999), ROW(adamw_lr_ratio, REAL, 0, 1e9), ROW(gradient_checkpointing, FLAG, 0, 1),
     ROW(recipe, TEXT, 0, 0), ROW(order, TEXT, 0, 0), ROW(input_bin, TEXT, 0, 0), ROW(input_val_bin, TEXT, 0, 0), ROW(debug_state, TEXT, 0, 0),
     ROW(batch_size, WHOLE, 1, 1e6), ROW(block_size, WHOLE, 0, 1e7), ROW(gradient_accumulation_steps, WHOLE, 1, 1e9), ROW(max_iters, WHOLE, 0, 1e15),
     ROW(warmup_iters, WHOLE, 0, 1e15), ROW(lr_decay_iters, WHOLE, 0, 1e15), ROW(eval_interval, WHOLE, 1, 1e15), ROW(eval_iters, WHOLE, 1, 1e9),
@@ -65,10 +66,10 @@ static const setting SETTINGS[] = {
 };
 
 static const settings DEFAULTS = {
-    .out_dir = "out", .dtype = "auto", .start = "\n", .order = "windows", .batch_size = 12, .gradient_accumulation_steps = 40, .max_iters = 600000,
+    .out_dir = "out", .dtype = "auto", .start = "\n", .order = "windows", .optimizer = "adamw", .batch_size = 12, .gradient_accumulation_steps = 40, .max_iters = 600000,
     .warmup_iters = 2000, .lr_decay_iters = 600000, .eval_interval = 2000, .eval_iters = 200, .log_interval = 1, .seed = 1337, .num_samples = 1,
     .max_new_tokens = 500, .top_k = 200, .decay_lr = 1, .learning_rate = 6e-4, .min_lr = 6e-5, .weight_decay = 0.1, .beta1 = 0.9,
-    .beta2 = 0.95, .grad_clip = 1.0, .temperature = 0.8,
+    .beta2 = 0.95, .momentum = 0.95, .adamw_lr_ratio = 0.2, .grad_clip = 1.0, .temperature = 0.8,
 };
 
 /* ---- errors: the program's only way out before its end ---- */
@@ -159,6 +160,7 @@ static void use_recipe(settings *s) {
     s->eval_iters = 5;
     s->learning_rate = 1e-4;
     s->decay_lr = 0;
+    snprintf(s->optimizer, sizeof s->optimizer, "adamw");
     s->beta1 = 0.9;
     s->beta2 = 0.999;
     s->weight_decay = s->grad_clip = s->dropout = 0.0;
@@ -242,9 +244,13 @@ static void program_open(program *p, int32_t training) {
     double *frequencies = NULL;
     const char *source = source_folder(s);
     p->is_llmc = llmc_recognizes(source);
+    const int32_t is_muon = !strcmp(s->optimizer, "muon");
+    if (!is_muon && strcmp(s->optimizer, "adamw")) fail("optimizer=%s: expected adamw or muon", s->optimizer);
     *c = (sampan_config){
         .struct_size = sizeof *c, .training = training, .threads = (int32_t)s->threads, .beta1 = s->beta1, .beta2 = s->beta2,
-        .weight_decay = s->weight_decay, .grad_clip = s->grad_clip, .seed = (uint64_t)s->seed, .dropout = (float)s->dropout,
+        .weight_decay = s->weight_decay, .grad_clip = s->grad_clip, .momentum = s->momentum, .adamw_lr_ratio = s->adamw_lr_ratio,
+        .optimizer = is_muon ? SAMPAN_MUON : SAMPAN_ADAMW, .gradient_checkpointing = (int32_t)s->gradient_checkpointing,
+        .seed = (uint64_t)s->seed, .dropout = (float)s->dropout,
     };
     if (!strcmp(s->dtype, "auto")) c->dtype = sampan_preferred_dtype();
     else if (!strcmp(s->dtype, "bfloat16")) c->dtype = SAMPAN_BFLOAT16;

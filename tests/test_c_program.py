@@ -60,7 +60,8 @@ def run(request, tmp_path):
 
 def test_it_trains_as_the_package(run):
     data, model, config, _ = run
-    settings = TrainConfig(**SETTINGS, threads=2)
+    recipe = SETTINGS | dict(optimizer="muon" if config.family == "qwen3" else "adamw")
+    settings = TrainConfig(**recipe, threads=2)
     engine = CEngine(config, settings)
     engine.load(load_model(model)[1])
     splits = [np.fromfile(data / f"{s}.bin", np.uint16) for s in ("train", "val")]
@@ -76,7 +77,7 @@ def test_it_trains_as_the_package(run):
             for micro in range(2):
                 engine.accumulate(*windows.batch(step * 6 + micro * 3, 3))
             expected.append(f"iter {step}: loss {engine.update(learning_rate(settings, step)).loss:.4f}")
-    flags = [f"--{key}={value}" for key, value in SETTINGS.items()]
+    flags = [f"--{key}={value}" for key, value in recipe.items()]
     done = program("train", "--out_dir", model, "--data_dir", data, *flags)
     assert done.returncode == 0, done.stderr
     assert [line.split(", time")[0] for line in done.stdout.splitlines()] == expected
