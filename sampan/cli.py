@@ -22,13 +22,17 @@ Train a GPT on your own text, fine-tune one, and write with it.
 
   sampan train shakespeare                        fetch, prepare, train, show a sample
   sampan sample out/shakespeare --prompt "ROMEO:"
-  sampan train my-novel.txt                       any text file, folder of .txt or .jsonl
+  sampan train my-novel.txt                       any texts: files, folders, globs, hf:NAME, -
   sampan train notes.txt --init_from gpt2         fine-tune
   sampan train config/train_shakespeare_char.py --device=cpu        nanoGPT's commands
   sampan import out-shakespeare-char/ckpt.pt      nanoGPT's and minGPT's checkpoints
   sampan export out/shakespeare --to gguf         for llama.cpp; --to onnx for onnxruntime
 """
-SOURCE = "a corpus's name, a text file, a folder of .txt, a .jsonl; or a configuration, .toml or nanoGPT's .py"
+TEXTS = (
+    "a corpus's name, or files (.txt .md .jsonl .txt.gz .jsonl.gz .parquet .zip), folders of them, quoted globs such as "
+    "'src/**/*.py', hf:NAME[:CONFIG[:SPLIT]] of the Hugging Face Hub, - for standard input"
+)
+SOURCE = f"{TEXTS}; or a configuration, .toml or nanoGPT's .py"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,9 +83,14 @@ def prepare(source: list[str], flags: dict) -> int:
     from .data import prepare
     from .look import lines, look
 
-    if len(source) != 1:
-        raise UserError("sampan prepare takes one source, such as: sampan prepare shakespeare")
-    data = prepare(source[0], config.build(DataConfig, flags))
+    if not source:
+        raise UserError("sampan prepare takes a source, such as: sampan prepare shakespeare")
+    if flags.pop("compare", False):
+        from .compare import compare, table
+
+        print(table(compare(source, config.build(DataConfig, flags))))
+        return 0
+    data = prepare(source, config.build(DataConfig, flags))
     print("\n".join(data.summary()), flush=True)
     print("\n".join(lines(data, look(data))))
     return 0
@@ -229,7 +238,7 @@ COMMANDS = {
         prepare,
         DataConfig,
         "make train.bin and val.bin of a text",
-        "a corpus's name, a text file, a folder of .txt or a .jsonl",
+        TEXTS,
     ),
     "plan": (plan, TrainConfig, "print what a run would be, and train nothing", SOURCE),
     "train": (train, TrainConfig, "train or fine-tune", SOURCE),
@@ -266,14 +275,12 @@ def plan_of(source: list[str], flags: dict):
         if overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it: give one of them")
         flags["init_from"] = "resume"
-    files = [s for s in source if s.endswith((".toml", ".py"))]
+    files = [s for s in source if s.endswith((".toml", ".py")) and "*" not in s]
     texts = [s for s in source if s not in files]
-    if len(texts) > 1:
-        raise UserError(f"one text at a time: {texts[0]} and {texts[1]} were given; put several files into one folder")
     settings = {}
     for file in files:
         settings |= config.read_file(config.find_file(file))
-    return make_plan(texts[0] if texts else None, settings | flags, recipe=not files, overwrite=overwrite)
+    return make_plan(texts or None, settings | flags, recipe=not files, overwrite=overwrite)
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict]:
@@ -289,6 +296,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict]:
         if cls is TrainConfig:
             sub.add_argument("--resume", action="store_true", default=None, help="continue the run in --out_dir")
             sub.add_argument("--overwrite", action="store_true", default=None, help="replace the run in --out_dir")
+        if name == "prepare":
+            sub.add_argument(
+                "--compare", action="store_true", default=None, help="print what each tokenizer makes of it"
+            )
         add_flags(sub, cls)
     return parser, {name: (function, cls) for name, (function, cls, *_) in COMMANDS.items()}
 
@@ -308,7 +319,9 @@ def add_flags(parser: argparse.ArgumentParser, cls) -> None:
         if kind is dict:  # only a checkpoint sets it
             continue
         names = [f"--{f.name}", *f.metadata["aliases"]]
-        default = "auto" if f.default is None else "none" if f.default == () else f.default
+        default = "auto" if f.default is None else f.default
+        if isinstance(default, tuple):
+            default = " ".join(default) or "none"
         help = f"{f.metadata['help']} [{default}]".replace("%", "%%")
         choices = f.metadata["choices"]
         metavar = "|".join(choices) if choices else {bool: "BOOL", int: "N", float: "X"}.get(kind, "TEXT")

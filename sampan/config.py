@@ -62,10 +62,19 @@ class DataConfig:
     """How a text becomes tokens."""
 
     title: typing.ClassVar[str] = "data"
-    tokenizer: str = setting("auto", "char | gpt2 | bpe:SIZE | path of a tokenizer.json; auto: what suits the text")
-    val_fraction: float = setting(
-        0.1, "share of the text, at its end, that is kept for validation", low=0.001, high=0.9
+    tokenizer: str = setting(
+        "auto", "char | char+bytes | gpt2 | bpe:SIZE | path of a tokenizer.json; auto: what suits the text"
     )
+    val_fraction: float | None = setting(
+        None,
+        "share of the text, at its end, kept for validation; auto: 0.1 (openwebtext: 0.0005)",
+        low=0.0001,
+        high=0.9,
+    )
+    val_file: str | None = setting(None, "validate on this text instead, and train on all of the other")
+    encoding: str | None = setting(None, "encoding of the files, such as gb18030; auto: detected, file by file")
+    normalize: str = setting("none", "Unicode normalisation of the text", choices=("none", "nfc", "nfkc"))
+    text_field: str = setting("text", "where a record of a .jsonl, .parquet or hf: has its text")
     data_dir: str | None = setting(None, "folder of train.bin and val.bin; auto: data/NAME")
 
 
@@ -89,7 +98,9 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     """Everything that `sampan train` can be told. The defaults are those of nanoGPT's train.py (GPT-2 124M)."""
 
     title: typing.ClassVar[str] = "training"
-    dataset: str = setting("openwebtext", "a corpus's name, or a text file, a folder of .txt or a .jsonl")
+    dataset: tuple[str, ...] = setting(
+        ("openwebtext",), "a corpus's name, files, folders, globs, hf:NAME, or - for standard input"
+    )
     out_dir: str = setting("out", "the run's folder")
     init_from: str = setting("scratch", "scratch | resume | a Hugging Face folder or hub name, such as gpt2")
     minutes: float | None = setting(
@@ -228,7 +239,10 @@ def convert(cls, name: str, value):
             raise UserError(f"{name}={value!r}: expected a table")
         return value
     if kind == tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+        items = (value,) if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise UserError(f"{name}={value!r}: expected a text, or a list of texts")
+        return tuple(items)
     try:
         if kind is bool:
             result = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]

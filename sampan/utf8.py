@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 from .errors import UserError
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, byte_alphabet
 
 WHOLE, ONE, TWO, THREE, AFTER_E0, AFTER_ED, AFTER_F0, AFTER_F4, BROKEN = range(9)  # ONE: one more byte, and so on
 
@@ -44,8 +44,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
     steps = steps_of(json.loads(decoder.__getstate__())) if decoder else []
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
-        alphabet = byte_level_alphabet()
-        to_bytes = alphabet_bytes(alphabet)
+        to_bytes = alphabet_bytes(byte_alphabet())
     elif kinds and kinds <= {"Fuse", "ByteFallback", "Metaspace", "Replace", "Strip"}:
         spaces = {}  # Strip drops a space at the beginning of a text, where a continuation does not stand
         for step in steps:
@@ -69,13 +68,6 @@ def steps_of(decoder: dict) -> list[dict]:
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for part in decoder["decoders"] for step in steps_of(part)]
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """{character: byte} of GPT-2's byte-level tokens: printable Latin-1 stands for itself, the rest from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 def alphabet_bytes(alphabet: dict[str, int]):

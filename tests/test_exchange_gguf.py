@@ -23,7 +23,8 @@ TEXT = readable(2000) + "it's 12345 héllo \\ \t 世界"
 
 def tokenizer_of(kind: str) -> Tokenizer:
     if kind.startswith("char"):
-        return characters(TEXT, end_of_text=kind == "char with an end")
+        known = TEXT.replace("世", "") if kind == "char+bytes" else TEXT
+        return characters(known, end_of_text=kind != "char", byte_tokens=kind == "char+bytes")
     made = train_bpe([TEXT], 330)
     if kind == "bpe":
         return made
@@ -62,6 +63,7 @@ CASES = [
     dict(family="gpt2"),
     dict(family="gpt2", bias=False, tie_word_embeddings=False, kind="char"),
     dict(family="gpt2", kind="char with an end"),
+    dict(family="gpt2", kind="char+bytes"),
     dict(family="llama"),
     dict(family="llama", bias=True, tie_word_embeddings=True),
     dict(family="llama", rope_scaling=LLAMA3, head_dim=16, kind="llama-bpe"),

@@ -17,11 +17,11 @@ from sampan.engine import engines_here
 PACKAGE = Path(sampan.__file__).parent
 # From the top; a module imports only what is below it.
 ORDER = (
-    "__main__", "cli",
+    "__main__", "cli", "compare",
     "exchange.llmc", "exchange.nanogpt", "exchange.gguf", "exchange.onnx", "exchange.pickles", "exchange",
     "report", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
     "torch_engine", "torch_muon", "torch_model", "c_engine", "engine",
-    "checkpoint", "data", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",
+    "checkpoint", "data", "sources", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",
 )  # fmt: skip
 # engine.py names the protocol, which the engines below use, and opens an engine when it is asked for one.
 UP_INSIDE_FUNCTIONS = {("engine", "torch_engine"), ("engine", "c_engine")}

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers,
 
 from sampan import tokenizer as tokenizers
 from sampan.errors import UserError
-from sampan.tokenizer import Tokenizer, characters, load, train_bpe
+from sampan.tokenizer import END, SEPARATORS, Tokenizer, characters, first_merges, load, train_bpe
 
 CHINESE = "舢板有三块木板：准备、训练、写作。河水很慢，船也很慢。\n"
 HARD = [
@@ -38,9 +38,12 @@ def bpe() -> Tokenizer:
     return train_bpe([readable(4000) + CHINESE * 20], 400)
 
 
-@pytest.fixture(scope="module", params=["char", "bpe"])
+@pytest.fixture(scope="module", params=["char", "char+bytes", "bpe"])
 def any_tokenizer(request, bpe) -> Tokenizer:
-    return bpe if request.param == "bpe" else characters(readable(4000) + CHINESE + "".join(HARD), end_of_text=True)
+    if request.param == "bpe":
+        return bpe
+    known = readable(4000) + CHINESE + "".join(HARD) * (request.param == "char")
+    return characters(known, end_of_text=True, byte_tokens=request.param == "char+bytes")
 
 
 def reloaded(tokenizer: Tokenizer) -> Inner:
@@ -69,6 +72,19 @@ def test_bpe_gives_any_text_back(bpe, text):
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     assert ids.dtype == np.int32 and (len(ids) == 0 or 0 <= ids.min() <= ids.max() < bpe.vocab_size)
+
+
+@given(known=st.text(max_size=9), text=hard_text | st.text(st.characters(exclude_categories=["Cs"])))
+def test_characters_with_bytes_give_any_text_back(known, text):
+    tokenizer = characters(known + "ab\n", byte_tokens=True)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and tokenizer.takes_any_text
+    assert len(ids) == sum(1 if c in known + "ab\n" else len(c.encode()) for c in text)
+
+
+def test_bytes_that_make_no_character_do_not_hide_what_follows():
+    tokenizer = characters("ab", byte_tokens=True)
+    assert tokenizer.decode([*"木".encode()[:2], *tokenizer.encode("a木b")]).endswith("a木b")
 
 
 @given(hard_text)
@@ -202,8 +218,8 @@ def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_p
 # ---- pieces ----
 
 
-@given(st.text(alphabet="ab1 \n\u3000中.", max_size=200), st.integers(1, 20))
-def test_pieces_are_the_text_cut_before_a_space_after_a_letter(text, size):
+@given(st.text(alphabet="ab1 \n\u3000中，'-", max_size=200), st.integers(1, 20))
+def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
     before = tokenizers.PIECE
     tokenizers.PIECE = size
     try:
@@ -212,8 +228,7 @@ def test_pieces_are_the_text_cut_before_a_space_after_a_letter(text, size):
         tokenizers.PIECE = before
     assert "".join(pieces) == text
     assert all(len(p) >= size for p in pieces[:-1])
-    assert all(left[-1].isalpha() and right[0].isspace() for left, right in itertools.pairwise(pieces) if right)
-    assert tokenizers.offsets(pieces) == [sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    assert all(left[-1].isalpha() and right[0] in SEPARATORS for left, right in itertools.pairwise(pieces) if right)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -222,7 +237,7 @@ def test_pieces_give_the_ids_of_the_whole(monkeypatch, bpe, kind, size):
     text = long_text(kind)
     whole = reloaded(bpe).encode(text, add_special_tokens=False).ids
     monkeypatch.setattr(tokenizers, "PIECE", size)
-    assert len(list(tokenizers.split_pieces(text))) > 1 or kind == "one word" or kind == "chinese"
+    assert len(list(tokenizers.split_pieces(text))) > 1 or kind == "one word"
     assert bpe.encode(text).tolist() == whole
 
 
@@ -235,6 +250,66 @@ def test_pieces_of_hard_text_too(bpe, text, size):
     finally:
         tokenizers.PIECE = before
     assert ids.tolist() == bpe.inner.encode(text, add_special_tokens=False).ids
+
+
+# ---- tiktoken for tokenizers ----
+
+
+@given(
+    text=st.lists(st.sampled_from([*HARD, "the", " boat", "'ll", "舢板", "  ", "123"]) | st.text(max_size=8)).map(
+        "".join
+    )
+)
+def test_the_fast_way_gives_the_librarys_ids(bpe, text):
+    assert bpe.fast is not None
+    if text:
+        assert bpe.encode_fast(text).tolist() == bpe.inner.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", ["english", "chinese", "spaces", "one word"])
+def test_a_long_text_goes_the_fast_way_and_gives_the_same(bpe, kind):
+    text = long_text(kind) * 20
+    assert len(text) > tokenizers.PIECE
+    wanted = bpe.inner.encode(text, add_special_tokens=False).ids
+    assert bpe.encode(text).tolist() == wanted
+
+
+def test_a_million_spaces_are_encoded():
+    tokenizer = train_bpe([readable(2000)], 300)
+    text = "a" + " " * 1_000_000 + "b"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def with_model(change) -> Inner:
+    config = json.loads(train_bpe([readable(4000)], 400).to_json())
+    change(config["model"])
+    return Inner.from_str(json.dumps(config))
+
+
+def swap_merges(model: dict) -> None:
+    """A list of merges out of the order of their ids, as somebody may have put tokens in front."""
+    model["merges"][0], model["merges"][1] = model["merges"][1], model["merges"][0]
+
+
+def unreachable(model: dict) -> None:
+    """A token that its own bytes do not give: another merge comes first."""
+    model["vocab"] |= {"zq": 400, "qz": 401, "zqz": 402}
+    model["merges"] += [["z", "q"], ["q", "z"], ["z", "qz"]]
+
+
+@pytest.mark.parametrize("change", [swap_merges, unreachable])
+def test_what_tiktoken_would_encode_otherwise_stays_with_the_library(change):
+    tokenizer = Tokenizer(with_model(change))
+    assert tokenizer.fast is None
+    text = readable(3000) * 8 + "zqzqz" * 9
+    assert tokenizer.encode(text).tolist() == tokenizer.inner.encode(text, add_special_tokens=False).ids
+
+
+def test_the_mark_between_documents_is_the_end_of_text(any_tokenizer):
+    for one, two in (("the", "boat"), (readable(9000), readable(9000, seed=1))):
+        wanted = [*any_tokenizer.encode(one), any_tokenizer.end_of_text, *any_tokenizer.encode(two)]
+        assert any_tokenizer.encode(one + END + two).tolist() == wanted
+    assert characters("ab").encode(f"a{END}b").tolist() == [0, 1]
 
 
 # ---- characters that are not known ----
@@ -301,6 +376,12 @@ def test_a_trained_vocabulary_has_the_size_that_was_asked_for(size):
     tokenizer = train_bpe([text], size)
     assert tokenizer.vocab_size == len(tokenizer.inner.get_vocab()) == size
     assert tokenizer.end_of_text is not None
+
+
+@pytest.mark.parametrize("size", [257, 258, 300, 399, 400])
+def test_the_first_merges_are_the_smaller_vocabulary(bpe, size):
+    small = train_bpe([readable(4000) + CHINESE * 20], size)
+    assert json.loads(first_merges(bpe, size).to_json()) == json.loads(small.to_json())
 
 
 def test_a_text_too_small_for_it_gives_a_smaller_one():

@@ -188,6 +188,11 @@ def add_characters(writer, described: dict, tokenizer: Tokenizer) -> list[str | 
     names = [None] * tokenizer.vocab_size
     for symbol, i in described["model"]["vocab"].items():
         names[i] = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}.get(symbol, symbol)
+    if (
+        tokenizer.byte_ids is not None
+    ):  # of a character that is also one byte, the later name, the character's, is taken
+        for byte, i in enumerate(tokenizer.byte_ids):
+            names[i] = f"\\x{byte:02x}"
     for added in described["added_tokens"]:
         names[added["id"]] = f"\\xff{added['content']}"
     return names

@@ -29,13 +29,14 @@ import numpy as np
 
 from .. import corpus, tokenizer as tokenizers
 from ..checkpoint import WEIGHTS, find_model, load_model, save_model
-from ..config import ExportConfig, ImportConfig, ModelConfig, TrainConfig
-from ..data import FORMAT, Data, Source, find_source, open_folder, source_name, write_folder
+from ..config import DataConfig, ExportConfig, ImportConfig, ModelConfig, TrainConfig
+from ..data import FORMAT, Data, open_folder, write_folder
 from ..engine import Engine, open_engine
 from ..errors import UserError
 from ..files import replacing
 from ..model import Param, parameters, resolve
-from ..tokenizer import Tokenizer
+from ..sources import find
+from ..tokenizer import END, Tokenizer
 
 HEADER = 256  # int32
 MODEL, STATE, TOKENIZER, TOKENS, TOKENS_LLAMA3 = 20240326, 20240327, 20240328, 20240520, 20240801
@@ -400,7 +401,8 @@ def read_data(path: Path, out: Path, tokenizer: str | None) -> Data:
     origin = f"{', '.join(str(p) for paths in files.values() for p in paths[:1])} of llm.c"
     meta = {"format": FORMAT, "sha256": digest, "tokenizer": "gpt2" if found.vocab_size == 50257 else "llmc"}
     meta |= {"val_fraction": counts["val"] / sum(counts.values()), "reason": "llm.c's ids"}
-    meta |= {"characters": 0, "symbols": 0}
+    meta |= {"name": out.name, "origin": origin, "characters": 0, "symbols": 0, "documents": 1}
+    meta |= {"encodings": {}, "undecodable": 0}
 
     def parts() -> Iterator[tuple[str, np.ndarray]]:
         for split, arrays in ids.items():
@@ -410,7 +412,7 @@ def read_data(path: Path, out: Path, tokenizer: str | None) -> Data:
                         raise UserError(f"{file}: token {piece.max()} is beyond the tokenizer's {found.vocab_size:,}")
                     yield split, piece
 
-    return write_folder(out, Source(out.name, [], digest, origin), found, meta, parts())
+    return write_folder(out, found, meta, parts())
 
 
 def sibling_files(path: Path) -> dict[str, list[Path]]:
@@ -460,15 +462,15 @@ def file_name(name: str) -> str:
 
 def write_text(text: str, out: Path) -> list[Path]:
     """A corpus's name or a text file, as dev/data/tinyshakespeare.py makes it into GPT-2's tokens."""
-    source = find_source(text)
-    if source.streamed:
+    source = find([text], DataConfig())
+    if any(part.kind == "hub" for part in source.parts):
         raise UserError(f"{text} is streamed; prepare it first and export its data folder")
     tokenizer = tokenizers.gpt2()
-    ids = encode_sections("\n\n".join(source.documents), tokenizer)
+    ids = encode_sections("".join(source.blocks()).replace(END, "\n\n"), tokenizer)
     if len(ids) <= VAL_TOKENS:
         raise UserError(f"{text}: llm.c's script keeps {VAL_TOKENS:,} tokens for val, and there are {len(ids):,}")
     splits = {"train": ids[VAL_TOKENS:], "val": ids[:VAL_TOKENS]}
-    return write_splits(out, file_name(source_name(text)), splits, tokenizer.vocab_size)
+    return write_splits(out, file_name(source.name), splits, tokenizer.vocab_size)
 
 
 def encode_sections(text: str, tokenizer: Tokenizer) -> np.ndarray:

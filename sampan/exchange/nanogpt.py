@@ -20,11 +20,12 @@ import numpy as np
 
 from .. import tokenizer as tokenizers
 from ..checkpoint import Progress, Run, read_json, save_model
-from ..config import ImportConfig, ModelConfig, TrainConfig, build
-from ..data import FORMAT, Data, open_folder, read_meta, read_text, write_json, write_text
+from ..config import DataConfig, ImportConfig, ModelConfig, TrainConfig, build
+from ..data import FORMAT, Data, open_folder, read_meta, write_json, write_text
 from ..errors import UserError
 from ..model import parameters, resolve
 from ..plan import identity, with_shape
+from ..sources import find
 from ..tokenizer import Tokenizer
 from . import new_folder
 from .pickles import read_checkpoint, read_pickle
@@ -87,7 +88,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     progress = progress_of(path, saved)
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
     train = with_shape(settings_of(path, settings), model)
-    train = replace(train, dataset=str(data.folder), out_dir=str(folder))
+    train = replace(train, dataset=(str(data.folder),), out_dir=str(folder))
     with new_folder(folder) as staged:
         run = Run(staged)
         run.begin(train, model, tokenizer, identity(data))
@@ -263,6 +264,9 @@ def import_data(folder: Path) -> Data:
         "val_fraction": counts["val"] / max(1, total),
         "characters": total if tokenizer.is_characters else 0,
         "symbols": tokenizer.vocab_size if tokenizer.is_characters else 0,
+        "documents": 1,
+        "encodings": {},
+        "undecodable": 0,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "uint16",
         "train_tokens": counts["train"],
@@ -299,7 +303,7 @@ def find_tokenizer(wanted: str, model: ModelConfig) -> Tokenizer | None:
         return from_meta(path)
     if path.suffix == ".json":
         return tokenizers.load(path)
-    return tokenizers.characters(read_text(path))
+    return tokenizers.characters("".join(find([wanted], DataConfig()).blocks()))
 
 
 def check_vocabulary(path: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> None:

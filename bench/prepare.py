@@ -1,0 +1,132 @@
+"""Preparing a text: characters, GPT-2's BPE beside tiktoken's own batch, and learning a BPE.
+
+    python bench/prepare.py FILE [FILE ...] [--threads 2]      # medians of alternating runs, MB/s of UTF-8
+    python bench/prepare.py --large 4 --tokenizer char         # a made source of 4 GB: time and peak memory of the process
+    python bench/prepare.py --large 4 --limit 500              # and exit status 1 where the peak is above 500 MB
+
+GPT-2's vocabulary is fetched (fetch.py); where it cannot be had, both sides get a BPE of 50,257 that is learnt here.
+"""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from contest import contest, machine
+
+from sampan import tokenizer as tokenizers
+from sampan.config import DataConfig
+from sampan.data import prepare
+from sampan.errors import UserError
+
+
+def prepare_once(path: str, kind: str):
+    """A call that prepares a file from its bytes to train.bin and val.bin."""
+
+    def call():
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            return prepare(path, DataConfig(tokenizer=kind, data_dir=folder))
+
+    return call
+
+
+def against_tiktoken(text: str, threads: int) -> None:
+    try:
+        ours = tokenizers.gpt2()
+    except UserError as error:
+        print(f"  gpt2: {error}; a BPE of this text stands for it")
+        ours = tokenizers.train_bpe([text], 50257)
+    theirs = ours.fast  # tiktoken's own Encoding
+    pieces = [text[i : i + (1 << 16)] for i in range(0, len(text), 1 << 16)]
+    tokenizers.cores = lambda: threads
+    contest(
+        {
+            "ours, encode": lambda: ours.encode(text),
+            "encode_ordinary_batch": lambda: theirs.encode_ordinary_batch(pieces, num_threads=threads),
+            "tokenizers, encode_batch": lambda: ours.inner.encode_batch(pieces, add_special_tokens=False),
+        },
+        rounds=5, unit="MB/s", work=len(text.encode()) / 1e6,
+    )  # fmt: skip
+
+
+def compare_speeds(path: str, threads: int) -> None:
+    raw = Path(path).read_bytes()
+    text = raw.decode("utf-8")
+    print(f"{path}: {len(raw) / 1e6:.1f} MB, {len(text):,} characters")
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        many = Path(folder, "many.txt")  # so that the time is not that of opening and syncing files
+        many.write_bytes(raw * (100_000_000 // len(raw) + 1))
+        kinds = {f"prepare, {kind}": prepare_once(str(many), kind) for kind in ("char", "char+bytes")}
+        contest(kinds, rounds=3, unit="MB/s", work=many.stat().st_size / 1e6)
+    against_tiktoken(text, threads)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        tokenizers.train_bpe([text], 8192)
+        times.append(time.perf_counter() - start)
+    print(f"  learning bpe:8192            {statistics.median(times):10.2f} s")
+
+
+def large(gigabytes: float, kind: str, limit: float | None) -> int:
+    """Prepare a source of that size in a process of its own; 1 where its peak is above the limit."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        path = Path(folder, "source.jsonl")
+        make_source(path, int(gigabytes * 1e9))
+        command = [sys.executable, "-m", "sampan", "prepare", path, "--tokenizer", kind, "--data_dir", f"{folder}/data"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = used.ru_maxrss / (1 << 10 if sys.platform != "darwin" else 1 << 20)
+    print(
+        f"{gigabytes:g} GB, {kind}: {seconds:.0f} s ({gigabytes * 1e3 / seconds:.0f} MB/s), "
+        f"{used.ru_utime + used.ru_stime:.0f} s of CPU, peak {peak:.0f} MB"
+    )
+    return int(limit is not None and peak > limit)
+
+
+def make_source(path: Path, size: int) -> None:
+    """Records of Chinese and English clauses, put together at random, so that few words are met twice."""
+    rng = random.Random(0)
+    ideographs = [chr(0x4E00 + int(i)) for i in range(4000)]
+    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(20_000)]
+    weights = [1 / (i + 9) for i in range(4000)]
+    written = 0
+    with path.open("wb") as file:
+        chunks = [record_block(rng, ideographs, weights, words) for _ in range(64)]
+        while written < size:
+            written += len(block := "".join(rng.sample(chunks, 8)).encode())
+            file.write(block)
+
+
+def record_block(rng, ideographs, weights, words) -> str:
+    records = []
+    for _ in range(100):
+        chinese = "，".join("".join(rng.choices(ideographs, weights, k=rng.randint(4, 16))) for _ in range(20))
+        english = " ".join(rng.choices(words, k=60))
+        records.append(json.dumps({"text": f"{chinese}。\n{english}.\n"}, ensure_ascii=False) + "\n")
+    return "".join(records)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="texts in UTF-8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--large", type=float, help="prepare a made source of so many GB")
+    parser.add_argument("--tokenizer", default="char", help="for --large")
+    parser.add_argument("--limit", type=float, help="MB that --large may use")
+    args = parser.parse_args()
+    print(machine())
+    for path in args.files:
+        compare_speeds(path, args.threads)
+    return large(args.large, args.tokenizer, args.limit) if args.large else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

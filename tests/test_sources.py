@@ -1,0 +1,336 @@
+"""sources.py: text out of any file, the same whatever its encoding, its format and the pieces that it is read in.
+
+Encodings are Python's own codecs', which are the oracle; archives and tables are written by the libraries that others use.
+"""
+
+import gzip
+import io
+import json
+import os
+import random
+import sys
+import threading
+import tracemalloc
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import readable
+from hypothesis import given, strategies as st
+
+from sampan import sources
+from sampan.cli import main
+from sampan.config import DataConfig
+from sampan.data import prepare
+from sampan.errors import UserError
+from sampan.sources import clean, find, rechunk
+from sampan.tokenizer import END
+
+NOVEL = "第一回　張天師祈禳瘟疫\n\n話說大宋仁宗天子在位，嘉祐三年三月三日五更三點，天子駕坐紫宸殿。\n百官朝賀。\n" * 40
+SIMPLE = "话说大宋仁宗天子在位，嘉祐三年三月三日五更三点，天子驾坐紫宸殿。\n但见：祥云迷凤阁，瑞气罩龙楼。\n" * 40
+FRENCH = "Où est passé le garçon ? Il a été élevé à la campagne, près d’un château.\n" * 20
+CHAR = DataConfig(tokenizer="char")
+
+
+def write(name: str, data: str | bytes) -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(data.encode() if isinstance(data, str) else data)
+    return name
+
+
+def read(*names: str, **settings) -> str:
+    return "".join(find(names, DataConfig(**settings)).blocks())
+
+
+def encoding_of(*names: str, **settings) -> dict:
+    source = find(names, DataConfig(**settings))
+    for _ in source.blocks():
+        pass
+    return source.findings()
+
+
+# ---- encodings ----
+
+ENCODINGS = {
+    "utf-8": (NOVEL, "utf-8", "utf-8 (detected)"),
+    "with a mark": (NOVEL, "utf-8-sig", "utf-8 (byte order mark)"),
+    "utf-16": (NOVEL, "utf-16", "utf-16-le (byte order mark)"),
+    "utf-16-be": (NOVEL, "utf-16-be", "utf-16-be (detected)"),
+    "utf-16-le": (NOVEL, "utf-16-le", "utf-16-le (detected)"),
+    "utf-16 of english": (readable(3000), "utf-16-le", "utf-16-le (detected)"),
+    "utf-32": (NOVEL, "utf-32", "utf-32-le (byte order mark)"),
+    "gb18030": (SIMPLE, "gb18030", "gb18030 (detected)"),
+    "gbk": (SIMPLE, "gbk", "gb18030 (detected)"),
+    "big5": (NOVEL, "big5", "big5 (detected)"),
+    "latin-1": (FRENCH.replace("’", "'"), "latin-1", "cp1252 (detected)"),
+    "cp1252": (FRENCH, "cp1252", "cp1252 (detected)"),
+    "shift_jis": ("吾輩は猫である。名前はまだ無い。どこで生れたか。\n" * 9, "shift_jis", "shift_jis (detected)"),
+    "cp1251": ("Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n" * 9,
+               "cp1251", "cp1251 (detected)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "codec", "label"), ENCODINGS.values(), ids=ENCODINGS)
+@pytest.mark.parametrize("chunk", [1 << 20, 61])
+def test_an_encoding_is_found_and_said(monkeypatch, text, codec, label, chunk):
+    monkeypatch.setattr(sources, "CHUNK", 1 << 20)
+    source = find([write("a.txt", text.encode(codec))], DataConfig())
+    assert "".join(source.blocks()) == text
+    monkeypatch.setattr(sources, "CHUNK", chunk)  # characters are cut between chunks
+    assert "".join(source.blocks()) == text
+    assert source.findings() == {"encodings": {label: 1}, "undecodable": 0, "places": []}
+
+
+def test_one_novel_in_many_encodings_gives_the_same_files():
+    text = SIMPLE + "天罡星、地煞星。\n"
+    files = []
+    for codec in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "gb18030", "utf-32"):
+        write(f"{codec}/novel.txt", text.replace("\n", "\r\n").encode(codec))
+        config = DataConfig(tokenizer="char+bytes", data_dir=f"data/{codec}")
+        data = prepare(f"{codec}/novel.txt", config)
+        names = ("train.bin", "val.bin", "tokenizer.json")
+        files.append([data.meta["sha256"], *[(data.folder / n).read_bytes() for n in names]])
+    assert all(f == files[0] for f in files)
+    assert len(files[0][1]) > 1000
+
+
+def test_an_english_text_with_one_accent_far_in_is_found():
+    text = readable(40_000) + "a café\n" + readable(1000)
+    assert read(write("a.txt", text.encode("cp1252"))) == text
+
+
+@pytest.mark.parametrize("codec", ["gb18030", "big5", "utf-16-le", "utf-16"])
+def test_a_said_encoding_is_taken(codec):
+    text = "天子在位"
+    write("a.txt", text.encode(codec))
+    assert read("a.txt", encoding=codec) == text
+    assert "(as asked)" in str(encoding_of("a.txt", encoding=codec)["encodings"])
+
+
+@pytest.mark.parametrize("name", ["klingon", "hex", "rot13", "zlib"])
+def test_an_encoding_that_is_none_is_one_sentence(name):
+    with pytest.raises(UserError, match=f"encoding={name}"):
+        read(write("a.txt", "text"), encoding=name)
+
+
+def test_the_wrong_encoding_is_refused_and_the_likely_one_named():
+    with pytest.raises(UserError, match=r"a\.txt cannot be read as utf-8: .*offset 0, line 1; it looks like gb18030"):
+        read(write("a.txt", SIMPLE.encode("gb18030")), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"), [(NOVEL, "utf-8"), (SIMPLE, "gb18030"), ("café\n" + readable(9000), "utf-8")]
+)
+def test_few_bad_bytes_are_replaced_counted_and_located(text, codec):
+    raw = (text * 2).encode(codec)
+    cut = raw.index(b"\n", len(raw) // 2) + 1
+    line = raw[:cut].count(b"\n") + 1
+    write("a.txt", raw[:cut] + b"\xff" + raw[cut:])
+    found = encoding_of("a.txt")
+    assert found["undecodable"] == 1
+    assert found["places"] == [f"byte {cut:,}, line {line:,} of a.txt"]
+    assert read("a.txt") == raw[:cut].decode(codec) + "\ufffd" + raw[cut:].decode(codec)
+    assert "1 bytes could not be decoded" in "\n".join(prepare("a.txt", CHAR).summary())
+
+
+def test_a_binary_file_is_no_utf16_whatever_line_ends_it_has():
+    numbers = random.Random(0).choices(
+        [*range(1, 9), *range(0xE000, 0xE100)], k=9000
+    )  # controls, and nobody's characters
+    write("a.bin", b"".join(n.to_bytes(2, "little") for n in numbers) + b" \0\n\0" * 50)
+    with pytest.raises(UserError, match=r"a\.bin is binary"):
+        read("a.bin")
+
+
+def test_many_bad_bytes_are_refused_with_the_first_place():
+    raw = bytearray(NOVEL.encode())
+    raw[9::50] = b"\xff" * len(raw[9::50])
+    with pytest.raises(UserError, match=r"a\.txt cannot be read as utf-8.*offset (9|6), line 1.*--encoding"):
+        prepare(write("a.txt", bytes(raw)), CHAR)
+    assert not Path("data").exists()
+
+
+# ---- line ends and normalisation ----
+
+
+@given(st.text(alphabet="a\r\n\u0301é한中", max_size=40), st.integers(1, 5), st.sampled_from(["none", "nfc", "nfkc"]))
+def test_pieces_are_cleaned_as_the_whole(text, size, form):
+    whole = text.replace("\r\n", "\n").replace("\r", "\n")
+    whole = whole if form == "none" else unicodedata.normalize(form.upper(), whole)
+    assert "".join(clean([text[i : i + size] for i in range(0, len(text), size)], form)) == whole
+
+
+@given(st.lists(st.text(max_size=9), max_size=9), st.integers(1, 9))
+def test_rechunk_changes_nothing_but_the_borders(pieces, size):
+    chunks = list(rechunk(pieces, size))
+    assert "".join(chunks) == "".join(pieces)
+    assert all(len(c) == size for c in chunks[:-1]) and all(0 < len(c) <= size for c in chunks)
+
+
+def test_normalize_is_a_setting():
+    write("a.txt", "ﬁne cafe\u0301")
+    assert [read("a.txt", normalize=n) for n in ("none", "nfc", "nfkc")] == ["ﬁne cafe\u0301", "ﬁne café", "fine café"]
+
+
+# ---- formats ----
+
+DOCUMENTS = ["one\n", "二🙂", "three\r\nlines\r"]
+WANTED = END.join(["one\n", "二🙂", "three\nlines\n"])
+
+
+def parquet(name: str, rows: list, column: str = "text") -> str:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.table({"n": list(range(len(rows))), column: rows}), name, row_group_size=2)
+    return name
+
+
+def archive(name: str, members: dict, **how) -> str:
+    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as file:
+        for member, text in members.items():
+            file.writestr(member, text)
+    return name
+
+
+def jsonl(documents=DOCUMENTS, field: str = "text") -> str:
+    return "\n".join(json.dumps({"n": 1, field: d}) for d in documents) + "\n\n"
+
+
+def test_every_format_gives_its_documents():
+    write("a.jsonl", jsonl([DOCUMENTS[0], "", *DOCUMENTS[1:]]))
+    write("a.jsonl.gz", gzip.compress(jsonl().encode()))
+    parquet("a.parquet", [DOCUMENTS[0], None, "", *DOCUMENTS[1:]])
+    archive("a.zip", {"1.txt": DOCUMENTS[0], "2/b.md": DOCUMENTS[1], "3.jsonl": jsonl(DOCUMENTS[2:]), "z.png": b"\0"})
+    for i, text in enumerate(DOCUMENTS):
+        write(f"folder/{i}.txt.gz", gzip.compress(text.encode()))
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.zip", "folder", "folder/*.gz"):
+        assert read(name) == WANTED, name
+
+
+def test_sources_are_read_in_the_order_given_and_none_twice():
+    write("b.txt", "b"), write("t/a.txt", "a"), write("t/c.md", "c"), write("t/.hidden/d.txt", "d")
+    assert read("b.txt", "t", "b.txt", "t/*") == END.join("bac")
+    assert read("t", "b.txt") == END.join("acb")
+    data = prepare(["b.txt", "t"], CHAR)
+    assert data.folder.name == "b-and-1-more" and data.meta["documents"] == 3
+
+
+def test_a_tree_of_code_is_a_glob():
+    write("src/a.py", "a = 1\n"), write("src/x/b.py", "b = 2\n"), write("src/x/c.txt", "no")
+    assert read("src/**/*.py") == f"a = 1\n{END}b = 2\n"
+    assert find(["src/**/*.py"], CHAR).name == "src"
+    with pytest.raises(UserError, match="no file has such a name"):
+        find(["src/**/*.rs"], CHAR)
+
+
+def test_a_name_that_looks_like_a_glob_is_a_file_where_there_is_one():
+    assert read(write("a[1].txt", "text")) == "text"
+
+
+def test_another_field_holds_the_text():
+    write("a.jsonl", jsonl(field="content"))
+    parquet("b.parquet", DOCUMENTS, "content")
+    assert read("a.jsonl", text_field="content") == read("b.parquet", text_field="content") == WANTED
+    for name in ("a.jsonl", "b.parquet"):
+        with pytest.raises(UserError, match=f"{name}.*--text_field"):
+            read(name)
+
+
+@pytest.mark.parametrize("how", ["standard input", "a pipe"])
+def test_what_can_be_read_once_is_read_twice(monkeypatch, how):
+    text = SIMPLE.encode("gb18030")
+    if how == "standard input":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        name = "-"
+    else:
+        os.mkfifo("pipe.txt")
+        threading.Thread(target=lambda: Path("pipe.txt").write_bytes(text), daemon=True).start()
+        name = "pipe.txt"
+    data = prepare(name, CHAR)
+    assert data.tokenizer.decode(data.train) + data.tokenizer.decode(data.val) == SIMPLE
+    assert data.meta["stamp"] is None and data.folder.name in ("stdin", "pipe")
+    assert {p.name for p in Path().iterdir()} <= {"data", "pipe.txt"}
+
+
+def test_a_dataset_of_the_hub_is_read_through_the_datasets_library(monkeypatch):
+    """A local folder stands for one of the hub: the library reads both alike."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", "cache")
+    write("web/train.jsonl", jsonl()), write("web/validation.jsonl", jsonl(["val"]))
+    source = find(["hf:./web"], CHAR)
+    assert ["".join(source.blocks()) for _ in range(2)] == [WANTED, WANTED]  # the second from what was kept
+    assert source.name == "web" and source.stamp
+    assert read("hf:./web::validation") == "val"
+    with pytest.raises(UserError, match="--text_field"):
+        read("hf:./web", text_field="content")
+
+
+def test_the_hub_is_not_asked_offline_and_its_library_is_named(monkeypatch):
+    for name in ("hf:nobody/nothing", "openwebtext"):
+        with pytest.raises(UserError, match="SAMPAN_OFFLINE"):
+            read(name)
+    monkeypatch.delenv("SAMPAN_OFFLINE")
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"sampan\[hf\]"):
+        read("openwebtext")
+    with pytest.raises(UserError, match=r"sampan\[hf\]"):
+        read(write("a.parquet", "x"))
+
+
+# ---- damage ----
+
+
+def encrypted() -> bytes:
+    archive("e.zip", {"a.txt": "text"})
+    raw = bytearray(Path("e.zip").read_bytes())
+    raw[6] |= 1  # the flag, in the member's header and in the directory
+    raw[raw.index(b"PK\1\2") + 8] |= 1
+    return bytes(raw)
+
+
+def corrupt() -> bytes:
+    archive("c.zip", {"a.txt": readable(5000)})
+    raw = bytearray(Path("c.zip").read_bytes())
+    raw[200:220] = bytes(20)
+    return bytes(raw)
+
+
+DAMAGED = {
+    "not a zip": ("a.zip", lambda: b"PK nothing", "a.zip: cannot be read"),
+    "no text in it": ("a.zip", lambda: Path(archive("n.zip", {"a.png": b"\0"})).read_bytes(), "a.zip holds no text"),
+    "encrypted": ("a.zip", encrypted, "a.zip is encrypted"),
+    "corrupt": ("a.zip", corrupt, "a.zip/a.txt: cannot be read"),
+    "not gzip": ("a.txt.gz", lambda: b"plain text", "a.txt.gz: cannot be read"),
+    "half of a gzip": ("a.txt.gz", lambda: gzip.compress(readable(9000).encode())[:-50], "a.txt.gz: cannot be read"),
+    "not parquet": ("a.parquet", lambda: b"PAR1 nothing", "a.parquet: cannot be read"),
+    "a folder's bad file": ("t/a.jsonl", lambda: b"{", r"t/a.jsonl, line 1"),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "sentence"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_one_sentence_and_writes_nothing(name, make, sentence, capfd):
+    write(name, make())
+    assert main(["prepare", name, "--tokenizer=char"]) == 2
+    shown = capfd.readouterr().err
+    assert sentence in shown and "Traceback" not in shown and shown.count("\n") == 1
+    assert not Path("data").exists()
+
+
+def test_members_that_would_leave_a_folder_go_nowhere():
+    archive("a.zip", {"../../evil.txt": "text", "/abs.txt": " and more"})
+    assert read("a.zip") == f"text{END} and more"
+    assert {p.name for p in Path().iterdir()} == {"a.zip"} and not Path("../../evil.txt").exists()
+
+
+def test_a_zip_bomb_is_read_in_small_memory():
+    with zipfile.ZipFile("a.zip", "w", zipfile.ZIP_DEFLATED) as file, file.open("a.txt", "w") as member:
+        for _ in range(200):
+            member.write(b"0" * (1 << 20))
+    assert Path("a.zip").stat().st_size < 1 << 20
+    tracemalloc.start()
+    assert sum(map(len, find(["a.zip"], CHAR).blocks())) == 200 << 20
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
