@@ -93,7 +93,7 @@ def measure(data: Data) -> dict:
         "unused": int((counts["train"] + counts["val"] == 0).sum()),
         "vocab_size": size,
         "uniform": math.log2(size) * tokens / len(val),
-        "unigram": float(-(counts["val"] * np.log2(frequency)).sum() / len(val)),
+        "unigram": float((counts["val"] * -np.log2(frequency)).sum() / len(val)),
         "xz": bits_with_xz(train, val) / len(val),
     }
 

@@ -66,6 +66,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     minutes = config.minutes
     if minutes is None and not ({"max_iters", "size"} & settings.keys()):
         minutes = MINUTES[machine]
+        groups.append(({"minutes": minutes}, f"the default on a {machine.upper()}"))
     speed = Speed(base, data) if engines_here() and world()[1] == 1 else None
     size, why = pick_size(base, data, settings, minutes, speed)
     groups.append((shape_of_size(size, base, settings), why))
