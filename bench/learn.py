@@ -22,7 +22,8 @@ from contest import machine
 
 WHOLE = "1000000"  # batches: the whole split
 NANOGPT = dict(
-    family="gpt2", engine="torch", device="cpu", compile="False", n_layer=4, n_head=4, n_embd=128, block_size=64,
+    tokenizer="char", family="gpt2", engine="torch", device="cpu", compile="False", n_layer=4, n_head=4, n_embd=128,
+    block_size=64,
     batch_size=12, gradient_accumulation_steps=1, dropout=0.0, optimizer="adamw", learning_rate=1e-3, min_lr=1e-4,
     beta2=0.99, warmup_iters=100, weight_decay=0.1, norm_eps=1e-5, patience="none",
 )  # fmt: skip
