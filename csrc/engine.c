@@ -60,6 +60,8 @@ static int32_t engine_fail_memory(sampan_engine *e, const char *what, int64_t ne
     return engine_fail(e, SAMPAN_NO_MEMORY, "%s needs %lld bytes (%.1f GB), which this machine refuses", what, (long long)needs, (double)needs / 1e9);
 }
 
+static int32_t engine_fail_missing(sampan_engine *e) { return engine_fail(e, SAMPAN_BAD_ARGUMENT, "an array or a place for a result is missing"); }
+
 const char *sampan_error(const sampan_engine *engine) { return engine->message; }
 const char *sampan_description(const sampan_engine *engine) { return engine->description; }
 
@@ -202,6 +204,7 @@ static float *parameter_floats(const parameter *p, int32_t what) {
 int32_t sampan_read(sampan_engine *e, int32_t what, int64_t index, float *values) {
     const parameter *p = engine_find_parameter(e, index);
     if (!p) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "there is no parameter %lld", (long long)index);
+    if (!values) return engine_fail_missing(e);
     const float *kept = parameter_floats(p, what);
     if (kept) {
         memcpy(values, kept, (size_t)p->size * sizeof(float));
@@ -221,6 +224,7 @@ int32_t sampan_read(sampan_engine *e, int32_t what, int64_t index, float *values
 int32_t sampan_write(sampan_engine *e, int32_t what, int64_t index, const float *values) {
     parameter *p = engine_find_parameter(e, index);
     if (!p) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "there is no parameter %lld", (long long)index);
+    if (!values) return engine_fail_missing(e);
     float *kept = parameter_floats(p, what);
     if (what == SAMPAN_GRADIENT || (!kept && what != SAMPAN_WEIGHT))
         return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine does not train, or tensors of kind %d are not written", (int)what);
@@ -295,6 +299,7 @@ static int32_t engine_reserve(sampan_engine *e, int64_t B, int64_t T) {
 
 /* Sum of the losses of x, y, and with `backward` the gradients; *targets = how many there were. */
 static int32_t engine_pass(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t B, int64_t T, int32_t backward, double *loss, int64_t *targets) {
+    if (!x || !y || !loss) return engine_fail_missing(e);
     int32_t code = engine_reserve(e, B, T);
     if (code || (code = ids_check(e, x, B * T, 0, "token")) || (code = ids_check(e, y, B * T, -1, "target"))) return code;
     uint64_t key = dropout_key(dropout_key(dropout_key(0, e->config.seed), (uint64_t)e->step), (uint64_t)e->micro);
@@ -365,6 +370,7 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
 
 int32_t sampan_update(sampan_engine *e, double learning_rate, double *loss, double *grad_norm) {
     if (!e->config.training || !e->micro) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "nothing was accumulated for an update");
+    if (!loss || !grad_norm) return engine_fail_missing(e);
     region r = {.engine = e, .learning_rate = learning_rate};
     pool_run(e->pool, update_region, &r);
     *loss = mean(e->loss_sum, e->targets);
@@ -414,6 +420,7 @@ int32_t sampan_session_feed(sampan_session *s, const int32_t *ids, int64_t token
     int64_t B = s->cache.B, left = e->config.block_size - s->cache.position;
     if (tokens < 1 || tokens > left)
         return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld tokens for a cache with room for %lld", (long long)tokens, (long long)left);
+    if (!ids || !logits) return engine_fail_missing(e);
     int32_t code = ids_check(e, ids, B * tokens, 0, "token");
     if (code) return code;
     for (int64_t first = 0, n; first < tokens; first += n) {             /* a long prompt goes in pieces */

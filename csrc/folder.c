@@ -58,6 +58,20 @@ static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) 
     return NULL;
 }
 
+/* Whether model.safetensors has room for the matrices of such a model, in two bytes a weight. Asked before memory is: a few bytes of
+   config.json can name any size. */
+static const char *check_sizes(const sampan_config *c, const char *folder) {
+    enum { ROTARY_MOST = 1 << 25 };
+    const double C = c->n_embd, heads = (double)c->n_head * c->head_dim, gpt2 = c->family == SAMPAN_GPT2;
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    double layer = 2 * heads * C + (gpt2 ? 2 : 3) * C * c->n_inner, embeddings = C * c->vocab_size + (gpt2 ? C * c->block_size : 0);
+    int64_t size = file_count_bytes(path);
+    if (size >= 0 && 2 * (c->n_layer * layer + embeddings) > (double)size) return "it describes a larger model than model.safetensors holds";
+    if (!gpt2 && (double)c->block_size * c->head_dim > ROTARY_MOST) return "max_position_embeddings x head_dim is beyond 2^25; lower the first";
+    return NULL;
+}
+
 int32_t folder_read_config(sampan_config *c, double **frequencies, const char *folder, char *message, int64_t message_size) {
     char path[PATH_SIZE];
     int64_t size;
@@ -78,6 +92,7 @@ int32_t folder_read_config(sampan_config *c, double **frequencies, const char *f
     else complaint = "its model_type is none of gpt2, llama and qwen3";
     if (!complaint && !(c->n_layer && c->n_head && c->n_kv_head && c->n_embd && c->n_inner && c->head_dim && c->block_size && c->vocab_size))
         complaint = "a size is missing, or not a whole number between 1 and 2^28";
+    if (!complaint) complaint = check_sizes(c, folder);
     if (!complaint && c->family != SAMPAN_GPT2) {
         double theta = json_number(&doc, json_find(&doc, 0, "rope_parameters"), "rope_theta", 10000.0);
         *frequencies = malloc((size_t)(c->head_dim / 2 + 1) * sizeof(double));

@@ -26,17 +26,21 @@ static void skip_space(parser *p) {
     while (p->at < p->end && (*p->at == ' ' || *p->at == '\n' || *p->at == '\t' || *p->at == '\r')) p->at++;
 }
 
-static int64_t add_value(parser *p, int32_t type) {
-    json *doc = p->doc;
-    if (doc->count == doc->capacity) {
-        int64_t capacity = doc->capacity ? 2 * doc->capacity : 64;
-        json_value *values = realloc(doc->values, (size_t)capacity * sizeof *values);
-        if (!values) { fail(p, "no memory for this document"); return -1; }
-        doc->values = values;
-        doc->capacity = capacity;
+/* At least as many as the document has: one, and one for each comma and opening bracket that stands outside of strings. */
+static int64_t count_values(const char *text, int64_t size) {
+    int64_t count = 1;
+    int32_t in_string = 0;
+    for (int64_t i = 0; i < size; i++) {
+        if (text[i] == '"') in_string = !in_string;
+        else if (in_string) i += text[i] == '\\';
+        else count += text[i] == ',' || text[i] == '[' || text[i] == '{';
     }
-    doc->values[doc->count] = (json_value){.type = type};
-    return doc->count++;
+    return count;
+}
+
+static int32_t add_value(parser *p, int32_t type) {
+    p->doc->values[p->doc->count] = (json_value){.type = type};
+    return (int32_t)p->doc->count++;
 }
 
 static int32_t read_hex(parser *p, uint32_t *code) {
@@ -63,7 +67,7 @@ static void put_utf8(parser *p, uint32_t code) {
 }
 
 /* After the opening quote. */
-static int32_t read_string(parser *p, const char **string, int64_t *length) {
+static int32_t read_string(parser *p, const char **string, int32_t *length) {
     char *start = p->out;
     while (p->at < p->end && *p->at != '"') {
         char c = *p->at++;
@@ -89,7 +93,7 @@ static int32_t read_string(parser *p, const char **string, int64_t *length) {
     if (p->at == p->end) return fail(p, "a string does not end");
     p->at++;
     *string = start;
-    *length = p->out - start;
+    *length = (int32_t)(p->out - start);
     *p->out++ = 0;                                                       /* in place of the two quotes */
     return 0;
 }
@@ -115,13 +119,13 @@ static int32_t read_word(parser *p, const char *word) {
 static int32_t read_value(parser *p, int32_t depth);
 
 /* The members of an array or object, after its bracket. */
-static int32_t read_members(parser *p, int64_t parent, char close, int32_t depth) {
-    int64_t last = 0;
+static int32_t read_members(parser *p, int32_t parent, char close, int32_t depth) {
+    int32_t last = 0;
     skip_space(p);
     if (p->at < p->end && *p->at == close) { p->at++; return 0; }
     for (;;) {
         const char *key = NULL;
-        int64_t key_length = 0, member = p->doc->count;
+        int32_t key_length = 0, member = (int32_t)p->doc->count;
         skip_space(p);
         if (close == '}') {
             if (p->at == p->end || *p->at != '"') return fail(p, "expected a key");
@@ -151,8 +155,7 @@ static int32_t read_value(parser *p, int32_t depth) {
     if (depth > DEPTH) return fail(p, "too many levels");
     if (p->at == p->end) return fail(p, "expected a value");
     char c = *p->at;
-    int64_t value = add_value(p, JSON_NULL);
-    if (value < 0) return 1;
+    int32_t value = add_value(p, JSON_NULL);
     if (c == '{' || c == '[') {
         p->at++;
         p->doc->values[value].type = c == '{' ? JSON_OBJECT : JSON_ARRAY;
@@ -173,9 +176,13 @@ static int32_t read_value(parser *p, int32_t depth) {
 }
 
 int32_t json_parse(json *doc, const char *text, int64_t size) {
-    *doc = (json){.strings = malloc((size_t)size + 1)};
-    parser p = {doc, text, text, text + size, doc->strings};
-    int32_t failed = !doc->strings ? fail(&p, "no memory for this document") : read_value(&p, 0);
+    *doc = (json){0};
+    parser p = {doc, text, text, text + size, NULL};
+    int64_t most = count_values(text, size);
+    if (size > JSON_TEXT_MOST || most > JSON_VALUES_MOST) return fail(&p, "a document of more values than any of ours");
+    doc->values = malloc((size_t)most * sizeof *doc->values);
+    doc->strings = p.out = malloc((size_t)size + 1);
+    int32_t failed = !doc->values || !doc->strings ? fail(&p, "no memory for this document") : read_value(&p, 0);
     skip_space(&p);
     if (!failed && p.at != p.end) failed = fail(&p, "something follows the document");
     if (failed) json_free(doc);                                          /* keeps the message */
@@ -187,7 +194,7 @@ void json_free(json *doc) {
     free(doc->strings);
     doc->values = NULL;
     doc->strings = NULL;
-    doc->count = doc->capacity = 0;
+    doc->count = 0;
 }
 
 int64_t json_find(const json *doc, int64_t object, const char *key) {

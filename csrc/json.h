@@ -7,28 +7,32 @@
        json_free(&doc);
 
    Values are numbered in the order in which they stand; 0 also means "none", as no member is value 0.
-   What it does not do: write, numbers beyond double, more than 64 levels. */
+   A value takes 32 bytes, and all are counted before memory is asked for, so that a document costs a known multiple of its size.
+   What it does not do: write, numbers beyond double, more than 64 levels, more than JSON_VALUES_MOST values. */
 
 #ifndef SAMPAN_JSON_H
 #define SAMPAN_JSON_H
 
 #include <stdint.h>
 
+enum { JSON_VALUES_MOST = 1 << 22, JSON_TEXT_MOST = 1 << 30 };          /* a tokenizer of 256,000 tokens and their merges has half as many */
 enum { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
 
 typedef struct json_value {
-    int32_t type;
-    double number;
-    const char *string;               /* UTF-8, zero-terminated; a string that contains a zero has it inside of `length` */
-    int64_t length;
+    int32_t type, next;               /* next: the following member of the same array or object */
+    int32_t key_length;
+    union { int32_t length, count; }; /* bytes of a string; members of an array or object */
     const char *key;                  /* of a member of an object, zero-terminated; else NULL */
-    int64_t key_length;
-    int64_t first, next, count;       /* of an array or object: its first member; the next in the same one; how many */
+    union {
+        double number;
+        const char *string;           /* UTF-8, zero-terminated; a string that contains a zero has it inside of `length` */
+        int64_t first;                /* of an array or object: its first member */
+    };
 } json_value;
 
 typedef struct json {
     json_value *values;
-    int64_t count, capacity;
+    int64_t count;
     char *strings;                    /* decoded, one after the other */
     char message[96];                 /* "line 3: expected a value" */
 } json;

@@ -23,12 +23,19 @@
 #define file_replace(from, to) rename(from, to)
 #endif
 
-static const int64_t HEADER_MOST = 100 << 20, JSON_MOST = 1 << 30;
+static const int64_t HEADER_MOST = 100 << 20, FILE_MOST = 1 << 28;
 
 static int64_t file_size(FILE *stream) {
     if (file_seek(stream, 0, SEEK_END)) return -1;
     int64_t size = (int64_t)file_tell(stream);
     return file_seek(stream, 0, SEEK_SET) ? -1 : size;
+}
+
+int64_t file_count_bytes(const char *path) {
+    FILE *stream = fopen(path, "rb");
+    int64_t size = stream ? file_size(stream) : -1;
+    if (stream) fclose(stream);
+    return size;
 }
 
 char *file_read(const char *path, int64_t *size, char *message, int64_t message_size) {
@@ -38,7 +45,7 @@ char *file_read(const char *path, int64_t *size, char *message, int64_t message_
         return NULL;
     }
     *size = file_size(stream);
-    char *text = *size >= 0 && *size <= JSON_MOST ? malloc((size_t)*size + 1) : NULL;
+    char *text = *size >= 0 && *size <= FILE_MOST ? malloc((size_t)*size + 1) : NULL;
     if (!text || fread(text, 1, (size_t)*size, stream) != (size_t)*size) {
         snprintf(message, (size_t)message_size, "%s: cannot be read", path);
         free(text);
@@ -87,6 +94,31 @@ static const char *read_entry(safetensor *t, const json *doc, int64_t entry, int
     if (__builtin_mul_overflow(t->elements, type_width(t->type), &bytes) || (bytes != end - begin && type_width(t->type)))
         return "a tensor's shape and its bytes disagree";
     t->offset = data + begin;
+    t->bytes = end - begin;
+    return NULL;
+}
+
+static int by_place(const void *a, const void *b) {
+    int64_t x = ((const safetensor *)a)->offset, y = ((const safetensor *)b)->offset;
+    return (x > y) - (x < y);
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(((const safetensor *)a)->name, ((const safetensor *)b)->name); }
+
+/* Leaves the tensors in the order of their names, for safetensors_find. Tensors that share bytes would let a small file describe a
+   large model. */
+static const char *sort_tensors(safetensors *file) {
+    size_t count = (size_t)file->count, width = sizeof *file->tensors;
+    qsort(file->tensors, count, width, by_place);
+    int64_t end = 0;
+    for (int64_t i = 0; i < file->count; i++) {
+        if (!file->tensors[i].bytes) continue;
+        if (file->tensors[i].offset < end) return "two of its tensors share bytes";
+        end = file->tensors[i].offset + file->tensors[i].bytes;
+    }
+    qsort(file->tensors, count, width, by_name);
+    for (int64_t i = 1; i < file->count; i++)
+        if (!by_name(&file->tensors[i - 1], &file->tensors[i])) return "two of its tensors have the same name";
     return NULL;
 }
 
@@ -112,7 +144,8 @@ int32_t safetensors_open(safetensors *file, const char *path, char *message, int
         if (complaint) return complain(file, path, complaint, message, message_size);
         file->count++;
     }
-    return 0;
+    const char *complaint = sort_tensors(file);
+    return complaint ? complain(file, path, complaint, message, message_size) : 0;
 }
 
 void safetensors_close(safetensors *file) {
@@ -123,8 +156,8 @@ void safetensors_close(safetensors *file) {
 }
 
 const safetensor *safetensors_find(const safetensors *file, const char *name) {
-    for (int64_t i = 0; i < file->count; i++) if (!strcmp(file->tensors[i].name, name)) return &file->tensors[i];
-    return NULL;
+    const safetensor wanted = {.name = name};
+    return file->count ? bsearch(&wanted, file->tensors, (size_t)file->count, sizeof wanted, by_name) : NULL;
 }
 
 static float half_to_float(uint16_t half) {

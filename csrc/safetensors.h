@@ -7,8 +7,8 @@
        if (safetensors_read(&file, t, values)) ...short file...
        safetensors_close(&file);
 
-   Every tensor's place is checked against the file's size before anything is read. float32, float16 and bfloat16 are read, as
-   float32; float32 is written. What it does not do: sharded models, other types, metadata. */
+   Every tensor's place is checked against the file's size and the other tensors' before anything is read. float32, float16 and
+   bfloat16 are read, as float32; float32 is written. What it does not do: sharded models, other types, metadata. */
 
 #ifndef SAMPAN_SAFETENSORS_H
 #define SAMPAN_SAFETENSORS_H
@@ -19,13 +19,13 @@
 
 typedef struct safetensor {
     const char *name, *type;          /* "F32", "F16", "BF16", ... */
-    int64_t rank, shape[4], elements, offset;        /* offset: in the file */
+    int64_t rank, shape[4], elements, offset, bytes;        /* offset: in the file */
 } safetensor;
 
 typedef struct safetensors {
     FILE *stream;
     json header;
-    safetensor *tensors;
+    safetensor *tensors;              /* by name */
     int64_t count;
 } safetensors;
 
@@ -45,7 +45,10 @@ int32_t safetensors_begin(safetensors_writer *w, const char *path, const safeten
 int32_t safetensors_append(safetensors_writer *w, const float *values, int64_t count);
 int32_t safetensors_commit(safetensors_writer *w);
 
-/* A whole file, with a zero behind it; NULL with a message. For JSON files: at most 1 GB. */
+/* A whole file, with a zero behind it; NULL with a message. For JSON files: at most 256 MB. */
 char *file_read(const char *path, int64_t *size, char *message, int64_t message_size);
+
+/* -1 where it cannot be opened. */
+int64_t file_count_bytes(const char *path);
 
 #endif

@@ -6,7 +6,7 @@
 #include <string.h>
 #include "safetensors.h"
 
-enum { IDS_MOST = 1 << 24 };
+enum { GAPS_MOST = 1 << 20 };          /* ids that no token has: the table is by id, and a few bytes can name any */
 
 static void take_token(vocabulary *v, double id, const char *token, int64_t length) {
     if (id < 0 || id >= (double)v->count || !token) return;
@@ -34,7 +34,7 @@ int32_t vocabulary_read(vocabulary *v, const char *path, char *message, int64_t 
         for (int64_t i = values[table].first; i; i = values[i].next) if (values[i].type == JSON_NUMBER && values[i].number > largest) largest = values[i].number;
     if (added && values[added].type == JSON_ARRAY)
         for (int64_t i = values[added].first; i; i = values[i].next) if (json_number(&v->doc, i, "id", -1) > largest) largest = json_number(&v->doc, i, "id", -1);
-    if (known && largest >= 0 && largest < IDS_MOST) {
+    if (known && largest >= 0 && largest < values[table].count + GAPS_MOST) {
         v->count = (int64_t)largest + 1;
         v->token = calloc((size_t)v->count, sizeof *v->token);
         v->length = calloc((size_t)v->count, sizeof *v->length);

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -37,6 +38,8 @@ from .model import Param, parameters, resolve
 from .tokenizer import Tokenizer
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+JSON_BYTES = 1 << 24  # the largest JSON file that is read: an index of 100,000 tensors has half of it
+ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made whatever the weights' size is
 
 # ---- config.json ----
 
@@ -75,11 +78,12 @@ def from_hf_config(hf: dict, where: str) -> ModelConfig:
     """The model that a config.json describes. Raises UserError for one that is not exactly of our families."""
     family = hf.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"{where}: model_type {family!r} is none of {', '.join(FAMILIES)}")
+        raise UserError(f"{where}: model_type {reprlib.repr(family)} is none of {', '.join(FAMILIES)}")
 
     def refuse_unless(key, *allowed):
         if hf.get(key, allowed[0]) not in allowed:
-            raise UserError(f"{where}: {key} {hf[key]!r} is not supported (only {' or '.join(map(repr, allowed))})")
+            only = " or ".join(map(repr, allowed))
+            raise UserError(f"{where}: {key} {reprlib.repr(hf[key])} is not supported (only {only})")
 
     def pick(names: dict) -> dict:
         return {ours: hf[theirs] for ours, theirs in names.items() if hf.get(theirs) is not None}
@@ -113,9 +117,15 @@ def from_hf_config(hf: dict, where: str) -> ModelConfig:
             if rope.get("rope_type", "default") != "default":
                 settings["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     try:
-        return resolve(build(ModelConfig, {"family": family} | settings))
+        config = resolve(build(ModelConfig, {"family": family} | settings))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if family != "gpt2" and config.block_size * config.head_dim > ROTARY_ANGLES:
+        raise UserError(
+            f"{where}: max_position_embeddings {config.block_size} with heads {config.head_dim} wide asks for too large "
+            f"a table of positions; set it to {ROTARY_ANGLES // config.head_dim} or less"
+        )
+    return config
 
 
 # ---- weights ----
@@ -240,6 +250,8 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
 
 def read_json(path: Path) -> dict:
     try:
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path}: larger than any such file ({path.stat().st_size:,} bytes)")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None

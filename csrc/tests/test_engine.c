@@ -152,6 +152,8 @@ static void refusals(void) {
     x[3] = 0, y[4] = -2;
     check(sampan_accumulate(e, x, y, BATCH, TOKENS) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "target -2"), "a target out of range");
     check(sampan_read(e, SAMPAN_WEIGHT, -1, value) && sampan_read(e, 9, 0, value) && sampan_write(e, SAMPAN_GRADIENT, 0, value), "tensors that are not there");
+    check(sampan_accumulate(e, NULL, y, 1, 1) && sampan_accumulate(e, x, NULL, 1, 1) && sampan_loss(e, x, y, 1, 1, NULL), "a missing array");
+    check(sampan_read(e, SAMPAN_WEIGHT, 0, NULL) && sampan_write(e, SAMPAN_WEIGHT, 0, NULL) && strstr(sampan_error(e), "missing"), "a missing tensor");
     check(sampan_set_step(e, -1) == SAMPAN_BAD_ARGUMENT, "a negative step");
     for (int32_t i = 0; i < BATCH * TOKENS; i++) y[i] = -1;
     check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-3, &loss, &gradient) && loss == 0.0 && gradient == 0.0, "no targets at all");

@@ -1,10 +1,11 @@
-/* test_readers.c: JSON, safetensors, token files and vocabularies: what they read, and that damaged ones are refused and never crash.
-   Every prefix and every one-byte change of small good files is read; meant for the sanitizers:  make test SANITIZE=1 */
+/* test_readers.c: JSON, safetensors, model folders, token files and vocabularies: what they read, and that damaged ones are refused
+   and never crash. Every prefix and every one-byte change of small good files is read; meant for the sanitizers:  make test SANITIZE=1 */
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../folder.h"
 #include "../json.h"
 #include "../safetensors.h"
 #include "../text.h"
@@ -45,6 +46,14 @@ static void json_checks(void) {
     memset(deep, '[', sizeof deep);
     check(json_parse(&doc, deep, sizeof deep) && strstr(doc.message, "levels"), "5000 levels");
     json_free(&doc);
+    int64_t many = (int64_t)JSON_VALUES_MOST * 2 + 1;
+    char *dense = malloc((size_t)many);                                  /* [0,0,0,...]: a value more than is read */
+    for (int64_t i = 0; i < many; i++) dense[i] = i == 0 ? '[' : i == many - 1 ? ']' : i % 2 ? '0' : ',';
+    check(json_parse(&doc, dense, many) && strstr(doc.message, "more values"), "too many values");
+    dense[many - 3] = ']';
+    check(!json_parse(&doc, dense, many - 2) && doc.values[0].count == JSON_VALUES_MOST - 1, "as many values as are read");
+    json_free(&doc);
+    free(dense);
     for (size_t n = 0; n < strlen(good); n++)
         for (int32_t byte = -1; byte < 256; byte++) {
             char *copy = malloc(strlen(good) + 1);                       /* exactly as long as it is, for the sanitizer */
@@ -92,16 +101,60 @@ static void safetensors_checks(void) {
 
     const uint16_t halves[] = {0x3c00, 0xc000, 0x0001, 0x7bff};           /* 1, -2, 2^-24, 65504 */
     char raw[200];
-    int n = snprintf(raw + 8, sizeof raw - 8, "{\"h\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[0,8]}}");
+    int n = snprintf(raw + 8, sizeof raw - 8, "{\"h\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[8,16]}}");
     memset(raw, 0, 8);
     raw[0] = (char)n;
     memcpy(raw + 8 + n, halves, 8);
-    write_file("half.safetensors", raw, (size_t)(16 + n));
+    memcpy(raw + 16 + n, halves, 8);
+    write_file("half.safetensors", raw, (size_t)(24 + n));
     check(!safetensors_open(&file, path, message, sizeof message), message);
     check(!safetensors_read(&file, safetensors_find(&file, "h"), values) && values[0] == 1.0f && values[1] == -2.0f && values[2] == 0x1p-24f && values[3] == 65504.0f, "float16");
     check(!safetensors_read(&file, safetensors_find(&file, "b"), values) && values[0] == 0.0078125f && values[1] == -2.0f, "bfloat16");
     safetensors_close(&file);
     check(safetensors_open(&file, "/no/such/file", message, sizeof message) && strstr(message, "/no/such/file"), "a file that is not there");
+}
+
+/* What libFuzzer and the safetensors library have in common: tensors that share bytes or a name are no file of theirs. */
+static void refuse_header(const char *header, size_t bytes, const char *expected) {
+    safetensors file;
+    char raw[512] = {(char)strlen(header)};
+    memcpy(raw + 8, header, strlen(header));
+    write_file("refused.safetensors", raw, 8 + strlen(header) + bytes);
+    int32_t failed = safetensors_open(&file, path, message, sizeof message);
+    check(failed && strstr(message, expected), expected);
+    if (!failed) safetensors_close(&file);
+}
+
+static void header_checks(void) {
+    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "share bytes");
+    refuse_header("{\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[2,4]}}", 4, "same name");
+    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, "shape");
+    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "shape");
+    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 4, "outside");
+    refuse_header("{\"a\":[1,2]}", 4, "without shape");
+}
+
+/* A config.json of a few bytes that names absurd sizes is refused before memory is asked for. */
+static void folder_checks(void) {
+    const char *sizes[] = {
+        "\"n_layer\": 65536, \"n_head\": 1, \"n_embd\": 1, \"n_inner\": 1, \"vocab_size\": 1, \"n_positions\": 1", "\"vocab_size\": 268435456", "\"n_embd\": 12000000",
+        "\"n_positions\": 16777216", "\"n_inner\": 268435456", "\"n_embd\": 1e300", "\"n_layer\": 1e9", "\"n_head\": -1", "\"n_head\": 0.5", "\"vocab_size\": 1e999",
+    };
+    sampan_config config = {0};
+    double *frequencies;
+    char text[512];
+    write_file("model.safetensors", "0123456789", 10);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        snprintf(text, sizeof text, "{\"model_type\": \"gpt2\", %s}", sizes[i]);
+        write_file("config.json", text, strlen(text));
+        check(folder_read_config(&config, &frequencies, directory, message, sizeof message) && !frequencies, sizes[i]);
+    }
+    char weights[2000] = {0};
+    write_file("model.safetensors", weights, sizeof weights);
+    const char *rotary = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"hidden_size\": 8, \"intermediate_size\": 8, \"vocab_size\": 8, \"max_position_embeddings\": 16000000}";
+    write_file("config.json", rotary, strlen(rotary));
+    check(folder_read_config(&config, &frequencies, directory, message, sizeof message) && strstr(message, "max_position_embeddings"), "a table of positions");
+    remove(path);
 }
 
 static void tokens_checks(void) {
@@ -157,6 +210,9 @@ static void text_checks(void) {
     fclose(f);
     check(vocabulary_encode(&v, "\nh", ids, 8) == 2 && ids[0] == 1 && ids[1] == 2, "byte-level bytes");
     vocabulary_free(&v);
+    const char *gap = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"h\": 16000000}}}";
+    write_file("tokenizer.json", gap, strlen(gap));
+    check(vocabulary_read(&v, path, message, sizeof message), "an id far beyond the tokens");
     write_file("tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}", 31);
     check(vocabulary_read(&v, path, message, sizeof message), "a tokenizer of another kind");
 }
@@ -166,6 +222,8 @@ int main(void) {
     snprintf(directory, sizeof directory, "%s", base);
     json_checks();
     safetensors_checks();
+    header_checks();
+    folder_checks();
     tokens_checks();
     text_checks();
     printf("test_readers: %d checks, %d failed\n", (int)checks, (int)failures);

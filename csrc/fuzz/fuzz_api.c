@@ -1,0 +1,136 @@
+/* fuzz_api.c: calls of sampan.h in any order with any arguments that a caller's mistake could give: sizes that are absurd, negative or
+   overflow together, ids outside of the vocabulary, steps, indices and kinds that there are not, missing pointers. Arrays are as
+   long as the header says; where a size is refused they are one element long, and must not be looked at. */
+
+#include <math.h>
+#include "../sampan.h"
+#include "fuzz.h"
+
+enum { ROOM = 4096 };
+
+/* Mostly small; sometimes at an edge. */
+static int64_t take_size(input *in) {
+    static const int64_t edges[] = {0, -1, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, 1 << 28, (1 << 28) + 1, 1 << 24, 1 << 16, (1 << 16) + 1, (int64_t)1 << 32, ((int64_t)1 << 62) + 1, 1 << 20, 1000, 64};
+    uint8_t byte = take(in);
+    return byte < 0xc0 ? byte % 12 : edges[byte % 16];
+}
+
+static double take_real(input *in) {
+    static const double reals[] = {0.0, 1e-3, 1.0, -1.0, 1e30, 1e300, 1e-300, INFINITY, -INFINITY, NAN, 0.9, 0.5};
+    return reals[take(in) % (sizeof reals / sizeof *reals)];
+}
+
+static sampan_config take_config(input *in) {
+    static double frequencies[512];
+    for (int32_t i = 0; i < 512; i++) frequencies[i] = pow(10000.0, -i / 16.0);
+    int32_t family = take(in) % 3, head_dim = 2 * (1 + take(in) % 4), n_head = 1 + take(in) % 4;
+    sampan_config c = {
+        .struct_size = sizeof c, .family = family, .n_layer = 1 + take(in) % 3, .n_head = n_head, .n_kv_head = n_head % 2 || !family ? n_head : n_head / 2,
+        .n_embd = n_head * head_dim, .n_inner = 1 + take(in) % 40, .head_dim = head_dim, .block_size = 1 + take(in) % 20, .vocab_size = 1 + take(in) % 40,
+        .bias = take(in) % 2, .tie_word_embeddings = take(in) % 2, .training = take(in) % 2, .dtype = take(in) % 2, .threads = 1 + (take(in) % 8 == 0),
+        .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0, .seed = take(in),
+        .rotary_frequencies = family ? frequencies : NULL,
+    };
+    for (int32_t changes = take(in) % 4; changes > 0; changes--) {
+        int32_t *sizes[] = {&c.family, &c.n_layer, &c.n_head, &c.n_kv_head, &c.n_embd, &c.n_inner, &c.head_dim, &c.block_size, &c.vocab_size, &c.dtype, &c.threads};
+        double *reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip};
+        uint8_t which = take(in) % 20;
+        if (which < 11) *sizes[which] = (int32_t)take_size(in);
+        else if (which < 15) *reals[which - 11] = take_real(in);
+        else if (which == 15) c.dropout = (float)take_real(in);
+        else if (which == 16) c.norm_eps = (float)take_real(in);
+        else if (which == 17) c.rotary_frequencies = NULL;
+        else if (which == 18) c.struct_size = take_size(in);
+        else c.training = (int32_t)take_size(in);
+    }
+    if (c.head_dim > 1024) c.rotary_frequencies = NULL;                  /* or it would be shorter than the header asks */
+    return c;
+}
+
+/* `count` ids, exactly as many as the array holds; most are of the vocabulary. */
+static int32_t *take_ids(input *in, int64_t count, int32_t vocab_size, int32_t lowest) {
+    int32_t *ids = malloc((size_t)count * sizeof *ids);
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t byte = take(in);
+        ids[i] = byte < 0xfa ? byte % vocab_size : byte == 0xfa ? lowest : byte == 0xfb ? lowest - 1 : byte == 0xfc ? vocab_size : byte == 0xfd ? INT32_MAX : byte == 0xfe ? INT32_MIN : 0;
+    }
+    return ids;
+}
+
+/* Elements of an array for a batch; 1 where the engine must refuse the sizes, 0 where the array would be too large for here. */
+static int64_t batch_room(int64_t batch, int64_t tokens, int64_t most_tokens) {
+    if (batch < 1 || tokens < 1 || tokens > most_tokens || batch > INT32_MAX / tokens) return 1;
+    return batch * tokens <= ROOM ? batch * tokens : 0;
+}
+
+static void call_batch(sampan_engine *e, const sampan_config *c, input *in, int32_t trains) {
+    int64_t batch = take_size(in), tokens = take_size(in), room = batch_room(batch, tokens, c->block_size);
+    double loss;
+    if (!room) return;
+    int32_t *x = take_ids(in, room, c->vocab_size, 0), *y = take_ids(in, room, c->vocab_size, -1);
+    uint8_t missing = take(in);
+    if (trains) sampan_accumulate(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens);
+    else sampan_loss(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens, missing == 0xfd ? NULL : &loss);
+    free(x);
+    free(y);
+}
+
+static void call_tensor(sampan_engine *e, input *in) {
+    int64_t index = take_size(in);
+    int32_t what = (int32_t)take_size(in), writes = take(in) % 2;
+    sampan_parameter p;
+    int64_t size = 1;
+    if (!sampan_get_parameter(e, index, &p)) size = p.rows * (p.columns ? p.columns : 1);
+    if (size > ROOM) return;
+    float *values = malloc((size_t)size * sizeof(float)), fill = (float)take_real(in);
+    for (int64_t i = 0; i < size; i++) values[i] = fill * (float)(i % 7 - 3);
+    if (writes) sampan_write(e, what, index, take(in) == 0xff ? NULL : values);
+    else sampan_read(e, what, index, take(in) == 0xff ? NULL : values);
+    free(values);
+}
+
+static void call_session(sampan_engine *e, const sampan_config *c, input *in) {
+    sampan_session *s;
+    int64_t batch = take_size(in);
+    if (batch > 64 && batch <= 1 << 20) batch = 64;
+    if (sampan_session_create(&s, e, batch)) return;
+    float *logits = malloc((size_t)(batch * c->vocab_size) * sizeof(float));
+    for (int32_t calls = take(in) % 4; calls > 0; calls--) {
+        int64_t tokens = take_size(in), room = batch_room(batch, tokens, c->block_size - sampan_session_position(s));
+        if (!room) continue;
+        int32_t *ids = take_ids(in, room, c->vocab_size, 0);
+        uint8_t missing = take(in);
+        sampan_session_feed(s, missing == 0xff ? NULL : ids, tokens, missing == 0xfe ? NULL : logits);
+        free(ids);
+    }
+    if (sampan_session_position(s) > c->block_size) abort();
+    free(logits);
+    sampan_session_destroy(s);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    input in = {data, data + size};
+    sampan_config c = take_config(&in);
+    sampan_engine *e;
+    char message[64] = "";
+    int64_t message_size = take(&in) % 65;
+    int32_t code = sampan_create(&e, &c, take(&in) == 0xff ? NULL : message, message_size);
+    if (code) {
+        if (e) abort();
+        return 0;
+    }
+    if ((int64_t)c.vocab_size * c.n_embd + (int64_t)c.n_embd * c.n_inner < 1 << 16)
+        for (int32_t calls = take(&in) % 12; calls > 0; calls--) {
+            double loss, norm;
+            uint8_t which = take(&in) % 8;
+            if (which < 2) call_batch(e, &c, &in, 1);
+            else if (which == 2) call_batch(e, &c, &in, 0);
+            else if (which == 3) sampan_update(e, take_real(&in), take(&in) == 0xff ? NULL : &loss, &norm);
+            else if (which == 4) call_tensor(e, &in);
+            else if (which == 5) sampan_set_step(e, take_size(&in));
+            else call_session(e, &c, &in);
+        }
+    if (sampan_get_step(e) < 0) abort();
+    sampan_destroy(e);
+    return 0;
+}

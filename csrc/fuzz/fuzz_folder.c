@@ -1,0 +1,26 @@
+/* fuzz_folder.c: any bytes as config.json and model.safetensors; a model that they describe is made, loaded and run. */
+
+#include "../folder.h"
+#include "fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    input in = {data, data + size}, config_json = take_first(&in);
+    char message[4608] = "";
+    double *frequencies;
+    sampan_engine *engine;
+    sampan_config config = {.struct_size = sizeof config, .threads = 1, .beta1 = 0.9, .beta2 = 0.95, .training = size & 1};
+    fuzz_write("config.json", config_json);
+    fuzz_write("model.safetensors", in);
+    if (folder_read_config(&config, &frequencies, fuzz_folder, message, sizeof message)) {
+        if (!message[0]) abort();
+    } else if (!sampan_create(&engine, &config, message, sizeof message)) {
+        if (!folder_load_weights(engine, &config, fuzz_folder, message, sizeof message)) {
+            int32_t ids[2] = {0, config.vocab_size - 1};
+            double loss;
+            sampan_loss(engine, ids, ids, 1, config.block_size > 1 ? 2 : 1, &loss);
+        }
+        sampan_destroy(engine);
+    }
+    free(frequencies);
+    return 0;
+}
