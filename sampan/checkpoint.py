@@ -176,7 +176,9 @@ def from_hf_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray], wher
         is_tied = name == "lm_head.weight" and config.tie_word_embeddings
         is_zero_bias = name.endswith(".bias") and not config.bias and not tensors[name].any()
         if not (is_buffer or is_tied or is_zero_bias):
-            raise UserError(f"{where}: tensor {name} has no place in a {config.family} model of this configuration")
+            raise UserError(
+                f"{where}: tensor {reprlib.repr(name)} has no place in a {config.family} model of this configuration"
+            )
     return weights
 
 
@@ -212,8 +214,9 @@ class Tensors(Mapping):
             if kind == "BF16":
                 return read_bfloat16(path, name)
             if kind not in ("F32", "F16", "F64"):
-                raise UserError(f"{path}: tensor {name} is of type {kind}; only float tensors are read")
-            return file.get_tensor(name).astype(np.float32, copy=False)
+                raise UserError(f"{path}: tensor {reprlib.repr(name)} is of type {kind}; only float tensors are read")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+                return file.get_tensor(name).astype(np.float32, copy=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)
@@ -228,7 +231,7 @@ def open_safetensors(path: Path):
         file = safetensors.safe_open(path, "numpy")
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:  # ValueError: no name of a file
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
     with file as opened:
         yield opened
@@ -238,14 +241,14 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
     """A bfloat16 tensor as float32, by its place in the file: NumPy has no such type. safe_open has checked the header."""
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(header_size))[name]
-    begin, end = entry["data_offsets"]
-    raw = (
-        np.memmap(path, np.uint16, "r", 8 + header_size + begin, ((end - begin) // 2,))
-        if end > begin
-        else np.empty(0, np.uint16)
-    )
-    return (raw.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+        try:
+            entry = json.loads(file.read(header_size))[name]
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}: tensor {reprlib.repr(name)} is described in an unusual way") from None
+        file.seek(8 + header_size + begin)
+        raw = np.frombuffer(file.read(end - begin), np.uint16)
+    return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
 def read_json(path: Path) -> dict:
@@ -395,14 +398,38 @@ def commit(*staged: Path) -> None:
 
 
 def read_note(path: Path) -> dict:
-    """What `save_model` was told to note in the header of a weights file; {} for others' files."""
+    """What `save_model` was told to note in the header of a weights file; {} for others' files.
+
+    Raises UserError for a note that says something else than a run's progress.
+    """
     with open_safetensors(path) as file:
         text = (file.metadata() or {}).get("sampan", "{}")
     try:
         note = json.loads(text)
-    except ValueError:
-        note = {}
-    return note if isinstance(note, dict) else {}
+        is_sound = isinstance(note, dict) and all(is_progress(key, value) for key, value in note.items())
+    except (ValueError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise UserError(f"{path}: its note of the run's progress is damaged")
+    return note
+
+
+def is_progress(key: str, value) -> bool:
+    """Whether a value is one that the field of Progress can have."""
+    if key in ("step", "best_step"):
+        return type(value) is int and 0 <= value < 1 << 53
+    return key not in Progress.__dataclass_fields__ or type(value) in (int, float)
+
+
+def read_state(path: Path) -> dict[str, np.ndarray]:
+    """An optimizer's tensors: `step`, a whole number, and others. Raises UserError."""
+    with open_safetensors(path) as file:
+        state = {name: file.get_slice(name) for name in file.keys()}
+        if any(entry.get_dtype() not in ("F32", "F64", "I64") for entry in state.values()):
+            raise UserError(f"{path}: holds tensors of a type that no optimizer has")
+        if "step" not in state or (state["step"].get_dtype(), state["step"].get_shape()) != ("I64", []):
+            raise UserError(f"{path}: has no step")
+        return {name: file.get_tensor(name) for name in state}
 
 
 # ---- runs ----
@@ -469,7 +496,11 @@ class Run:
         return build(TrainConfig, settings, str(path))
 
     def data(self) -> dict:
-        return read_json(self.folder / "run.json").get("data") or {}
+        path = self.folder / "run.json"
+        data = read_json(path).get("data") or {}
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: its data is not a table")
+        return data
 
     def save_best(self, model: ModelConfig, weights: Mapping, progress: Progress) -> None:
         with writing(self.folder):
@@ -498,8 +529,7 @@ class Run:
             raise UserError(
                 f"{self.last}: weights and optimizer are not of the same step; this folder was changed by hand"
             )
-        with open_safetensors(self.last / OPTIMIZER) as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        state = read_state(self.last / OPTIMIZER)
         for p in parameters(model):
             for key in p.moments(self.settings().optimizer):
                 if getattr(state.get(f"{key}.{p.name}"), "shape", None) != p.shape:

@@ -41,14 +41,16 @@ class ModelConfig:
 
     title: typing.ClassVar[str] = "model"
     family: str = setting("gpt2", "architecture", choices=FAMILIES)
-    n_layer: int = setting(12, "transformer blocks", low=1)
-    n_head: int = setting(12, "attention heads", low=1)
-    n_kv_head: int | None = setting(None, "key and value heads (llama, qwen3); auto: n_head", low=1)
-    n_embd: int = setting(768, "width of the residual stream", low=1)
-    n_inner: int | None = setting(None, "width inside the MLP; auto: 4 x n_embd, or 8/3 x n_embd with SwiGLU", low=1)
-    head_dim: int | None = setting(None, "width of a head; auto: n_embd / n_head", low=1)
-    block_size: int = setting(1024, "context length, in tokens", low=1)
-    vocab_size: int | None = setting(None, "number of tokens; auto: the tokenizer's", low=1)
+    n_layer: int = setting(12, "transformer blocks", low=1, high=1 << 12)
+    n_head: int = setting(12, "attention heads", low=1, high=1 << 16)
+    n_kv_head: int | None = setting(None, "key and value heads (llama, qwen3); auto: n_head", low=1, high=1 << 16)
+    n_embd: int = setting(768, "width of the residual stream", low=1, high=1 << 20)
+    n_inner: int | None = setting(
+        None, "width inside the MLP; auto: 4 x n_embd, or 8/3 x n_embd with SwiGLU", low=1, high=1 << 22
+    )
+    head_dim: int | None = setting(None, "width of a head; auto: n_embd / n_head", low=1, high=1 << 20)
+    block_size: int = setting(1024, "context length, in tokens", low=1, high=1 << 24)
+    vocab_size: int | None = setting(None, "number of tokens; auto: the tokenizer's", low=1, high=1 << 24)
     bias: bool = setting(False, "biases in linear layers, and in gpt2's LayerNorm")
     tie_word_embeddings: bool = setting(True, "the head shares the token embedding's weights")
     dropout: float = setting(0.0, "dropout probability", low=0.0, high=0.99)
@@ -89,7 +91,7 @@ class MachineConfig:
     device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the fastest there is")
     dtype: str = setting("auto", "precision of the products", choices=("auto", "float32", "bfloat16", "float16"))
     compile: bool | None = setting(None, "torch.compile; auto: on a GPU")
-    threads: int | None = setting(None, "CPU threads; auto: the physical cores", low=1)
+    threads: int | None = setting(None, "CPU threads; auto: the physical cores", low=1, high=1024)
     seed: int = setting(1337, "everything random follows from it", low=0, high=2**63 - 1)
 
 
@@ -299,6 +301,8 @@ def change(config, settings: dict):
 
 # ---- configuration files ----
 
+FILE_BYTES = 1 << 16  # more than any configuration has
+
 # nanoGPT's data folders are named after a text and its tokens; here the tokens are a setting of their own.
 NANOGPT_DATASETS = {
     "shakespeare_char": {"dataset": "tinyshakespeare", "tokenizer": "char"},
@@ -324,6 +328,8 @@ def read_file(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
+        if path.stat().st_size > FILE_BYTES:
+            raise UserError(f"{path}: larger than any configuration ({path.stat().st_size:,} bytes)")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
@@ -338,6 +344,8 @@ def read_file(path: str | Path) -> dict:
 
 
 def read_toml(text: str, path: Path) -> dict:
+    if text.count(".") > 2000:  # a key a.b.c... costs tomllib memory by the square of its parts
+        raise UserError(f"{path}: has more dots than any configuration")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits

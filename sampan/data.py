@@ -203,10 +203,13 @@ def read_meta(folder: Path) -> dict | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     complete = isinstance(meta, dict) and meta.get("complete") and meta.get("dtype") in ("uint16", "uint32")
-    return meta if complete and all(isinstance(meta.get(f"{s}_tokens"), int) for s in ("train", "val")) else {}
+    if not complete or not all(isinstance(meta.get(key), str) for key in ("name", "origin", "tokenizer", "reason")):
+        return {}
+    counts = [meta.get(key) for key in ("train_tokens", "val_tokens", "vocab_size", "characters", "symbols")]
+    return meta if all(type(count) is int and 0 <= count < 1 << 53 for count in counts) else {}
 
 
 def is_kind(tokenizer: str) -> bool:

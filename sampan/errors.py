@@ -5,4 +5,11 @@ Anything else that is raised is a defect of Sampan and keeps its traceback.
 
 
 class UserError(Exception):
-    """One clear sentence: what was wrong, where, and what to do."""
+    """One clear sentence: what was wrong, where, and what to do.
+
+    It may quote a file that nobody vouches for: what a terminal would obey is escaped, and what is endless is cut.
+    """
+
+    def __init__(self, sentence: str):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence[:1000])
+        super().__init__(shown if len(sentence) <= 1000 else f"{shown} ...")

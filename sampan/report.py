@@ -10,6 +10,7 @@ fields of loop.Step and loop.Evaluation.
 
 import contextlib
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -128,11 +129,11 @@ class Metrics:
         self.before: list[dict] = []  # the records of the run's earlier part
 
     def open(self, first_step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a killed process can leave half a line at the end
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, RecursionError):  # a killed process can leave half a line at the end
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] < first_step:
+                if is_record(record) and record["step"] < first_step:
                     self.before.append(record)
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.before))
         self.file = self.path.open("a", encoding="utf-8")
@@ -151,6 +152,15 @@ class Metrics:
         if self.file is not None:
             with contextlib.suppress(OSError):  # a full disk has been reported by then
                 self.file.close()
+
+
+def is_record(record) -> bool:
+    """Whether a line of metrics.jsonl is one that this program writes."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    kind = Evaluation if "val_loss" in record else Step
+    is_number = (isinstance(v, float) or (isinstance(v, int) and 0 <= v < 1 << 53) for v in record.values())
+    return kind.__dataclass_fields__.keys() <= record.keys() and all(is_number)
 
 
 class Picture:
@@ -175,6 +185,8 @@ class Picture:
                 raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, record: dict) -> None:
+        if not all(map(math.isfinite, record.values())):  # nowhere in a picture
+            return
         if "val_loss" in record:
             self.evaluations.append((record["step"], record["train_loss"], record["val_loss"]))
         else:

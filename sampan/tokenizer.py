@@ -12,7 +12,9 @@ Characters are looked up in a table; GPT-2's kind of BPE is encoded by `tiktoken
 tokenizer for a text (data.py) and does not stream output (sample.py).
 """
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -28,6 +30,8 @@ WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s
 END_OF_TEXT = "<|endoftext|>"  # stands between documents; GPT-2's name for it
 END = "\udfff"  # stands between documents in a stream of text: half of a surrogate pair, which no text holds
 MAX_IDS = 1 << 24
+MAX_GAPS = 1 << 20  # ids that no token has: the library goes through them all
+MAX_GROWTH = 1 << 10  # of a text by a tokenizer's own replacements
 PIECE = 1 << 14  # characters that a thread is given at a time
 # After a letter, every byte-level pre-tokenizer known here (GPT-2's, Llama 3's, Qwen's, GPT-4o's) cuts before these.
 SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
@@ -38,8 +42,9 @@ class Tokenizer:
 
     def __init__(self, inner):
         self.inner = inner
-        self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        if self.vocab_size > MAX_IDS:  # before the library writes them all out
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if self.vocab_size > min(MAX_IDS, len(vocabulary) + MAX_GAPS):  # before the library writes them all out
             raise UserError(f"token id {self.vocab_size - 1:,} is more than this program allows")
         inner.no_truncation()
         inner.no_padding()
@@ -47,6 +52,8 @@ class Tokenizer:
             (inner.token_to_id(t) for t in self.end_names() if inner.token_to_id(t) is not None), None
         )
         config = json.loads(inner.to_str())
+        if growth([config["normalizer"], config["decoder"]]) > MAX_GROWTH:
+            raise UserError(f"its replacements make a text more than {MAX_GROWTH:,} times as long")
         model, cut = config["model"], config["pre_tokenizer"]
         each = {"type": "Split", "pattern": {"Regex": EACH}, "behavior": "Isolated", "invert": False}
         plain = config["normalizer"] is None
@@ -96,10 +103,8 @@ class Tokenizer:
             return self.encode_fast(text)
         documents = [list(split_pieces(d)) if self.may_split else [d] for d in text.split(END)]
         pieces = [piece for document in documents for piece in document]
-        try:
+        with library("the tokenizer cannot encode this text"):
             encodings = self.inner.encode_batch_fast(pieces, add_special_tokens=False)
-        except Exception as error:  # the library raises Exception itself, e.g. for WordLevel with no unknown token
-            raise UserError(f"the tokenizer cannot encode this text: {error}") from None
         lists = [e.ids for e in encodings]
         if self.unknown is not None and any(self.unknown in ids for ids in lists):
             if oov != "skip":
@@ -165,8 +170,9 @@ class Tokenizer:
             return None
         if set(tokens) != {*alphabet, *("".join(pair) for pair in model["merges"])}:
             return None
-        if any(len(self.inner.model.tokenize(token)) != 1 for token in tokens):
-            return None
+        with library("the tokenizer cannot encode its own tokens"):
+            if any(len(self.inner.model.tokenize(token)) != 1 for token in tokens):
+                return None
         import tiktoken
 
         ranks = {bytes(alphabet[c] for c in token): i for token, i in tokens.items()}
@@ -186,7 +192,10 @@ class Tokenizer:
             except ValueError:  # its regular expressions give up on a million spaces in a row
                 return np.array(self.inner.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
 
-        with ThreadPoolExecutor(cores()) as pool:  # the library leaves Python's lock to others while it works
+        with (
+            library("the tokenizer cannot encode this text"),
+            ThreadPoolExecutor(cores()) as pool,
+        ):  # the library leaves Python's lock to others while it works
             return np.concatenate(list(pool.map(encode, split_pieces(text)))).astype(np.int32)
 
     def find_unknown(self, pieces: list[str], before: int) -> UserError:
@@ -199,14 +208,20 @@ class Tokenizer:
         raise AssertionError("an id that was there is gone")
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
+        with library("the tokenizer cannot decode this text"):
+            return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def stream(self):
         """A function from the next id to the text that it completes, or None while a character is incomplete."""
         from tokenizers.decoders import DecodeStream
 
         decoder = DecodeStream(skip_special_tokens=False)
-        return lambda i: decoder.step(self.inner, int(i))
+
+        def step(i: int) -> str | None:
+            with library("the tokenizer cannot decode this text"):
+                return decoder.step(self.inner, int(i))
+
+        return step
 
     def to_json(self) -> str:
         return self.inner.to_str(pretty=True)
@@ -311,11 +326,33 @@ def load(path: str | Path) -> Tokenizer:
 
     path = Path(path)
     try:
-        return Tokenizer(Inner.from_str(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        with library("not a tokenizer.json of the tokenizers library"):
+            return Tokenizer(Inner.from_str(text))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # the library raises Exception itself for every kind of malformed file
-        raise UserError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+@contextlib.contextmanager
+def library(what: str):
+    """Turns what the library raises into a sentence: Exception itself, and Rust's panics, which are not even that."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({str(error)[:200]})") from None
+
+
+def growth(part) -> int:
+    """How many times as long a normalizer or decoder, as its JSON, can make a text by its replacements."""
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    own = len(str(part.get("content", ""))) if isinstance(part, dict) and part.get("type") == "Replace" else 1
+    return math.prod(map(growth, parts), start=max(1, own))
 
 
 # ---- text as arrays ----
