@@ -272,9 +272,11 @@ def run(tmp_path, small_text):
     weights = initialize(made.model, 1)
     made_run = Run(made.config.out_dir)
     made_run.begin(made.config, made.model, tokenizer, sampan.plan.identity(made.data))
-    names = [f"{key}.{p.name}" for p in parameters(made.model) for key in ("exp_avg", "exp_avg_sq")]
-    shapes = [p.shape for p in parameters(made.model) for _ in range(2)]
-    moments = {name: np.zeros(shape, np.float32) for name, shape in zip(names, shapes, strict=True)}
+    moments = {
+        f"{key}.{p.name}": np.zeros(p.shape, np.float32)
+        for p in parameters(made.model)
+        for key in p.moments(made.config.optimizer)
+    }
     made_run.save_best(made.model, weights, Progress(step=1))
     made_run.save_last(made.model, weights, moments | {"step": np.array(1)}, Progress(step=1))
     return made_run
