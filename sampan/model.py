@@ -182,17 +182,25 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequencies
-    try:
-        if kind == "linear":
-            return frequencies / scaling["factor"]
-        if kind == "llama3":  # slow waves are stretched, fast ones kept, those between blended
-            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-            turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-            kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-            return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"rope_scaling={scaling}: not complete ({error})") from None
-    raise UserError(f"rope_scaling of type {kind!r} is not supported; default, linear and llama3 are")
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"rope_scaling of type {kind!r} is not supported; default, linear and llama3 are")
+
+    def positive(key: str) -> float:
+        value = scaling.get(key)
+        if type(value) not in (int, float) or not 0 < value < 1e30:
+            raise UserError(f"rope_scaling: {key} is {value!r}, expected a positive number")
+        return float(value)
+
+    factor = positive("factor")
+    if kind == "linear":
+        return frequencies / factor
+    low, high = positive("low_freq_factor"), positive("high_freq_factor")
+    if low >= high:
+        raise UserError(f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}")
+    # slow waves are stretched, fast ones kept, those between blended
+    turns = positive("original_max_position_embeddings") * frequencies / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / factor
 
 
 def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from sampan import checkpoint, config, data
 from sampan.checkpoint import Progress, Run, load_model, load_tokenizer, save_model, to_hf_weights
 from sampan.config import DataConfig, SampleConfig, TrainConfig, build
 from sampan.errors import UserError
-from sampan.model import initialize, parameters
+from sampan.model import initialize, parameters, rotary_frequencies
 from sampan.plan import make_plan
 from sampan.report import Metrics, Picture
 from sampan.sample import open_weights, write
@@ -140,6 +140,16 @@ def test_config_json(make_folder, family, examples):
         use(path.parent)
 
     hammer(examples, check, texts_of(described))
+
+
+@pytest.mark.parametrize("value", [0, -1, None, "2", [], [1, 2], {}, True, float("nan"), float("inf"), 10**400])
+@pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
+def test_rope_scaling(key, value):
+    rope = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 16}
+    assert np.isfinite(rotary_frequencies(tiny_config("llama", rope_scaling=rope))).all()
+    with pytest.raises(UserError, match=key):
+        rotary_frequencies(tiny_config("llama", rope_scaling=rope | {key: value}))
 
 
 @examples(40, 3000)
