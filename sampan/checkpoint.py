@@ -30,7 +30,7 @@ import safetensors
 import safetensors.numpy
 
 from . import __version__, tokenizer as tokenizers
-from .config import FAMILIES, ModelConfig, TrainConfig, build
+from .config import FAMILIES, ModelConfig, TrainConfig, build, is_name
 from .data import write_json, write_text
 from .errors import UserError
 from .fetch import mirror_folder
@@ -498,8 +498,8 @@ class Run:
     def data(self) -> dict:
         path = self.folder / "run.json"
         data = read_json(path).get("data") or {}
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: its data is not a table")
+        if not isinstance(data, dict) or not is_name(str(data.get("folder", ""))):
+            raise UserError(f"{path}: its data is not a table with a folder")
         return data
 
     def save_best(self, model: ModelConfig, weights: Mapping, progress: Progress) -> None:

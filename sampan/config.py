@@ -12,6 +12,7 @@ This file does not choose sizes for a text (plan.py does) and imports nothing bu
 import ast
 import difflib
 import operator
+import os
 import time
 import tomllib
 import types
@@ -264,6 +265,8 @@ def convert(cls, name: str, value):
     except (KeyError, ValueError, TypeError, OverflowError):
         wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UserError(f"{name}={value!r}: expected {wanted}{' or auto' if optional else ''}") from None
+    if kind is str and not meta["literal"] and not is_name(result):
+        raise UserError(f"{name}={result[:80]!r}: not what a file or folder can be called")
     if meta["choices"] and result not in meta["choices"]:
         raise UserError(f"{name}={result}: expected one of {', '.join(meta['choices'])}")
     if kind in (int, float):
@@ -274,6 +277,15 @@ def convert(cls, name: str, value):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(f"{name}={result}: expected {bounds}")
     return result
+
+
+def is_name(text: str) -> bool:
+    """Whether the system can be asked for a file of that name: Linux's limits, which others' do not exceed."""
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in raw and len(raw) < 4096 and all(len(part) < 256 for part in raw.split(b"/"))
 
 
 def check_keys(cls, keys, where: str) -> None:

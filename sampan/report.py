@@ -10,7 +10,6 @@ fields of loop.Step and loop.Evaluation.
 
 import contextlib
 import json
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from .loop import Evaluation, Step
 from .plan import Plan
 
 PICTURE_POINTS = 1000  # at most, of the step losses
+PICTURE_LOSS = 1e6  # at most
 
 
 @contextlib.contextmanager
@@ -178,15 +178,15 @@ class Picture:
             for earlier in self.metrics.before:
                 self.add(earlier)
         self.add(asdict(record))
-        if isinstance(record, Evaluation) and record.step > 0:
+        if isinstance(record, Evaluation) and record.step > 0 and self.evaluations:
             try:
                 write_text(self.path, self.draw())
             except OSError as error:
                 raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, record: dict) -> None:
-        if not all(map(math.isfinite, record.values())):  # nowhere in a picture
-            return
+        if not all(abs(record.get(name, 0.0)) < PICTURE_LOSS for name in ("loss", "train_loss", "val_loss")):
+            return  # not a number, or of a run that diverged: nowhere in a picture
         if "val_loss" in record:
             self.evaluations.append((record["step"], record["train_loss"], record["val_loss"]))
         else:

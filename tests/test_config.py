@@ -81,7 +81,12 @@ def test_help_shows_every_flag(command):
         assert (f"--{f.name} " in shown) == (f.name != "rope_scaling"), f.name
 
 
-@given(st.integers(1, 4096), st.floats(1e-9, 1.0), st.booleans(), st.text(max_size=20))
+@given(
+    st.integers(1, 4096),
+    st.floats(1e-9, 1.0),
+    st.booleans(),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
+)
 def test_flags_round_trip(n, x, b, s):
     config = build(TrainConfig, {"n_layer": str(n), "learning_rate": str(x), "bias": str(b), "dataset": s})
     assert (config.n_layer, config.learning_rate, config.bias, config.dataset) == (n, x, b, (s,))
