@@ -171,7 +171,7 @@ class SampleConfig(MachineConfig):
     top_p: float = setting(
         1.0, "draw from the likeliest tokens that hold this share of the probability", low=0.0, high=1.0
     )
-    stop: tuple[str, ...] = setting((), "end a sample before this string; may be given more than once")
+    stop: tuple[str, ...] = setting((), "end a sample before this string; may be given more than once", literal=True)
     valid_utf8: bool | None = setting(
         None, "draw only tokens that keep the text UTF-8; auto: where tokens are parts of characters"
     )
@@ -245,6 +245,8 @@ def convert(cls, name: str, value):
         items = (value,) if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
             raise UserError(f"{name}={value!r}: expected a text, or a list of texts")
+        if not meta["literal"] and not all(map(is_name, items)):
+            raise UserError(f"{name}: holds what no file or folder can be called")
         return tuple(items)
     try:
         if kind is bool:

@@ -112,7 +112,9 @@ class Data:
         if m["characters"]:
             lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
         if m["undecodable"]:
-            lines.append(f"{m['undecodable']:,} bytes could not be decoded and became U+FFFD: {'; '.join(m['places'])}")
+            lines.append(
+                f"{m['undecodable']:,} bytes could not be decoded and became U+FFFD: {'; '.join(m.get('places', []))}"
+            )
         trained = f", trained on {m['trained_on']:,} characters of it" if m.get("trained_on") else ""
         lines.append(f"tokenizer {m['tokenizer']} ({m['reason']}{trained}): vocabulary {m['vocab_size']:,}")
         lines.append(f"{m['train_tokens']:,} train tokens, {m['val_tokens']:,} val tokens, in {self.folder}{os.sep}")
@@ -206,10 +208,22 @@ def read_meta(folder: Path) -> dict | None:
     except (OSError, ValueError, RecursionError):
         return {}
     complete = isinstance(meta, dict) and meta.get("complete") and meta.get("dtype") in ("uint16", "uint32")
-    if not complete or not all(isinstance(meta.get(key), str) for key in ("name", "origin", "tokenizer", "reason")):
-        return {}
-    counts = [meta.get(key) for key in ("train_tokens", "val_tokens", "vocab_size", "characters", "symbols")]
-    return meta if all(type(count) is int and 0 <= count < 1 << 53 for count in counts) else {}
+    return meta if complete and is_sound(meta) else {}
+
+
+def is_sound(meta: dict) -> bool:
+    """Whether everything that is read from a meta.json is there and of its kind."""
+    encodings, places = meta.get("encodings"), meta.get("places", [])
+    texts = [meta.get(key) for key in ("name", "origin", "tokenizer", "reason")]
+    counts = [
+        meta.get(key) for key in ("train_tokens", "val_tokens", "vocab_size", "characters", "symbols", "documents")
+    ]
+    counts += [meta.get("undecodable"), meta.get("trained_on") or 0]
+    if not isinstance(encodings, dict) or not isinstance(places, list):
+        return False
+    texts += places if meta.get("undecodable") else []
+    is_count = (type(count) is int and 0 <= count < 1 << 53 for count in (*counts, *encodings.values()))
+    return all(isinstance(text, str) for text in texts) and all(is_count)
 
 
 def is_kind(tokenizer: str) -> bool:
