@@ -26,7 +26,7 @@ struct sampan_engine {
     memory_block squares;             /* partial sums of the gradient norm, double */
     memory_block muon;                /* scratch of Muon: muon_stride floats for each thread */
     int64_t muon_stride;
-    int64_t step, micro;              /* updates so far; micro-batches since the last */
+    int64_t step, applied, micro;     /* updates so far; those that were finite; micro-batches since the last */
     double loss_sum;                  /* since the last update */
     int64_t targets;
     char message[256], description[96];
@@ -237,10 +237,13 @@ int32_t sampan_write(sampan_engine *e, int32_t what, int64_t index, const float 
 }
 
 int64_t sampan_get_step(const sampan_engine *e) { return e->step; }
+int64_t sampan_get_applied(const sampan_engine *e) { return e->applied; }
 
-int32_t sampan_set_step(sampan_engine *e, int64_t step) {
+int32_t sampan_set_step(sampan_engine *e, int64_t step, int64_t applied) {
     if (step < 0 || step >= (int64_t)1 << 53) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "step %lld is not between 0 and 2^53", (long long)step);
+    if (applied < 0 || applied > step) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld of %lld updates applied", (long long)applied, (long long)step);
     e->step = step;
+    e->applied = applied;
     e->micro = e->targets = 0;
     e->loss_sum = 0.0;
     return SAMPAN_OK;
@@ -251,7 +254,7 @@ int32_t sampan_set_step(sampan_engine *e, int64_t step) {
 typedef struct region {
     sampan_engine *engine;
     const pass *pass;
-    double learning_rate, grad_norm;
+    double learning_rate, loss, grad_norm;
 } region;
 
 static void pass_run(const team *t, const pass *p) {
@@ -347,8 +350,10 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
     e->model.op->squares_sum(&t, squares, e->model.gradients, e->model.floats);
     for (int64_t i = 0; i < (e->model.floats + OPTIM_PIECE - 1) / OPTIM_PIECE; i++) sum += squares[i];   /* by every thread, the same */
 
-    double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6), step = (double)(e->step + 1);
-    if (c->grad_clip > 0.0 && !(clip >= 1.0)) scale *= clip;             /* a NaN goes on into the weights, as in torch */
+    double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6), step = (double)(e->applied + 1);
+    if (thread == 0) r->grad_norm = norm;
+    if (!isfinite(r->loss) || !isfinite(norm)) return;                   /* every thread sees the same */
+    if (c->grad_clip > 0.0 && clip < 1.0) scale *= clip;
     const double adamw_lr = r->learning_rate * (c->optimizer == SAMPAN_MUON ? c->adamw_lr_ratio : 1.0);
     adamw a = {
         .gradient_scale = (float)scale, .keep = (float)(1.0 - adamw_lr * c->weight_decay),
@@ -365,17 +370,33 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
         if (!model_is_muons(&e->model, p)) op->adamw_update(&t, p, &a);
     for (int64_t i = thread; i < e->model.n_matrices; i += n_threads)
         op->muon_update(&t, &e->model.matrices[i], &u, (float *)e->muon.data + thread * e->muon_stride);
-    if (thread == 0) r->grad_norm = norm;
+}
+
+static int32_t floats_are_finite(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) if (!isfinite(x[i])) return 0;
+    return 1;
+}
+
+/* Names what kept an update from being applied: a weight is the cause where one is not finite, and every gradient a consequence. */
+static int32_t engine_fail_update(sampan_engine *e, double loss) {
+    const parameter *table = e->model.table, *end = table + e->model.count;
+    for (const parameter *p = table; p < end; p++)
+        if (!floats_are_finite(p->value, p->size)) return engine_fail(e, SAMPAN_NOT_FINITE, "the weights of %s are not finite", p->name);
+    for (const parameter *p = table; p < end; p++)
+        if (!floats_are_finite(p->gradient, p->size)) return engine_fail(e, SAMPAN_NOT_FINITE, "the gradient of %s is not finite", p->name);
+    return engine_fail(e, SAMPAN_NOT_FINITE, isfinite(loss) ? "the norm of the gradient is not finite" : "the loss is not finite");
 }
 
 int32_t sampan_update(sampan_engine *e, double learning_rate, double *loss, double *grad_norm) {
     if (!e->config.training || !e->micro) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "nothing was accumulated for an update");
     if (!loss || !grad_norm) return engine_fail_missing(e);
-    region r = {.engine = e, .learning_rate = learning_rate};
+    region r = {.engine = e, .learning_rate = learning_rate, .loss = mean(e->loss_sum, e->targets)};
     pool_run(e->pool, update_region, &r);
-    *loss = mean(e->loss_sum, e->targets);
+    *loss = r.loss;
     *grad_norm = r.grad_norm;
-    return sampan_set_step(e, e->step + 1);
+    int32_t applied = isfinite(r.loss) && isfinite(r.grad_norm), code = applied ? SAMPAN_OK : engine_fail_update(e, r.loss);
+    int32_t counted = sampan_set_step(e, e->step + 1, e->applied + applied);
+    return code ? code : counted;
 }
 
 /* ---- decoding ---- */

@@ -368,8 +368,9 @@ static void train(program *p) {
             require(failed, message);
             require(sampan_accumulate(p->engine, x, y, s->batch_size, s->block_size), sampan_error(p->engine));
         }
-        require(sampan_update(p->engine, learning_rate(s, step), &loss, &norm), sampan_error(p->engine));
-        if (!isfinite(loss)) fail("the loss of step %lld is %f: the training diverged; lower --learning_rate", (long long)step, loss);
+        int32_t code = sampan_update(p->engine, learning_rate(s, step), &loss, &norm);
+        if (code == SAMPAN_NOT_FINITE) fail("step %lld: %s (loss %f); lower --learning_rate", (long long)step, sampan_error(p->engine), loss);
+        require(code, sampan_error(p->engine));
         double seconds = clock_seconds() - start;
         if (step % s->log_interval == 0) {
             printf("iter %lld: loss %.4f, time %.2fms, mfu %.2f%%\n", (long long)step, loss, 1000.0 * seconds, 100.0 * flops / seconds / peak);

@@ -14,8 +14,9 @@
 #define file_seek _fseeki64
 #define file_tell _ftelli64
 #define file_sync(stream) _commit(_fileno(stream))
-#define file_replace(from, to) (!MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING))
+#define file_replace(from, to) (!MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
 #else
+#include <fcntl.h>
 #include <unistd.h>
 #define file_seek fseeko
 #define file_tell ftello
@@ -222,9 +223,26 @@ int32_t safetensors_append(safetensors_writer *w, const float *values, int64_t c
     return fwrite(values, 4, (size_t)count, w->stream) == (size_t)count ? 0 : give_up(w);
 }
 
+/* A name lasts only when its folder is synced, too; Windows has no such thing. */
+static int32_t folder_sync(const char *path) {
+#ifdef _WIN32
+    (void)path;
+    return 0;
+#else
+    char folder[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    int descriptor = open(slash == path ? "/" : folder, O_RDONLY);
+    if (descriptor < 0) return 1;
+    int failed = fsync(descriptor) && errno != EINVAL;                   /* some network file systems cannot */
+    close(descriptor);
+    return failed;
+#endif
+}
+
 int32_t safetensors_commit(safetensors_writer *w) {
     if (fflush(w->stream) || file_sync(w->stream)) return give_up(w);
     int32_t failed = fclose(w->stream);
     w->stream = NULL;
-    return failed || file_replace(w->partial, w->path) ? give_up(w) : 0;
+    return failed || file_replace(w->partial, w->path) ? give_up(w) : folder_sync(w->path);
 }

@@ -25,7 +25,7 @@
 #define SAMPAN_API __attribute__((visibility("default")))
 #endif
 
-enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3 };
+enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3, SAMPAN_NOT_FINITE = 4 };
 enum { SAMPAN_GPT2 = 0, SAMPAN_LLAMA = 1, SAMPAN_QWEN3 = 2 };
 enum { SAMPAN_FLOAT32 = 0, SAMPAN_BFLOAT16 = 1 };
 enum { SAMPAN_ADAMW = 0, SAMPAN_MUON = 1 };
@@ -77,15 +77,18 @@ SAMPAN_API int32_t sampan_write(sampan_engine *engine, int32_t what, int64_t ind
 /* Forward and backward of x, y (batch, tokens): adds to the gradients. A target of -1 is ignored. */
 SAMPAN_API int32_t sampan_accumulate(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens);
 
-/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm` (before clipping) are outputs. */
+/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm` (before clipping) are outputs.
+   Where one of them is not finite, weights and moments stay as they are; the step counts all the same, what was accumulated is dropped, and the
+   code is SAMPAN_NOT_FINITE, with the tensor's name in sampan_error. */
 SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm);
 
 /* Mean loss over the targets, without dropout; changes nothing. */
 SAMPAN_API int32_t sampan_loss(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens, double *loss);
 
-/* Updates so far. Together with weights and moments it is all that a resume needs. */
+/* Updates so far, and how many of them were applied: all others were not finite. Together with weights and moments it is all that a resume needs. */
 SAMPAN_API int64_t sampan_get_step(const sampan_engine *engine);
-SAMPAN_API int32_t sampan_set_step(sampan_engine *engine, int64_t step);
+SAMPAN_API int64_t sampan_get_applied(const sampan_engine *engine);
+SAMPAN_API int32_t sampan_set_step(sampan_engine *engine, int64_t step, int64_t applied);
 
 /* Decoding with a key-value cache, for `batch` sequences of equal length. A session ends before its engine. */
 SAMPAN_API int32_t sampan_session_create(sampan_session **session, sampan_engine *engine, int64_t batch);

@@ -21,6 +21,7 @@ from .model import parameters, rotary_frequencies
 
 DTYPES = ("float32", "bfloat16")  # by their numbers in sampan.h, as are FAMILIES and OPTIMIZERS
 WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ = range(4)
+NOT_FINITE = 4  # an error code of sampan.h
 MOMENTS = {"exp_avg": EXP_AVG, "exp_avg_sq": EXP_AVG_SQ}
 
 
@@ -68,7 +69,8 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
     "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double)]),
     "loss": (c_int32, [c_void_p, ids_pointer, ids_pointer, c_int64, c_int64, POINTER(c_double)]),
     "get_step": (c_int64, [c_void_p]),
-    "set_step": (c_int32, [c_void_p, c_int64]),
+    "get_applied": (c_int64, [c_void_p]),
+    "set_step": (c_int32, [c_void_p, c_int64, c_int64]),
     "session_create": (c_int32, [POINTER(c_void_p), c_void_p, c_int64]),
     "session_destroy": (None, [c_void_p]),
     "session_feed": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p]),
@@ -153,7 +155,10 @@ class CEngine:
 
     def check(self, code: int) -> None:
         if code:
-            raise UserError(self.lib.sampan_error(self.handle).decode())
+            raise UserError(self.complaint())
+
+    def complaint(self) -> str:
+        return self.lib.sampan_error(self.handle).decode()
 
     @property
     def description(self) -> str:
@@ -189,7 +194,10 @@ class CEngine:
 
     def update(self, lr: float) -> Update:
         loss, norm = c_double(), c_double()
-        self.check(self.lib.sampan_update(self.handle, lr, byref(loss), byref(norm)))
+        code = self.lib.sampan_update(self.handle, lr, byref(loss), byref(norm))
+        if code == NOT_FINITE:
+            return Update(loss.value, norm.value, self.complaint())
+        self.check(code)
         return Update(loss.value, norm.value)
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
@@ -205,7 +213,8 @@ class CEngine:
     # ---- the optimizer's state ----
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = {"step": np.array(self.lib.sampan_get_step(self.handle), dtype=np.int64)}
+        counts = {"step": self.lib.sampan_get_step, "applied_steps": self.lib.sampan_get_applied}
+        arrays = {name: np.array(count(self.handle), dtype=np.int64) for name, count in counts.items()}
         return arrays | {name: self.read(what, i) for name, what, i in self.moments()}
 
     def moments(self) -> list[tuple[str, int, int]]:
@@ -214,7 +223,7 @@ class CEngine:
         return [(f"{key}.{p.name}", MOMENTS[key], i) for i, p, key in keys]
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        self.check(self.lib.sampan_set_step(self.handle, int(state["step"])))
+        self.check(self.lib.sampan_set_step(self.handle, int(state["step"]), int(state["applied_steps"])))
         for name, what, i in self.moments():
             self.write(what, i, state[name], name)
 

@@ -9,18 +9,21 @@ A run's folder is such a folder, with the best weights so far, and beside them
     run.json                     every resolved setting, the data's checksum, versions, machine
     last/                        such a folder with the newest weights, and optimizer.safetensors: for --resume
     metrics.jsonl, loss.svg      written by report.py
+    .lock                        says who is training here; new/ and *.partial are saves in the making
 
 No pickle is read or written; nothing in a folder can run. This file does not know how a model computes.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import platform
 import reprlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -34,6 +37,7 @@ from .config import FAMILIES, ModelConfig, TrainConfig, build, is_name
 from .data import write_json, write_text
 from .errors import UserError
 from .fetch import mirror_folder
+from .files import Held, lock_file, sync_folder
 from .model import Param, parameters, resolve
 from .tokenizer import Tokenizer
 
@@ -202,21 +206,21 @@ class Tensors(Mapping):
             paths = [folder / name for name in sorted(set(shards.values()))]
         else:
             raise UserError(f"{folder} has no {WEIGHTS}; it is not a model's folder (pickled weights are never read)")
+        self.opened = contextlib.ExitStack()  # one reading: a run that saves meanwhile does not mix two steps into it
         self.where = {}
         for path in paths:
-            with open_safetensors(path) as file:
-                self.where.update(dict.fromkeys(file.keys(), path))
+            file = self.opened.enter_context(open_safetensors(path))
+            self.where.update(dict.fromkeys(file.keys(), (path, file)))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        path = self.where[name]
-        with open_safetensors(path) as file:
-            kind = file.get_slice(name).get_dtype()
-            if kind == "BF16":
-                return read_bfloat16(path, name)
-            if kind not in ("F32", "F16", "F64"):
-                raise UserError(f"{path}: tensor {reprlib.repr(name)} is of type {kind}; only float tensors are read")
-            with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
-                return file.get_tensor(name).astype(np.float32, copy=False)
+        path, file = self.where[name]
+        kind = file.get_slice(name).get_dtype()
+        if kind == "BF16":
+            return read_bfloat16(path, name)
+        if kind not in ("F32", "F16", "F64"):
+            raise UserError(f"{path}: tensor {reprlib.repr(name)} is of type {kind}; only float tensors are read")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
+            return file.get_tensor(name).astype(np.float32, copy=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)
@@ -366,9 +370,10 @@ def writing(folder: Path):
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{folder}: cannot be written ({reason}); the last complete save is still whole") from None
+        fate = "what was saved before is still whole" if folder.exists() else "the folder is not there"
+        raise UserError(f"{folder}: cannot be written ({reason}); {fate}") from None
 
 
 def stage_safetensors(path: Path, tensors: dict[str, np.ndarray], note: dict) -> Path:
@@ -389,12 +394,16 @@ def stage_safetensors(path: Path, tensors: dict[str, np.ndarray], note: dict) ->
 def commit(*staged: Path) -> None:
     for beside in staged:
         os.replace(beside, beside.with_name(beside.name.removesuffix(".partial")))
-    if os.name == "posix":  # the names themselves last only when their folder is synced
-        descriptor = os.open(staged[0].parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(staged[0].parent)
+
+
+def refuse_not_finite(weights: Mapping[str, np.ndarray], folder: Path) -> None:
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{folder}: the weights of {name} are not finite and are not saved (what was saved before is still whole); "
+                "lower --learning_rate"
+            )
 
 
 def read_note(path: Path) -> dict:
@@ -435,6 +444,20 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
 # ---- runs ----
 
 
+def digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this job again after one of its processes died (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def job() -> str | None:
+    """torchrun's name of the job, the same for all its starts; None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands: all that a resume needs beside weights and optimizer."""
@@ -443,6 +466,7 @@ class Progress:
     val_loss: float = math.inf  # at the last evaluation
     best_step: int = 0
     best_val_loss: float = math.inf
+    refused: int = 0  # steps in a row, up to this one, whose loss or gradient was not finite
 
 
 class Run:
@@ -451,6 +475,42 @@ class Run:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.last = self.folder / "last"
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keep other processes from writing here, and mend first what a killed one left. Reading needs no lock.
+
+        Raises UserError that names the process which has the folder.
+        """
+        host, since = platform.node(), time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.ExitStack() as stack:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    words = f"process {os.getpid()} on {host}, since {since}"
+                    stack.enter_context(lock_file(self.folder / ".lock", words))
+                except Held as holder:
+                    raise UserError(
+                        f"{self.folder}: another run trains here ({holder}); wait for it, stop it, "
+                        "or choose another --out_dir"
+                    ) from None
+                self.mend()
+            yield
+
+    def mend(self) -> None:
+        """Finish what a killed process had decided, and remove what it had only begun. The lock is held."""
+        if self.new.is_dir():
+            self.take_new()
+        staged = self.last / f"{OPTIMIZER}.partial"
+        if self.can_resume() and read_note(self.last / OPTIMIZER) != read_note(self.last / WEIGHTS) and staged.exists():
+            commit(staged)
+        for left in [*self.folder.glob("*.partial"), *self.last.glob("*.partial")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    @property
+    def new(self) -> Path:
+        """Where a run that replaces another stands, whole, until it has taken its place."""
+        return self.folder / "new"
 
     def exists(self) -> bool:
         return (self.folder / "run.json").exists()
@@ -461,18 +521,42 @@ class Run:
     def can_resume(self) -> bool:
         return self.exists() and (self.last / OPTIMIZER).exists()
 
-    def begin(self, config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer | None, data: dict) -> None:
-        """Start a folder, clearing what an earlier run left there. The caller has asked whether it may."""
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "run.json").unlink(missing_ok=True)
-            shutil.rmtree(self.last, ignore_errors=True)
-            for name in (WEIGHTS, "metrics.jsonl", "loss.svg"):
-                (self.folder / name).unlink(missing_ok=True)
-            self.last.mkdir()
-            for folder in (self.folder, self.last):
-                save_description(folder, model, tokenizer)
-            self.write_settings(config, data)
+    @contextlib.contextmanager
+    def begin(self, config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer | None, data: dict):
+        """Start a folder: `with run.begin(...) as first: first.save_last(...)`.
+
+        When the block ends, what it saved takes the place of a run that is there. That one is whole until the new one
+        is, beside it. The caller has asked whether it may, and holds the lock.
+        """
+        first = Run(self.new.with_suffix(".partial"))
+        try:
+            with writing(self.folder):
+                first.last.mkdir(parents=True)
+                for folder in (first.folder, first.last):
+                    save_description(folder, model, tokenizer)
+                first.write_settings(config, data)
+            yield first
+            with writing(self.folder):
+                os.replace(first.folder, self.new)
+                sync_folder(self.folder)
+                with contextlib.suppress(OSError):  # its own name, in a folder that may not be ours
+                    sync_folder(self.folder.resolve().parent)
+                self.take_new()
+        except BaseException:
+            shutil.rmtree(first.folder, ignore_errors=True)
+            raise
+
+    def take_new(self) -> None:
+        """Put what is in new/ where it belongs; a process that dies here leaves the rest to the next one's `mend`."""
+        for name in ("metrics.jsonl", "loss.svg"):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in self.new.iterdir():
+            old = self.folder / path.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            os.replace(path, old)
+        self.new.rmdir()
+        sync_folder(self.folder)
 
     def write_settings(self, config: TrainConfig, data: dict) -> None:
         versions = {"sampan": __version__, "python": platform.python_version(), "numpy": np.__version__}
@@ -481,9 +565,28 @@ class Run:
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
         }
-        about = {"settings": asdict(config), "data": data, "versions": versions, "machine": machine}
+        about = {"settings": asdict(config), "data": data}
+        about |= {"sha256": digest(about), "job": job(), "versions": versions, "machine": machine}
         with writing(self.folder):
             write_json(self.folder / "run.json", about)
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where somebody edited what a resume relies on."""
+        path = self.folder / "run.json"
+        about = read_json(path)
+        if about.get("sha256") != digest({key: about.get(key) for key in ("settings", "data")}):
+            raise UserError(f"{path} was edited; undo that, and give what is to change at a resume as flags")
+        settings = self.settings()
+        for name, value in asdict(load_model_config(self.last)).items():
+            if name != "dropout" and value != getattr(settings, name):
+                raise UserError(
+                    f"{self.last / 'config.json'}: {name} is {value}, and run.json has {getattr(settings, name)}; "
+                    "undo the edit"
+                )
+
+    def is_of_this_job(self) -> bool:
+        """Whether the job began this run that torchrun has now started again."""
+        return restarted() and self.exists() and read_json(self.folder / "run.json").get("job") == job()
 
     def settings(self) -> TrainConfig:
         """Every setting of the run, as resolved when it began."""
@@ -503,11 +606,13 @@ class Run:
         return data
 
     def save_best(self, model: ModelConfig, weights: Mapping, progress: Progress) -> None:
+        refuse_not_finite(weights, self.folder)
         with writing(self.folder):
             commit(stage_safetensors(self.folder / WEIGHTS, to_hf_weights(model, weights), asdict(progress)))
 
     def save_last(self, model: ModelConfig, weights: Mapping, state: dict[str, np.ndarray], progress: Progress) -> None:
         """Replace last/. Both files are whole on disk before the first takes its place; see `load_last`."""
+        refuse_not_finite(weights, self.folder)
         with writing(self.last):
             first = stage_safetensors(self.last / WEIGHTS, to_hf_weights(model, weights), asdict(progress))
             second = stage_safetensors(self.last / OPTIMIZER, state, asdict(progress))
@@ -517,19 +622,19 @@ class Run:
         """(weights, optimizer state, progress). Raises UserError where there is nothing to resume.
 
         A process that died between the two renames of `save_last` left new weights, and the optimizer that belongs
-        to them still under its temporary name: that rename is made up for here.
+        to them still under its temporary name.
         """
         if not self.can_resume():
             raise UserError(f"{self.folder} holds nothing to resume (no last/{OPTIMIZER})")
-        staged = self.last / f"{OPTIMIZER}.partial"
+        optimizer, staged = self.last / OPTIMIZER, self.last / f"{OPTIMIZER}.partial"
         progress = read_note(self.last / WEIGHTS)
-        if read_note(self.last / OPTIMIZER) != progress and staged.exists() and read_note(staged) == progress:
-            commit(staged)
-        if read_note(self.last / OPTIMIZER) != progress or not progress:
+        if read_note(optimizer) != progress and staged.exists():
+            optimizer = staged
+        if read_note(optimizer) != progress or not progress:
             raise UserError(
                 f"{self.last}: weights and optimizer are not of the same step; this folder was changed by hand"
             )
-        state = read_state(self.last / OPTIMIZER)
+        state = read_state(optimizer)
         for p in parameters(model):
             for key in p.moments(self.settings().optimizer):
                 if getattr(state.get(f"{key}.{p.name}"), "shape", None) != p.shape:

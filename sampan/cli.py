@@ -8,9 +8,11 @@ Flags are made from the dataclasses of config.py. Heavy modules are imported whe
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 import textwrap
+import threading
 import warnings
 
 from . import __version__, config
@@ -118,7 +120,8 @@ def train(source: list[str], flags: dict) -> int:
     pick_engine(
         config.build(MachineConfig, {k: v for k, v in flags.items() if k in MachineConfig.__dataclass_fields__})
     )
-    with first_process_first(MachineConfig(device=flags.get("device", "auto"))):
+    early = {k: v for k, v in (file_settings(source) | flags).items() if k in ("device", "backend", "process_timeout")}
+    with first_process_first(config.build(TrainConfig, early)):
         made = plan_of(source, flags)
     talks = world()[0] == 0  # under torchrun only the first process writes
     if talks:
@@ -137,7 +140,7 @@ def train(source: list[str], flags: dict) -> int:
                 break
     if stop.received is not None:
         if talks:
-            print(f"\nstopped; continue with: sampan train --resume --out_dir {made.config.out_dir}")
+            print(f"\nstopped; continue with: sampan train --resume --out_dir {shlex.quote(made.config.out_dir)}")
         return 128 + stop.received
     if talks and not made.config.eval_only:
         finish(made, engine)
@@ -275,12 +278,22 @@ def plan_of(source: list[str], flags: dict):
         if overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it: give one of them")
         flags["init_from"] = "resume"
-    files = [s for s in source if s.endswith((".toml", ".py")) and "*" not in s]
+    files = [s for s in source if is_configuration(s)]
     texts = [s for s in source if s not in files]
+    settings = file_settings(source) | flags
+    return make_plan(texts or None, settings, recipe=not files, overwrite=overwrite)
+
+
+def is_configuration(word: str) -> bool:
+    return word.endswith((".toml", ".py")) and "*" not in word
+
+
+def file_settings(source: list[str]) -> dict:
+    """What the configuration files among these words say, later ones over earlier ones."""
     settings = {}
-    for file in files:
+    for file in filter(is_configuration, source):
         settings |= config.read_file(config.find_file(file))
-    return make_plan(texts or None, settings | flags, recipe=not files, overwrite=overwrite)
+    return settings
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict]:
@@ -355,7 +368,9 @@ class StopSignal:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+        # in a thread of its own: this one may be in the midst of printing, and the live display counts its lines
+        words = "stopping after this step; once more stops at once\n"
+        threading.Thread(target=sys.stderr.write, args=(words,)).start()
 
     def __exit__(self, *exception) -> None:
         for number, previous in self.previous.items():

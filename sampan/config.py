@@ -133,6 +133,9 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
         False, "keep less of the forward pass and compute it again in the backward pass: less memory, a third more time"
     )
     grad_clip: float = setting(1.0, "clip the gradient to this norm; 0 does not clip", low=0.0)
+    on_nan: str = setting(
+        "stop", "what a loss or gradient that is not finite does; skip: not that step", choices=("stop", "skip")
+    )
     eval_interval: int = setting(2000, "steps between evaluations", low=1)
     eval_iters: int = setting(200, "batches per split in an evaluation, or the whole split if that is less", low=1)
     patience: int | None = setting(
@@ -144,6 +147,7 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     log_interval: int = setting(1, "steps between log lines, off a terminal", low=1)
     always_save_checkpoint: bool = setting(True, "keep last/ at every evaluation, not only when val improves")
     backend: str | None = setting(None, "torch.distributed backend under torchrun; auto: nccl on cuda, else gloo")
+    process_timeout: int = setting(600, "seconds that a process under torchrun waits for the others", low=1)
     wandb_log: bool = setting(False, "log to Weights & Biases too (pip install wandb)")
     wandb_project: str = setting("sampan", "its project")
     wandb_run_name: str | None = setting(None, "its run name; auto: the run's folder")

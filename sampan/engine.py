@@ -29,6 +29,7 @@ class Update(NamedTuple):
 
     loss: float  # mean over the targets of all micro-batches since the last update, nats per token
     grad_norm: float  # of the mean gradient over all parameters, before clipping
+    refused: str = ""  # why nothing was changed: "the gradient of wte.weight is not finite"; "" where all went well
 
 
 class Session(Protocol):
@@ -58,7 +59,11 @@ class Engine(Protocol):
         """Forward and backward of one micro-batch; gradients add up. `more`: another follows before the update."""
 
     def update(self, lr: float) -> Update:
-        """Average and clip the gradients, step the optimizer, and begin again from zero."""
+        """Average and clip the gradients, step the optimizer, and begin again from zero.
+
+        Where the loss or the norm is not finite, weights and moments stay as they are: the step counts, and the
+        update says why. An overflow that float16's loss scaler mends changes nothing either, and is no refusal.
+        """
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         """Mean loss over the targets, without dropout; changes nothing."""
@@ -67,7 +72,10 @@ class Engine(Protocol):
         """A new, empty cache for `batch_size` sequences."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """The optimizer: arrays under `exp_avg.NAME`, `exp_avg_sq.NAME`, `step` and whatever else it needs."""
+        """The optimizer: arrays under `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `applied_steps` and what else it needs.
+
+        `applied_steps` are those updates that changed the weights; `step` counts all.
+        """
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue from what `state` returned, of either engine."""
@@ -167,14 +175,14 @@ def first_process_first(settings: MachineConfig):
         return
     if "torch" not in engines_here():
         raise UserError("several processes need PyTorch: pip install 'sampan[torch]'")
-    from .torch_engine import join_processes, wait_for_all
+    from .torch_engine import join_processes, tell_others, wait_for_all, wait_for_first
 
     join_processes(settings)
     if rank > 0:
-        wait_for_all()
+        wait_for_first()
     yield
     if rank == 0:
-        wait_for_all()
+        tell_others()
     wait_for_all()
 
 

@@ -1,16 +1,24 @@
-"""Replacing a file at once: whoever reads it sees the old bytes or the new ones, and never a part.
+"""What lasts on a disk: files replaced at once, folders synced, and a lock that a dead process cannot keep.
 
-    replace_file(Path("out/run.json"), text.encode())
+    replace_file(Path("out/run.json"), text.encode())      # a reader sees the old bytes or the new ones, never a part
     with replacing(Path("large.bin")) as file: file.write(...)
+    with lock_file(Path("out/.lock"), "process 12"): ...   # raises Held, with the words of who has it
 
-A run's weights, which come in pairs, are checkpoint.py's.
+A run's weights, which come in pairs, are checkpoint.py's. A lock keeps other programs of this kind out, on one machine
+and, where the file system shares its locks (NFS 4 does), on all; it keeps nobody from reading.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -21,9 +29,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` to write into; synced and renamed at the end, nothing is left of it when that fails.
+    """A file beside `path` to write into; synced and renamed at the end, then the folder is synced.
 
-    Raises OSError.
+    Nothing is left of it when that fails. Raises OSError.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes do not write into each other's
     try:
@@ -32,6 +40,59 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """A new name lasts only when its folder is synced too. Windows has no such call. Raises OSError."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class Held(Exception):
+    """Another process has the lock; the message is what that process wrote into the file."""
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, words: str) -> Iterator[None]:
+    """Hold the lock at `path`, which says `words` meanwhile. Raises Held, and OSError where it cannot be written.
+
+    The system lets go of the lock when its process ends, however it ends: none is ever stale. The file stays, empty.
+    Where a file system has no locks (ENOLCK, ENOTSUP), nothing is kept out.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            take_lock(file.fileno())
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise Held(file.read().strip()) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+        file.truncate(0)
+        file.write(words)
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, or one that has gone
+                file.truncate(0)
+
+
+def take_lock(descriptor: int) -> None:
+    if os.name == "nt":  # a locked byte cannot be read there: one far beyond the words
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

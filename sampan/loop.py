@@ -7,8 +7,10 @@ It reads from top to bottom in the order in which things happen. Whoever consume
 (report.py); stopping to consume ends the run after a whole step, saved, ready to be resumed.
 """
 
+import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +26,7 @@ from .plan import Plan, identity
 from .recipe import decay_end
 
 AT_MOST = 2_000_000  # tokens of a val split that the last look at a model reads
+MOST_REFUSED = 20  # steps in a row that --on_nan skip passes over
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Step:
     step: int  # counted from 0, as nanoGPT's iter
     loss: float  # mean over the global batch, nats per token, before the step
     lr: float
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; where it or the loss is not finite, the step has changed nothing
     seconds: float
     tokens_per_second: float
     mfu: float  # share of the peak that the engine measured on this machine, 0 to 1
@@ -53,12 +56,18 @@ class Evaluation:
 def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluation]:
     """Run a plan. The run's folder is written at evaluations, at the end and when the consumer stops early.
 
-    Raises UserError where the plan cannot run here or its folder cannot be written.
+    Raises UserError where the plan cannot run here, another process trains in its folder, the folder cannot be
+    written, or a loss, a gradient or a weight is not finite.
     """
-    config, model, run = plan.config, plan.model, Run(plan.config.out_dir)
+    run, keeps = Run(plan.config.out_dir), world()[0] == 0 and not plan.config.eval_only
+    with run.locked() if keeps else contextlib.nullcontext():
+        yield from train_locked(plan, engine or open_engine(plan.model, plan.config), run, keeps)
+
+
+def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[Step | Evaluation]:
+    """`train`, with the folder to itself. `keeps`: this process writes it."""
+    config, model = plan.config, plan.model
     rank, processes = world()
-    keeps = rank == 0 and not config.eval_only
-    engine = engine or open_engine(model, config)
     if plan.resume:
         weights, state, progress = run.load_last(model)
         engine.load(weights)
@@ -68,8 +77,6 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
     else:
         progress = Progress()
         engine.load(plan.weights())
-        if keeps:
-            run.begin(config, model, plan.data.tokenizer, identity(plan.data))
     weights = state = None  # the engine has its own copies
 
     windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
@@ -84,18 +91,20 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
     mine_end = (rank + 1) * per_step // processes
     flops_per_step = flops_per_token(model) * plan.tokens_per_step
     peak = engine.peak_flops()
-    saved_step = None
+    saved = progress if plan.resume else None  # what last/ has
 
     def save(best: bool = False) -> None:
-        nonlocal saved_step
-        if not keeps or not (best or saved_step != progress.step):
+        nonlocal saved
+        if not keeps or not (best or saved != progress):
             return
         weights = engine.params()
-        if best:
-            run.save_best(model, weights, progress)
-        if saved_step != progress.step:
-            run.save_last(model, weights, engine.state(), progress)
-            saved_step = progress.step
+        settings = config, model, plan.data.tokenizer, identity(plan.data)
+        with run.begin(*settings) if saved is None else contextlib.nullcontext(run) as place:
+            if best:
+                place.save_best(model, weights, progress)
+            if saved != progress:
+                place.save_last(model, weights, engine.state(), progress)
+        saved = progress
 
     try:
         while True:
@@ -105,7 +114,10 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
             # evaluate, and keep what is worth keeping
             if step % config.eval_interval == 0 or step >= config.max_iters:
                 losses = {split: evaluate(engine, batches) for split, batches in splits.items()}
-                best = losses["val"] < progress.best_val_loss
+                if not all(map(math.isfinite, losses.values())):
+                    raise UserError(f"the losses after step {step} are {losses}: {diverged(saved)}")
+                # a resume begins with the evaluation that it was saved at, and finds the same
+                best = losses["val"] < progress.best_val_loss or step == progress.best_step
                 progress = replace(progress, val_loss=losses["val"])
                 if best:
                     progress = replace(progress, best_step=step, best_val_loss=losses["val"])
@@ -123,14 +135,14 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
                 count = min(config.batch_size, mine_end - first)
                 x, y = windows.batch(step * per_step + first, count)
                 engine.accumulate(x, y, more=first + count < mine_end)
-            loss, grad_norm = engine.update(lr)
-            if not math.isfinite(loss):
-                kept = "nothing was saved" if saved_step is None else f"last/ has step {saved_step}"
-                raise UserError(
-                    f"the loss of step {step} is {loss}: the training diverged ({kept}); lower --learning_rate"
-                )
+            loss, grad_norm, refused = engine.update(lr)
+            progress = replace(progress, step=step + 1, refused=progress.refused + 1 if refused else 0)
+            if refused and (config.on_nan == "stop" or progress.refused >= MOST_REFUSED):
+                row = f", {progress.refused} such steps in a row" if progress.refused > 1 else ""
+                raise UserError(f"step {step}: {refused} (loss {loss}{row}): {diverged(saved)}")
+            if refused and rank == 0:
+                warnings.warn(f"step {step} is skipped: {refused} (loss {loss})", stacklevel=2)
             seconds = time.perf_counter() - start
-            progress = replace(progress, step=step + 1)
 
             # everything that follows is just diagnostics
             speed = plan.tokens_per_step / seconds
@@ -138,6 +150,11 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
     except GeneratorExit:  # the consumer has had enough
         save()
         raise
+
+
+def diverged(saved: Progress | None) -> str:
+    kept = "nothing was saved" if saved is None else f"last/ has step {saved.step}, from before"
+    return f"the training diverged ({kept}); lower --learning_rate, or pass over single steps with --on_nan skip"
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import WEIGHTS, Run, crop, find_model, load_model, load_model_config, read_note
+from .checkpoint import (
+    WEIGHTS,
+    Run,
+    crop,
+    find_model,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    read_note,
+    restarted,
+)  # fmt: skip
 from .config import ModelConfig, TrainConfig, build, change
 from .cost import (
     Costs,
@@ -163,7 +173,10 @@ def make_plan(
     if config.fit is not None:
         config, why = fit_memory(config, model)
         reasons |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"), why)
-    if not config.eval_only and not overwrite and Run(config.out_dir).has_weights():
+    run = Run(config.out_dir)
+    if restarted() and not config.eval_only and run.can_resume() and (not overwrite or run.is_of_this_job()):
+        return plan_resume(settings | {"out_dir": config.out_dir})  # torchrun starts a job again after a death
+    if not config.eval_only and not overwrite and run.has_weights():
         raise UserError(
             f"{config.out_dir} already holds a run: continue it with --resume, replace it with --overwrite, "
             "or choose another --out_dir"
@@ -201,8 +214,12 @@ def plan_resume(settings: dict) -> Plan:
         else "out"
     )
     run = Run(folder)
+    if run.folder.is_dir() and world()[0] == 0 and not settings.get("eval_only"):
+        with run.locked():  # what a killed process left is mended before anybody reads it
+            pass
     if not run.can_resume():
         raise UserError(f"{folder} holds nothing to resume; name the run with --out_dir")
+    run.check_unchanged()
     before = run.settings()
     given = {name: value for name, value in settings.items() if name not in ("init_from", "out_dir", "dataset")}
     if {"minutes", "size"} & given.keys():
@@ -223,6 +240,8 @@ def plan_resume(settings: dict) -> Plan:
             f"the text or the tokenizer in {data.folder} has changed since the run in {folder} began: "
             f"bring the old text back and run sampan prepare {' '.join(config.dataset)}, or start a new run"
         )
+    if load_tokenizer(run.last).to_json() != data.tokenizer.to_json():
+        raise UserError(f"{run.last / 'tokenizer.json'} and {data.folder / 'tokenizer.json'} differ: undo the edit")
     model = replace(load_model_config(run.last), dropout=config.dropout)
     config = with_shape(config, model)
     check(config, data)

@@ -10,6 +10,9 @@ fields of loop.Step and loop.Evaluation.
 
 import contextlib
 import json
+import math
+import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,8 +24,9 @@ from .errors import UserError
 from .loop import Evaluation, Step
 from .plan import Plan
 
-PICTURE_POINTS = 1000  # at most, of the step losses
+PICTURE_POINTS = 1000  # at most, of a curve
 PICTURE_LOSS = 1e6  # at most
+RECORD = re.compile(rb'\{"step": (\d+), .*\}\n')  # a whole line of metrics.jsonl
 
 
 @contextlib.contextmanager
@@ -33,7 +37,7 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
     active = [Live(plan, out) if out.isatty() else Lines(plan, out)]
     if not config.eval_only:
         metrics = Metrics(Path(config.out_dir))
-        active += [metrics, Picture(Path(config.out_dir), metrics)]
+        active += [metrics, Picture(metrics)]
     if config.wandb_log:
         active.append(Wandb(plan))
     if config.tensorboard:
@@ -109,6 +113,8 @@ class Live:
             self.progress.print(evaluation_line(record) + (" (best)" if record.best else ""), markup=False)
             self.progress.update(self.task, completed=record.step)
             return
+        if not math.isfinite(record.loss):  # skipped, and said
+            return
         self.recent.append(record)
         n = len(self.recent)
         loss, mfu = sum(r.loss for r in self.recent) / n, sum(r.mfu for r in self.recent) / n
@@ -121,30 +127,37 @@ class Live:
 
 
 class Metrics:
-    """metrics.jsonl. A resumed run's file loses the records that are about to be made again."""
+    """metrics.jsonl. A resumed run's file loses the records that are about to be made again.
+
+    Each record is with the system at once, so that a killed run loses none that its last save has passed. What is not
+    finite is null: JSON has no word for it.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
         self.file = None
-        self.before: list[dict] = []  # the records of the run's earlier part
 
     def open(self, first_step: int) -> None:
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, RecursionError):  # a killed process can leave half a line at the end
-                record = json.loads(line)
-                if is_record(record) and record["step"] < first_step:
-                    self.before.append(record)
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.before))
-        self.file = self.path.open("a", encoding="utf-8")
+        """Cut the file before the first record of `first_step`, and before what a killed process left of a line."""
+        self.file = self.path.open("a+b")
+        self.file.seek(0)
+        at = whole = 0
+        for line in self.file:  # there may be millions: none is kept in memory
+            step = RECORD.match(line)
+            if step and int(step[1]) >= first_step:
+                break
+            at += len(line)
+            if step:
+                whole = at
+        self.file.truncate(whole)
 
     def __call__(self, record: Step | Evaluation) -> None:
+        values = {name: value if math.isfinite(value) else None for name, value in asdict(record).items()}
         try:
             if self.file is None:
                 self.open(record.step)
-            self.file.write(json.dumps(asdict(record)) + "\n")
-            if isinstance(record, Evaluation):
-                self.file.flush()
+            self.file.write(json.dumps(values).encode() + b"\n")
+            self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 
@@ -166,33 +179,47 @@ def is_record(record) -> bool:
 class Picture:
     """loss.svg: both evaluated losses and the steps' own, the best marked; renewed at every evaluation."""
 
-    def __init__(self, folder: Path, metrics: Metrics):
-        self.path, self.metrics = folder / "loss.svg", metrics
+    def __init__(self, metrics: Metrics):
+        self.metrics, self.path = metrics.path, metrics.path.with_name("loss.svg")
         self.steps: list[tuple[int, float]] = []
         self.evaluations: list[tuple[int, float, float]] = []
+        self.best = (0, math.inf)  # step, val loss
         self.started = False
 
     def __call__(self, record: Step | Evaluation) -> None:
-        if not self.started:
+        if self.started:
+            self.add(asdict(record))
+        else:
             self.started = True
-            for earlier in self.metrics.before:
-                self.add(earlier)
-        self.add(asdict(record))
+            self.read()
         if isinstance(record, Evaluation) and record.step > 0 and self.evaluations:
             try:
                 write_text(self.path, self.draw())
             except OSError as error:
                 raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
 
+    def read(self) -> None:
+        """The records so far, of this run's earlier parts and the one that has just come: few steps of many."""
+        with self.metrics.open("rb") as file:
+            stride = 1 + os.fstat(file.fileno()).st_size // (PICTURE_POINTS * 1000)  # a line has some 100 bytes
+            for number, line in enumerate(file):
+                if b'"val_loss"' in line or number % stride == 0:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        record = json.loads(line)
+                        if is_record(record):  # and not another program's, or half of one
+                            self.add(record)
+
     def add(self, record: dict) -> None:
         if not all(abs(record.get(name, 0.0)) < PICTURE_LOSS for name in ("loss", "train_loss", "val_loss")):
             return  # not a number, or of a run that diverged: nowhere in a picture
         if "val_loss" in record:
             self.evaluations.append((record["step"], record["train_loss"], record["val_loss"]))
+            self.evaluations = thin(self.evaluations)
+            if record["val_loss"] < self.best[1]:
+                self.best = record["step"], record["val_loss"]
         else:
             self.steps.append((record["step"], record["loss"]))
-            if len(self.steps) > 2 * PICTURE_POINTS:
-                self.steps = self.steps[::2]
+            self.steps = thin(self.steps)
 
     def draw(self) -> str:
         import pygal
@@ -204,15 +231,14 @@ class Picture:
             guide_stroke_color="#dde3e8", major_guide_stroke_color="#dde3e8",
             title_font_size=18, label_font_size=13, major_label_font_size=13, legend_font_size=14,
         )  # fmt: skip
-        best_step, _, best = min(self.evaluations, key=lambda e: e[2])
+        best_step, best = self.best
         chart = pygal.XY(
             style=style, js=(), width=900, height=540, legend_at_bottom=True, legend_at_bottom_columns=4, dots_size=2.5,
             title=f"best val loss {best:.4f} at step {best_step}", x_title="step", y_title="loss (nats per token)",
             show_x_guides=False, truncate_legend=-1, x_value_formatter=lambda x: f"{x:,.0f}",
             value_formatter=lambda y: f"{y:.2f}",
         )  # fmt: skip
-        thin = self.steps[:: max(1, len(self.steps) // PICTURE_POINTS)]
-        chart.add("each step", thin, show_dots=False, stroke_style={"width": 1})
+        chart.add("each step", self.steps, show_dots=False, stroke_style={"width": 1})
         chart.add("train", [(s, t) for s, t, _ in self.evaluations], stroke_style={"width": 2})
         chart.add("val", [(s, v) for s, _, v in self.evaluations], stroke_style={"width": 2})
         chart.add("best", [(best_step, best)], dots_size=7, stroke=False)
@@ -220,6 +246,11 @@ class Picture:
 
     def close(self) -> None:
         pass
+
+
+def thin(points: list) -> list:
+    """Every second point, when they have become too many: a curve keeps its shape."""
+    return points if len(points) <= PICTURE_POINTS else points[::2]
 
 
 class Wandb:

@@ -7,13 +7,16 @@ process holds the whole model.
 """
 
 import contextlib
+import math
 import os
 import time
 import warnings
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from .config import MachineConfig, ModelConfig, TrainConfig
 from .engine import Update, physical_cores, world
@@ -22,6 +25,7 @@ from .model import parameters
 from .torch_model import GPT, Cache
 from .torch_muon import Muon
 
+LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows without being scaled up at all is no matter of scale
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +50,7 @@ class TorchEngine:
         self.weights = [by_name[name] for name in self.names]
         self.step = 0  # updates so far, and micro-batches since: what dropout is keyed by
         self.micro = 0
+        self.applied = 0  # of the updates so far, those that changed the weights
         self.loss_sum = self.targets = 0.0
         self.forward = self.model
         self.compiled = None
@@ -146,7 +151,8 @@ class TorchEngine:
         with self.forward.no_sync() if wait else contextlib.nullcontext():
             with self.autocast():
                 loss = self.forward(self.put(x), self.put(y))
-            self.scaler.scale(loss * (self.world_size / self.full_batch)).backward()
+            with together():
+                self.scaler.scale(loss * (self.world_size / self.full_batch)).backward()
         self.loss_sum += loss.detach()
         self.targets += float((y != -1).sum())
         self.micro += 1
@@ -156,8 +162,9 @@ class TorchEngine:
         if self.world_size == 1:
             return float(value)
         total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.item()
+        with together():
+            dist.all_reduce(total)
+            return total.item()
 
     def gradients(self) -> dict[str, np.ndarray]:
         factor = self.full_batch / max(self.total(self.targets), 1.0) / self.scaler.get_scale()
@@ -172,19 +179,35 @@ class TorchEngine:
         if targets != self.full_batch:
             torch._foreach_mul_(grads, self.full_batch / targets)
         norm = torch.nn.utils.get_total_norm(grads)
-        if self.settings.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
-        for i, optimizer in enumerate(self.optimizers):
-            rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            self.scaler.step(optimizer)
+        loss = self.total(self.loss_sum) / targets
+        update = Update(loss, norm.item())  # a CPU-GPU sync point; every process has the same numbers
+        if math.isfinite(update.loss) and math.isfinite(update.grad_norm):
+            if self.settings.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
+            for i, optimizer in enumerate(self.optimizers):
+                rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+            self.applied += 1
+        elif not (math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE):
+            update = update._replace(refused=self.complaint(loss))
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        update = Update(self.total(self.loss_sum) / targets, float(norm))
         self.step, self.micro = self.step + 1, 0
         self.loss_sum = self.targets = 0.0
         return update
+
+    def complaint(self, loss: float) -> str:
+        """What kept an update from being applied. Where a weight is not finite, every gradient is a consequence."""
+        pairs = list(zip(self.names, self.weights, strict=True))
+        for name, weight in pairs:
+            if not weight.isfinite().all():
+                return f"the weights of {name} are not finite"
+        for name, weight in pairs:
+            if not weight.grad.isfinite().all():
+                return f"the gradient of {name} is not finite"
+        return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
 
     @torch.no_grad()
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
@@ -203,12 +226,10 @@ class TorchEngine:
     # ---- the optimizer's state ----
 
     def state(self) -> dict[str, np.ndarray]:
-        arrays = {"step": np.array(self.step, dtype=np.int64)}
+        arrays = {"step": np.array(self.step, np.int64), "applied_steps": np.array(self.applied, np.int64)}
         if self.scaler.is_enabled():
             arrays["loss_scale"] = np.array(self.scaler.get_scale(), dtype=np.float64)
             arrays["loss_scale_growth"] = np.array(self.scaler.state_dict()["_growth_tracker"], dtype=np.int64)
-            applied = self.optimizers[0].state[self.weights[0]].get("step", 0.0)  # an overflow skips a step
-            arrays["applied_steps"] = np.array(float(applied), dtype=np.float64)
         for p, weight in zip(parameters(self.config), self.weights, strict=True):
             for key in p.moments(self.settings.optimizer):
                 moment = self.owner[weight].state[weight].get(key)
@@ -221,14 +242,17 @@ class TorchEngine:
             known = self.scaler.state_dict()
             known.update(scale=float(state["loss_scale"]), _growth_tracker=int(state["loss_scale_growth"]))
             self.scaler.load_state_dict(known)
-        applied = float(state.get("applied_steps", self.step))
+        self.applied = int(state["applied_steps"])
         for p, weight in zip(parameters(self.config), self.weights, strict=True):
             moments = {
                 key: torch.from_numpy(np.array(state[f"{key}.{p.name}"])).to(weight.device)
                 for key in p.moments(self.settings.optimizer)
             }
             # a fused optimizer keeps its step counter on the weights' device
-            self.owner[weight].state[weight] = {"step": torch.tensor(applied, device=weight.device), **moments}
+            self.owner[weight].state[weight] = {
+                "step": torch.tensor(float(self.applied), device=weight.device),
+                **moments,
+            }
 
     # ---- speed ----
 
@@ -306,15 +330,70 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+# ---- several processes ----
+
+ANSWER_SECONDS = 10  # within which a process that lives notices that another does not
+notes: dist.Store | None = None  # what torchrun's processes leave for each other
+
+
 def join_processes(settings: MachineConfig) -> None:
     """Form torchrun's process group, once."""
-    if not dist.is_initialized():
-        on_cuda = pick_device(settings.device).type == "cuda"
-        dist.init_process_group(getattr(settings, "backend", None) or ("nccl" if on_cuda else "gloo"))
+    global notes
+    if dist.is_initialized():
+        return
+    on_cuda = pick_device(settings.device).type == "cuda"
+    backend = getattr(settings, "backend", None) or ("nccl" if on_cuda else "gloo")
+    limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
+    notes, rank, size = next(iter(rendezvous("env://")))
+    dist.init_process_group(backend, store=notes, rank=rank, world_size=size, timeout=limit)
+
+
+@contextlib.contextmanager
+def together():
+    """Around what all processes do together. Where one has gone or hangs, the others raise a UserError that names it.
+
+    With NCCL, PyTorch's own watchdog ends a process that waits for too long, and names the operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        missing = ", ".join(map(str, missing_processes())) or "unknown"
+        raise UserError(
+            f"process {missing} of 0 to {world()[1] - 1} has gone or hangs (the others wait --process_timeout seconds); "
+            "continue from the last save with --resume, or by itself under torchrun --max-restarts"
+        ) from None
+
+
+def missing_processes() -> list[int]:
+    """The ranks that do not say here that they live. All but one is enough: that one will not come."""
+    rank, size = world()
+    end = time.monotonic() + ANSWER_SECONDS
+    missing = [r for r in range(size) if r != rank]
+    try:
+        notes.set(f"alive {rank}", "yes")
+        while len(missing) > 1 and time.monotonic() < end:
+            time.sleep(0.1)
+            missing = [r for r in missing if not notes.check([f"alive {r}"])]
+    except RuntimeError:
+        return [0]  # whose process keeps the notes, where torchrun does not
+    return missing
+
+
+def wait_for_first() -> None:
+    """Until process 0 has called `tell_others`; what it prepares may take days."""
+    with together():
+        notes.wait(["prepared"], timedelta(days=30))
+
+
+def tell_others() -> None:
+    notes.set("prepared", "yes")
 
 
 def wait_for_all() -> None:
-    dist.barrier()
+    with together():
+        dist.barrier()
 
 
 def any_process(flag: bool) -> bool:
@@ -323,5 +402,6 @@ def any_process(flag: bool) -> bool:
         return flag
     device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
     value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    with together():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())

@@ -85,6 +85,18 @@ def test_it_trains_as_the_package(run):
     assert all(np.allclose(saved[name], w, rtol=0, atol=1e-6) for name, w in engine.params().items())
 
 
+def test_what_is_not_finite_is_named_and_not_saved(run):
+    data, model, config, tokenizer = run
+    weights = load_model(model)[1]
+    weights["h.1.mlp.c_fc.weight"][2, 3] = np.inf
+    save_model(model, config, weights, tokenizer)
+    before = (model / "model.safetensors").read_bytes()
+    done = program("train", "--out_dir", model, "--data_dir", data, *[f"--{k}={v}" for k, v in SETTINGS.items()])
+    assert done.returncode == 2, done.stderr
+    assert "step 0: the weights of h.1.mlp.c_fc.weight are not finite" in done.stderr, done.stderr
+    assert (model / "model.safetensors").read_bytes() == before
+
+
 def test_it_writes_as_the_package(run):
     _, model, config, tokenizer = run
     settings = SampleConfig(dtype="float32", temperature=0.0, threads=2)

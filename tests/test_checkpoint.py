@@ -38,8 +38,9 @@ def state(step: int) -> dict[str, np.ndarray]:
 @pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path / "out")
-    made.begin(TrainConfig(out_dir=str(made.folder)), CONFIG, TOKENIZER, {"name": "text"})
-    made.save_last(CONFIG, weights(1), state(1), Progress(step=1))
+    made.folder.mkdir()
+    with made.begin(TrainConfig(out_dir=str(made.folder)), CONFIG, TOKENIZER, {"name": "text"}) as first:
+        first.save_last(CONFIG, weights(1), state(1), Progress(step=1))
     return made
 
 

@@ -154,7 +154,8 @@ static void refusals(void) {
     check(sampan_read(e, SAMPAN_WEIGHT, -1, value) && sampan_read(e, 9, 0, value) && sampan_write(e, SAMPAN_GRADIENT, 0, value), "tensors that are not there");
     check(sampan_accumulate(e, NULL, y, 1, 1) && sampan_accumulate(e, x, NULL, 1, 1) && sampan_loss(e, x, y, 1, 1, NULL), "a missing array");
     check(sampan_read(e, SAMPAN_WEIGHT, 0, NULL) && sampan_write(e, SAMPAN_WEIGHT, 0, NULL) && strstr(sampan_error(e), "missing"), "a missing tensor");
-    check(sampan_set_step(e, -1) == SAMPAN_BAD_ARGUMENT, "a negative step");
+    check(sampan_set_step(e, -1, 0) == SAMPAN_BAD_ARGUMENT, "a negative step");
+    check(sampan_set_step(e, 1, 2) == SAMPAN_BAD_ARGUMENT, "more updates applied than made");
     for (int32_t i = 0; i < BATCH * TOKENS; i++) y[i] = -1;
     check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-3, &loss, &gradient) && loss == 0.0 && gradient == 0.0, "no targets at all");
     sampan_session *session;
@@ -162,6 +163,34 @@ static void refusals(void) {
     sampan_destroy(e);
     sampan_destroy(NULL);
     sampan_session_destroy(NULL);
+}
+
+/* A weight that is not finite: the step counts, and changes nothing. */
+static void not_finite(int32_t family, int32_t dtype, int32_t threads) {
+    sampan_config c = config_of(family, dtype, threads);
+    sampan_engine *e = open_engine(&c);
+    int32_t x[BATCH * TOKENS], y[BATCH * TOKENS];
+    double loss, norm;
+    sampan_parameter p;
+    fill(x, y);
+    sampan_get_parameter(e, 0, &p);
+    size_t bytes = (size_t)(p.rows * p.columns) * sizeof(float);
+    float *before = malloc(bytes), *after = malloc(bytes);
+    sampan_read(e, SAMPAN_WEIGHT, 0, before);
+    before[1] = INFINITY;
+    sampan_write(e, SAMPAN_WEIGHT, 0, before);
+    check(!sampan_accumulate(e, x, y, BATCH, TOKENS), sampan_error(e));
+    check(sampan_update(e, 1e-2, &loss, &norm) == SAMPAN_NOT_FINITE && !isfinite(loss) && strstr(sampan_error(e), p.name), "not finite, and named");
+    check(sampan_get_step(e) == 1 && sampan_get_applied(e) == 0, "counted, not applied");
+    sampan_read(e, SAMPAN_WEIGHT, 0, after);
+    check(!memcmp(before, after, bytes), "the weights stay as they are");
+    before[1] = 0.0f;
+    sampan_write(e, SAMPAN_WEIGHT, 0, before);
+    check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-2, &loss, &norm) && isfinite(loss) && isfinite(norm), "and it goes on");
+    check(sampan_get_step(e) == 2 && sampan_get_applied(e) == 1, "applied");
+    free(before);
+    free(after);
+    sampan_destroy(e);
 }
 
 int main(void) {
@@ -174,6 +203,7 @@ int main(void) {
                 check(!memcmp(found, expected, sizeof found), "the number of threads changes no bit");
             }
             decode(family, dtype);
+            not_finite(family, dtype, 1 + dtype);
         }
     refusals();
     printf("test_engine: %d checks, %d failed\n", (int)checks, (int)failures);

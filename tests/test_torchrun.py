@@ -1,0 +1,129 @@
+"""Several processes: one is killed and the job comes back, one hangs and is named, their number changes.
+
+Two processes on a CPU, over gloo; some seconds each, most of it PyTorch's start.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import readable
+from test_cli import environment
+from test_reliability import losses
+from test_train import RECIPE, result
+
+from sampan.loop import Step, train
+from sampan.plan import make_plan
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in Linux's /proc")
+SETTINGS = RECIPE | dict(max_iters=12, lr_decay_iters=12, eval_interval=2, log_interval=1, engine="torch")
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    (tmp_path / "river.txt").write_text(readable(3000), encoding="utf-8")
+    return "river.txt"
+
+
+def words(text, out, **settings) -> list[str]:
+    flags = [f"--{name}={value}" for name, value in (SETTINGS | settings).items()]
+    return ["-m", "sampan", "train", text, *flags, f"--out_dir={out}"]
+
+
+def torchrun(arguments: list[str], restarts: int = 0) -> subprocess.Popen:
+    options = ["--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def by_hand(arguments: list[str], processes: int = 2) -> list[subprocess.Popen]:
+    """As a cluster's own launcher does it: nobody looks after the processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    started = []
+    for rank in range(processes):
+        env = environment() | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            )
+        )
+    return started
+
+
+def children(parent: int) -> dict[int, int]:
+    """{rank: process id} of torchrun's processes."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                values = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                if "RANK" in values:
+                    found[int(values["RANK"])] = int(folder.name)
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def wait_for(process: subprocess.Popen, beginning: str) -> None:
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.full)])
+def test_a_killed_process_brings_the_job_back_by_itself(text, rank):
+    """Under torchrun --max-restarts; the bits are those of a job that nobody killed. --overwrite does not start over."""
+    whole = torchrun(words(text, "whole", optimizer="muon"))
+    assert whole.wait(timeout=120) == 0, whole.stderr.read()
+    process = torchrun([*words(text, "killed", optimizer="muon"), "--overwrite"], restarts=2)
+    wait_for(process, "iter 5:")
+    os.kill(children(process.pid)[rank], signal.SIGKILL)
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert re.search(r"from step ([4-9]|1\d)\b", " ".join(output.split())) and "iter 0:" not in output, output
+    assert result("killed") == result("whole") and losses("killed") == losses("whole")
+
+
+def test_a_process_that_hangs_or_dies_is_named(text):
+    for harm in (signal.SIGSTOP, signal.SIGKILL):
+        first, second = by_hand(words(text, f"out{harm}", process_timeout=5, max_iters=100_000))
+        try:
+            wait_for(first, "iter 3:")
+            second.send_signal(harm)
+            begun = time.monotonic()
+            _, errors = first.communicate(timeout=60)
+            assert first.returncode == 2 and time.monotonic() - begun < 30
+            assert "sampan: process 1 of 0 to 1 has gone or hangs" in errors and "Traceback" not in errors, errors
+        finally:
+            for process in (first, second):
+                process.kill()
+                process.communicate()
+
+
+def test_the_number_of_processes_may_change_at_a_resume(text):
+    """One, two, one: the same global batch, the same losses within rounding."""
+
+    def one(plan):
+        return [r.loss for r in train(plan) if isinstance(r, Step)]
+
+    expected = one(make_plan(text, SETTINGS | {"out_dir": "whole"}))
+    found = one(make_plan(text, SETTINGS | {"out_dir": "out", "max_iters": 4}))
+    pair = by_hand(["-m", "sampan", "train", "--resume", "--out_dir=out", "--max_iters=8"])
+    for process in pair:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    records = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    found += [r["loss"] for r in records if "loss" in r]
+    found += one(make_plan(None, {"init_from": "resume", "out_dir": "out", "max_iters": 12}))
+    assert len(found) == 12 and found == pytest.approx(expected, rel=1e-4)
