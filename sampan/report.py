@@ -26,7 +26,7 @@ from .plan import Plan
 
 PICTURE_POINTS = 1000  # at most, of a curve
 PICTURE_LOSS = 1e6  # at most
-RECORD = re.compile(rb'\{"step": (\d+), .*\}\n')  # a whole line of metrics.jsonl
+RECORD = re.compile(rb'\{"step": (\d{1,18}), .*\}\n')  # a whole line of metrics.jsonl
 
 
 @contextlib.contextmanager
@@ -57,11 +57,10 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
 def evaluations_of(folder: str | Path) -> list[Evaluation]:
     """Those of a run, in order, out of its metrics.jsonl."""
     found = []
-    with (Path(folder) / "metrics.jsonl").open(encoding="utf-8") as file:
+    with (Path(folder) / "metrics.jsonl").open("rb") as file:
         for line in file:
-            if '"val_loss"' in line:
-                with contextlib.suppress(ValueError, TypeError):  # half a line, or another version's
-                    found.append(Evaluation(**json.loads(line)))
+            if b'"val_loss"' in line and (record := read_record(line)):
+                found.append(Evaluation(**{name: record[name] for name in Evaluation.__dataclass_fields__}))
     return found
 
 
@@ -167,13 +166,17 @@ class Metrics:
                 self.file.close()
 
 
-def is_record(record) -> bool:
-    """Whether a line of metrics.jsonl is one that this program writes."""
+def read_record(line: bytes) -> dict | None:
+    """A line of metrics.jsonl; None for half a line, another program's, and one with a number that is not finite."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return False
+        return None
     kind = Evaluation if "val_loss" in record else Step
     is_number = (isinstance(v, float) or (isinstance(v, int) and 0 <= v < 1 << 53) for v in record.values())
-    return kind.__dataclass_fields__.keys() <= record.keys() and all(is_number)
+    return record if kind.__dataclass_fields__.keys() <= record.keys() and all(is_number) else None
 
 
 class Picture:
@@ -203,11 +206,8 @@ class Picture:
         with self.metrics.open("rb") as file:
             stride = 1 + os.fstat(file.fileno()).st_size // (PICTURE_POINTS * 1000)  # a line has some 100 bytes
             for number, line in enumerate(file):
-                if b'"val_loss"' in line or number % stride == 0:
-                    with contextlib.suppress(ValueError, RecursionError):
-                        record = json.loads(line)
-                        if is_record(record):  # and not another program's, or half of one
-                            self.add(record)
+                if (b'"val_loss"' in line or number % stride == 0) and (record := read_record(line)):
+                    self.add(record)
 
     def add(self, record: dict) -> None:
         if not all(abs(record.get(name, 0.0)) < PICTURE_LOSS for name in ("loss", "train_loss", "val_loss")):

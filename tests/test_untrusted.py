@@ -29,7 +29,7 @@ from sampan.config import DataConfig, SampleConfig, TrainConfig, build
 from sampan.errors import UserError
 from sampan.model import initialize, parameters, rotary_frequencies
 from sampan.plan import make_plan
-from sampan.report import Metrics, Picture
+from sampan.report import Metrics, Picture, evaluations_of
 from sampan.sample import open_weights, write
 from sampan.tokenizer import characters, train_bpe
 
@@ -281,14 +281,14 @@ def run(tmp_path, small_text):
     made = make_plan("boat.txt", settings)
     weights = initialize(made.model, 1)
     made_run = Run(made.config.out_dir)
-    made_run.begin(made.config, made.model, tokenizer, sampan.plan.identity(made.data))
     moments = {
         f"{key}.{p.name}": np.zeros(p.shape, np.float32)
         for p in parameters(made.model)
         for key in p.moments(made.config.optimizer)
     }
-    made_run.save_best(made.model, weights, Progress(step=1))
-    made_run.save_last(made.model, weights, moments | {"step": np.array(1)}, Progress(step=1))
+    with made_run.begin(made.config, made.model, tokenizer, sampan.plan.identity(made.data)) as first:
+        first.save_best(made.model, weights, Progress(step=1))
+        first.save_last(made.model, weights, moments | {"step": np.array(1)}, Progress(step=1))
     return made_run
 
 
@@ -357,14 +357,15 @@ def test_metrics(run, examples):
     path = run.folder / "metrics.jsonl"
 
     def check(lines: list[bytes]) -> None:
-        path.write_bytes(b"\n".join([json.dumps(step).encode(), json.dumps(evaluation).encode(), *lines]))
+        path.write_bytes(b"\n".join([json.dumps(step).encode(), json.dumps(evaluation).encode(), *lines, b""]))
         metrics = Metrics(run.folder)
         metrics.open(5)
+        picture = Picture(metrics)
+        picture.read()
         metrics.close()
-        assert len(metrics.before) >= 2  # what is good stays
-        picture = Picture(run.folder, metrics)
-        for record in metrics.before:
-            picture.add(record)
+        assert (
+            picture.evaluations[0][:2] == (0, 4.0) and evaluations_of(run.folder)[0].val_loss == 4.1
+        )  # what is good stays
         assert "<svg" in picture.draw()
 
     hammer(examples, check, st.lists(texts_of(step) | texts_of(evaluation), max_size=3))
