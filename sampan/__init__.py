@@ -1,9 +1,11 @@
 """Sampan (舢板): prepare, train, sample. A small program that trains GPTs on your own text.
 
-    from sampan import make_plan, train
-    for record in train(make_plan("my-novel.txt", {"max_iters": 500})): ...
+    from sampan import GPT, make_plan, train
+    for record in train(make_plan("my-novel.txt", {"max_iters": 500})): ...     # a text to a run's folder
+    for record in GPT(vocab_size=10).train(integers, max_iters=500): ...        # any integers, no files
 
-A name is imported when it is first used, so that `import sampan` costs nothing.
+A name is imported when it is first used, so that `import sampan` costs nothing; __init__.pyi tells type checkers where
+each comes from.
 """
 
 import importlib
@@ -12,7 +14,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "TrainConfig": "config", "SampleConfig": "config", "ModelConfig": "config", "UserError": "errors",
-    "prepare": "data", "make_plan": "plan", "train": "loop", "open_engine": "engine",
+    "GPT": "library", "prepare": "data", "make_plan": "plan", "train": "loop", "Step": "loop", "Evaluation": "loop",
+    "open_engine": "engine", "characters": "tokenizer", "train_bpe": "tokenizer",
     "load_model": "checkpoint", "save_model": "checkpoint", "load_tokenizer": "checkpoint", "write": "sample",
 }  # fmt: skip
 __all__ = [*_WHERE, "__version__"]

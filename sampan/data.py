@@ -531,15 +531,22 @@ class Windows:
 
     def starts(self, first: int, count: int) -> np.ndarray:
         """Positions of windows first .. first + count - 1 of the endless order, int64 (count,)."""
-        index = np.arange(first, first + count, dtype=np.uint64)
-        epoch, within = np.divmod(index, np.uint64(self.per_epoch))
-        key = mix(mix(np.uint64(self.seed)) + epoch)
-        order = shuffle(within, self.per_epoch, key)
+        order, key = endless_order(first, count, self.per_epoch, self.seed)
         return (key % np.uint64(self.offsets) + order * np.uint64(self.block_size)).astype(np.int64)
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of `count` windows, int32 (count, block_size) each."""
         return cut_windows(self.tokens, self.starts(first, count), self.block_size, self.vocab_size)
+
+
+def endless_order(first: int, count: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items, keys), uint64 (count,) each, of an endless order of 0 .. n-1: each item once per epoch, shuffled.
+
+    An item's key is a random number of its epoch.
+    """
+    epoch, within = np.divmod(np.arange(first, first + count, dtype=np.uint64), np.uint64(n))
+    key = mix(mix(np.uint64(seed)) + epoch)
+    return shuffle(within, n, key), key
 
 
 def mix(x: np.ndarray) -> np.ndarray:

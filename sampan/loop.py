@@ -3,27 +3,30 @@
     for record in train(make_plan("my-novel.txt", {})):
         print(record)
 
-It reads from top to bottom in the order in which things happen. Whoever consumes the records shows or keeps them
-(report.py); stopping to consume ends the run after a whole step, saved, ready to be resumed.
+`learn` is the loop; it reads from top to bottom in the order in which things happen. `train` calls it with the text
+and the folder of a plan, library.py with anybody's data and no folder. Whoever consumes the records shows or keeps
+them (report.py); stopping to consume ends the run after a whole step, saved, ready to be resumed.
 """
 
 import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .batches import Batch, micro_batches
 from .checkpoint import Progress, Run
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .data import Windows, evaluation_batches
 from .engine import Engine, open_engine, world
 from .errors import UserError
 from .model import flops_per_token
 from .plan import Plan, identity
 from .recipe import decay_end
+from .tokenizer import Tokenizer
 
 AT_MOST = 2_000_000  # tokens of a val split that the last look at a model reads
 MOST_REFUSED = 20  # steps in a row that --on_nan skip passes over
@@ -47,13 +50,13 @@ class Evaluation:
     """Both losses were measured on fixed windows, after `step` optimizer steps."""
 
     step: int
-    train_loss: float
+    train_loss: float  # nan where the training data can be read only once
     val_loss: float
     best: bool  # the lowest val_loss so far
     lr: float
 
 
-def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluation]:
+def train(plan: Plan, engine: Engine | None = None) -> Generator[Step | Evaluation, None, None]:
     """Run a plan. The run's folder is written at evaluations, at the end and when the consumer stops early.
 
     Raises UserError where the plan cannot run here, another process trains in its folder, the folder cannot be
@@ -64,10 +67,9 @@ def train(plan: Plan, engine: Engine | None = None) -> Iterator[Step | Evaluatio
         yield from train_locked(plan, engine or open_engine(plan.model, plan.config), run, keeps)
 
 
-def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[Step | Evaluation]:
+def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Generator[Step | Evaluation, None, None]:
     """`train`, with the folder to itself. `keeps`: this process writes it."""
     config, model = plan.config, plan.model
-    rank, processes = world()
     if plan.resume:
         weights, state, progress = run.load_last(model)
         engine.load(weights)
@@ -86,20 +88,48 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[
         )
         for split in ("train", "val")
     }
-    per_step = config.batch_size * config.gradient_accumulation_steps  # windows, over all processes
-    mine = range(rank * per_step // processes, (rank + 1) * per_step // processes, config.batch_size)
-    mine_end = (rank + 1) * per_step // processes
-    flops_per_step = flops_per_token(model) * plan.tokens_per_step
-    peak = engine.peak_flops()
-    saved = progress if plan.resume else None  # what last/ has
+    steps = micro_batches(windows, config, progress.step)
+    keep = Keep(run, plan.data.tokenizer, identity(plan.data), begun=plan.resume) if keeps else None
+    yield from learn(engine, model, config, steps, splits, progress, keep)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The folder that a loop writes, and what is in it that a loop does not know."""
+
+    run: Run
+    tokenizer: Tokenizer | None
+    data: dict
+    begun: bool  # the run is there, and goes on
+
+
+def learn(
+    engine: Engine,
+    model: ModelConfig,
+    config: TrainConfig,
+    steps: Iterator[list[Batch]],
+    splits: dict[str, list[Batch]],
+    progress: Progress,
+    keep: Keep | None,
+) -> Generator[Step | Evaluation, None, None]:
+    """The loop. It goes on from `progress` until max_iters, or until `steps` ends, which gives each step's micro-batches.
+
+    `splits` are what is evaluated on, "val" and where it can be had "train"; {} evaluates nothing. `keep` is None where
+    nothing is written.
+    """
+    rank, processes = world()
+    flops = flops_per_token(model)
+    peak = 0.0
+    saved = progress if keep and keep.begun else None  # what last/ has
 
     def save(best: bool = False) -> None:
         nonlocal saved
-        if not keeps or not (best or saved != progress):
+        if keep is None or not (best or saved != progress):
             return
         weights = engine.params()
-        settings = config, model, plan.data.tokenizer, identity(plan.data)
-        with run.begin(*settings) if saved is None else contextlib.nullcontext(run) as place:
+        run = keep.run
+        begins = run.begin(config, model, keep.tokenizer, keep.data) if saved is None else contextlib.nullcontext(run)
+        with begins as place:
             if best:
                 place.save_best(model, weights, progress)
             if saved != progress:
@@ -110,9 +140,13 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[
         while True:
             step = progress.step
             lr = learning_rate(config, step)
+            start = time.perf_counter()
+            batch = next(steps, None) if step < config.max_iters else None
+            ends = batch is None
+            waited = time.perf_counter() - start
 
             # evaluate, and keep what is worth keeping
-            if step % config.eval_interval == 0 or step >= config.max_iters:
+            if splits and (step % config.eval_interval == 0 or ends):
                 losses = {split: evaluate(engine, batches) for split, batches in splits.items()}
                 if not all(map(math.isfinite, losses.values())):
                     raise UserError(f"the losses after step {step} are {losses}: {diverged(saved)}")
@@ -121,20 +155,19 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[
                 progress = replace(progress, val_loss=losses["val"])
                 if best:
                     progress = replace(progress, best_step=step, best_val_loss=losses["val"])
-                ends = step >= config.max_iters or is_enough(config, progress)
+                ends = ends or is_enough(config, progress)
                 if best or config.always_save_checkpoint or ends:
                     save(best)
-                yield Evaluation(step, losses["train"], losses["val"], best, lr)
-                if ends or config.eval_only:
-                    return
+                yield Evaluation(step, losses.get("train", math.nan), losses["val"], best, lr)
+            if ends or config.eval_only:
+                return
+            if peak == 0.0 or step % config.eval_interval == 0:
                 peak = max(peak, engine.peak_flops())  # a busy machine shows less of it at times
 
             # one step: the gradient of the global batch, in micro-batches
             start = time.perf_counter()
-            for first in mine:
-                count = min(config.batch_size, mine_end - first)
-                x, y = windows.batch(step * per_step + first, count)
-                engine.accumulate(x, y, more=first + count < mine_end)
+            for number, (x, y) in enumerate(batch, 1):
+                engine.accumulate(x, y, more=number < len(batch))
             loss, grad_norm, refused = engine.update(lr)
             progress = replace(progress, step=step + 1, refused=progress.refused + 1 if refused else 0)
             if refused and (config.on_nan == "stop" or progress.refused >= MOST_REFUSED):
@@ -142,11 +175,11 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Iterator[
                 raise UserError(f"step {step}: {refused} (loss {loss}{row}): {diverged(saved)}")
             if refused and rank == 0:
                 warnings.warn(f"step {step} is skipped: {refused} (loss {loss})", stacklevel=2)
-            seconds = time.perf_counter() - start
+            seconds = waited + time.perf_counter() - start
 
             # everything that follows is just diagnostics
-            speed = plan.tokens_per_step / seconds
-            yield Step(step, loss, lr, grad_norm, seconds, speed, flops_per_step / seconds / peak)
+            speed = sum(x.size for x, _ in batch) * processes / seconds
+            yield Step(step, loss, lr, grad_norm, seconds, speed, speed * flops / peak)
     except GeneratorExit:  # the consumer has had enough
         save()
         raise

@@ -20,11 +20,13 @@ from .model import count_parameters, flops_per_token, resolve
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
 
+FAMILY = dict(family="qwen3", norm_eps=1e-6)
 MUON = dict(
     optimizer="muon", learning_rate=0.02, momentum=0.85, adamw_lr_ratio=0.2, beta2=0.99, weight_decay=0.1
 )  # fmt: skip
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
 SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
+FINE_TUNING = dict(learning_rate=3e-5, decay_lr=False)  # nanoGPT's, for GPT-2
 
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
@@ -54,7 +56,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     machine = "gpu" if has_gpu(config.device) else "cpu"
     rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
     groups = [
-        ({"family": "qwen3", "norm_eps": 1e-6}, "rotary positions and normed queries and keys learn fastest"),
+        (FAMILY, "rotary positions and normed queries and keys learn fastest"),
         (rates, "" if rates is ADAMW else "Muon needs a third of AdamW's steps; one rate serves all widths"),
         (SCHEDULE, "the rate falls to 0 with the last step"),
     ]
@@ -90,7 +92,7 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelCon
     steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
     steps = config.max_iters if "max_iters" in settings else steps
     chosen = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4, max_iters=steps)
-    chosen |= dict(learning_rate=3e-5, decay_lr=False, eval_interval=max(1, steps // 10), eval_iters=10)
+    chosen |= FINE_TUNING | dict(eval_interval=max(1, steps // 10), eval_iters=10)
     return [(chosen, "fine-tuning: nanoGPT's constant 3e-5, three epochs but 20 to 200 steps")]
 
 

@@ -67,7 +67,8 @@ def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | 
 def generate(
     engine: Engine, model: ModelConfig, ids: np.ndarray, config: SampleConfig, after: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Tokens that follow `ids`, int32 (n,): endlessly, int32 (num_samples,) at a time.
+    """Tokens that follow `ids`, int32 (n,) or a prompt for each sample (num_samples, n): endlessly, int32 (num_samples,)
+    at a time.
 
     With `after`, the `transitions` of the vocabulary, only tokens are drawn that keep the bytes UTF-8; the options of
     `draw` see no others.
@@ -79,8 +80,8 @@ def generate(
     uniforms = [np.random.default_rng([config.seed, i]).random for i in range(B)]
     allowed, state = None if after is None else after != BROKEN, np.full(B, WHOLE)
     context = np.empty((B, block), np.int32)  # of which `length` tokens are in use
-    length = min(len(ids), block)
-    context[:, :length] = ids[-block:]
+    length = min(ids.shape[-1], block)
+    context[:, :length] = ids[..., -block:]
     session = engine.session(B)
     logits = session.feed(context[:, :length])
     while True:

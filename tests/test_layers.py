@@ -19,8 +19,8 @@ PACKAGE = Path(sampan.__file__).parent
 ORDER = (
     "__main__", "cli", "compare",
     "exchange.llmc", "exchange.nanogpt", "exchange.gguf", "exchange.onnx", "exchange.pickles", "exchange",
-    "report", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
-    "torch_engine", "torch_muon", "torch_model", "c_engine", "engine",
+    "report", "library", "verdict", "loop", "look", "recite", "plan", "recipe", "cost", "sample", "utf8",
+    "batches", "torch_engine", "torch_muon", "torch_model", "c_engine", "engine",
     "checkpoint", "data", "sources", "corpus", "tokenizer", "model", "config", "fetch", "files", "errors", "__init__",
 )  # fmt: skip
 # engine.py names the protocol, which the engines below use, and opens an engine when it is asked for one.
