@@ -10,6 +10,7 @@ be iterated comes in its own order, and is read no sooner than it is needed. Tex
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,9 +129,7 @@ def open_data(data: Data, model: ModelConfig, seed: int, name: str) -> Windows |
     """The examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
     vocabulary and within this block size.
     """
-    if isinstance(data, list) and data and np.ndim(data[0]) < 2:
-        data = np.asarray(data)
-    if hasattr(data, "__array__"):
+    if hasattr(data, "__array__") or is_numbers(data):
         tokens = as_integers(data, name)
         if tokens.ndim == 2:
             return open_data((tokens[:, :-1], tokens[:, 1:]), model, seed, name)
@@ -155,6 +154,14 @@ def open_data(data: Data, model: ModelConfig, seed: int, name: str) -> Windows |
             "(x, y) or a function that returns (x, y)"
         )
     return Stream(data, model, name)
+
+
+def is_numbers(data) -> bool:
+    """Whether a list is an array by another name: of integers, or of rows of them."""
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, (list, tuple, np.ndarray)) and len(first):
+        first = first[0]
+    return isinstance(first, Integral)
 
 
 def is_iterable_dataset(data) -> bool:

@@ -1,0 +1,45 @@
+"""A model of a text, one token a character: trained, kept in a folder, loaded again, made to write.
+
+    python examples/characters.py                          # nine plays of Shakespeare, fetched once
+    python examples/characters.py my-novel.txt --max_iters 3000
+
+`sampan train my-novel.txt` does this and more with no program; this is how to do it within one.
+"""
+
+import argparse
+
+import sampan
+from sampan.data import find_source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?", default="tinyshakespeare", help="a text file, or a name that sampan knows")
+    parser.add_argument("--max_iters", type=int, default=1000)
+    parser.add_argument("--folder", default="out/characters", help="where the model is kept")
+    parser.add_argument("--prompt", default="\n")
+    options = parser.parse_args()
+
+    text = "".join(find_source(options.text).documents)
+    tokenizer = sampan.characters(text)
+    ids = tokenizer.encode(text)
+    train, val = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
+
+    gpt = sampan.GPT(vocab_size=tokenizer.vocab_size, block_size=64)
+    print(gpt)
+    for record in gpt.train(train, val, max_iters=options.max_iters):
+        if isinstance(record, sampan.Evaluation):
+            print(f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}")
+            if record.best:
+                gpt.save(options.folder, tokenizer)
+
+    best = sampan.GPT.load(options.folder)
+    prompt = tokenizer.encode(options.prompt)
+    for sample in best.generate(prompt, max_new_tokens=300, num_samples=2):
+        print("-" * 40)
+        print(tokenizer.decode(sample))
+    print(f"More of it: sampan sample {options.folder}")
+
+
+if __name__ == "__main__":
+    main()

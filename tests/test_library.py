@@ -1,0 +1,363 @@
+"""The library: any data of integers through the one loop, in both engines, with no files; generate, save, load."""
+
+import ast
+import importlib
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import readable
+
+import sampan
+from sampan import GPT, Evaluation, Step, UserError
+from sampan.loop import train
+from sampan.plan import make_plan
+
+SHAPE = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=12, threads=1, dtype="float32", device="cpu")
+SHORT = dict(max_iters=6, batch_size=4)
+
+
+@pytest.fixture
+def make(engine_name):
+    """A tiny model of each engine in turn."""
+    return lambda **settings: GPT(**SHAPE | {"engine": engine_name} | settings)
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(0).integers(0, 12, 200)
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(1).integers(0, 12, (10, 9))
+
+
+def losses(records) -> list[float]:
+    return [r.loss for r in records if isinstance(r, Step)]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# ---- training ----
+
+
+def test_windows_are_the_commands(make, engine_name):
+    """The same text, shape and seed: the losses of the library and of a run in a folder are the same bits."""
+    Path("text.txt").write_text(readable(3000), encoding="utf-8")
+    machine = {k: SHAPE[k] for k in ("threads", "dtype", "device")} | {"engine": engine_name}
+    settings = dict(
+        n_layer=2, n_head=2, n_embd=16, block_size=8, batch_size=4, max_iters=6, eval_interval=3, eval_iters=2
+    )
+    plan = make_plan("text.txt", settings | machine)
+    expected = list(train(plan))
+    gpt = GPT(plan.model, **machine)
+    records = list(gpt.train(plan.data.train, plan.data.val, max_iters=6, batch_size=4, eval_interval=3, eval_iters=2))
+    assert losses(records) == losses(expected) and len(losses(records)) == 6
+    kept = [(r.train_loss, r.val_loss, r.best) for r in records if isinstance(r, Evaluation)]
+    assert kept == [(r.train_loss, r.val_loss, r.best) for r in expected if isinstance(r, Evaluation)]
+    assert len(kept) == 3
+
+
+def test_both_engines_give_the_same_losses(tokens, rows):
+    pytest.importorskip("torch")
+    y = rows[:, 1:].copy()
+    y[:, :3] = -1
+    for data in (tokens, (rows[:, :-1], y)):
+        c, torch = (losses(GPT(**SHAPE, engine=e).train(data, **SHORT)) for e in ("c", "torch"))
+        assert c == pytest.approx(torch, rel=1e-4) and c[0] != c[-1]
+
+
+def test_the_same_seed_gives_the_same_bits(make, tokens):
+    first, again, other = make(dropout=0.1), make(dropout=0.1), make(dropout=0.1, seed=2)
+    assert losses(first.train(tokens, **SHORT)) == losses(again.train(tokens, **SHORT))
+    assert same(first.weights, again.weights) and not same(first.weights, other.weights)
+
+
+def test_every_form_of_the_same_data_trains_the_same(make, rows):
+    """Rows as an array, two arrays, a list, a torch Dataset, tensors; in one order as batches of every kind."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+    class Rows(Dataset):
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, i):
+            row = torch.from_numpy(rows[i])
+            return row[:-1], row[1:]
+
+    x, y = rows[:, :-1], rows[:, 1:]
+    tensors = torch.from_numpy(x.copy()), torch.from_numpy(y.copy())
+    shuffled = [rows, rows.tolist(), (x, y), tensors, list(zip(x, y, strict=True)), Rows(), TensorDataset(*tensors)]
+    expected = losses(make().train(rows, **SHORT))
+    for data in shuffled:
+        assert losses(make().train(data, **SHORT)) == expected, type(data)
+
+    class Pairs(IterableDataset):
+        def __iter__(self):
+            return zip(*tensors, strict=True)
+
+    settings = dict(max_iters=2, batch_size=5)
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=5)
+    numbered = itertools.count()
+    in_order = [
+        Pairs(), zip(x, y, strict=True), loader, [(x[:5], y[:5]), (x[5:], y[5:])].__iter__(),
+        lambda: (x[5 * (i := next(numbered)) : 5 * i + 5], y[5 * i : 5 * i + 5]),
+    ]  # fmt: skip
+    found = [losses(make().train(data, **settings)) for data in in_order]
+    assert all(f == found[0] for f in found) and len(found[0]) == 2
+
+
+def test_an_example_is_seen_once_in_an_epoch(make, rows):
+    seen = []
+
+    class Watched:
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, i):
+            seen.append(i)
+            return rows[i, :-1], rows[i, 1:]
+
+    list(make().train(Watched(), max_iters=4, batch_size=5))
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+
+
+def test_ignored_targets_teach_nothing(make, rows):
+    """Where only the first three targets count, the rest of the row may be anything: a causal model cannot see it."""
+    y = rows[:, 1:].copy()
+    y[:, 3:] = -1
+    whole, short = make(), make()
+    a = losses(whole.train((rows[:, :-1], y), **SHORT))
+    b = losses(short.train((rows[:, :3], y[:, :3]), **SHORT))
+    assert a == pytest.approx(b, rel=1e-5)
+    one_by_one = [make().loss(rows[:1, : t + 1], np.append(np.full(t, -1), rows[0, t + 1])) for t in range(3)]
+    assert make().loss(rows[0, :-1], y[0]) == pytest.approx(np.mean(one_by_one), rel=1e-5)
+
+
+def test_an_iterator_is_read_no_sooner_than_needed_and_ends_the_training(make, rows):
+    read = []
+
+    def batches(count):
+        for i in range(count):
+            read.append(i)
+            yield rows[:4, :-1], rows[:4, 1:]
+
+    records = make().train(batches(100), max_iters=7)
+    assert read == []
+    for number, record in enumerate(itertools.islice(records, 5)):
+        assert record.step == number and len(read) == number + 1
+    assert len(list(records)) == 2 and len(read) == 7
+    assert len(list(make().train(batches(3), max_iters=7))) == 3
+    halves = list(make().train(batches(3), (rows[:, :-1], rows[:, 1:]), max_iters=7, gradient_accumulation_steps=2))
+    assert len(losses(halves)) == 2 and halves[-1].step == 2, "the last step has what was left; an evaluation ends it"
+    assert math.isnan(halves[-1].train_loss) and math.isfinite(halves[-1].val_loss)
+
+
+def test_an_iterable_begins_again(make, rows):
+    class Twice:
+        def __iter__(self):
+            return iter([(rows[:4, :-1], rows[:4, 1:]), (rows[4:8, :-1], rows[4:8, 1:])])
+
+    batches = [*Twice()] * 3
+    assert losses(make().train(Twice(), max_iters=6)) == losses(make().train(iter(batches), max_iters=6))
+
+
+def test_evaluation_moves_nothing(make, tokens):
+    alone = losses(make(dropout=0.1).train(tokens, **SHORT))
+    records = list(make(dropout=0.1).train(tokens, tokens[:50], eval_interval=1, **SHORT))
+    assert losses(records) == alone and sum(isinstance(r, Evaluation) for r in records) == 7
+
+
+def test_between_two_records_the_model_can_be_used(make, tokens):
+    gpt, undisturbed = make(), make()
+    expected = losses(undisturbed.train(tokens, **SHORT))
+    found, before = [], gpt.weights
+    for record in gpt.train(tokens, **SHORT):
+        found.append(record.loss)
+        gpt.generate([1, 2], 3), gpt.loss(tokens[:5], tokens[1:6]), gpt.save("kept")
+        assert not same(gpt.weights, before)
+        before = gpt.weights
+    assert found == expected and same(gpt.weights, undisturbed.weights)
+
+
+def test_a_second_training_begins_where_the_first_ended(make, tokens):
+    gpt = make()
+    first = gpt.train(tokens, max_iters=50)
+    next(first), next(first)
+    weights = gpt.weights
+    second = gpt.train(tokens, **SHORT)
+    assert same(gpt.weights, weights) and list(first) == [], "the first has ended"
+    other = GPT(
+        gpt.model, weights=weights, engine=gpt.machine.engine, threads=1, dtype="float32", seed=gpt.machine.seed + 1
+    )
+    rates = dict(optimizer="muon", decay_lr=True, min_lr=0.0)
+    assert losses(second) != losses(other.train(tokens, **rates, **SHORT)), "fine-tuning has another rate"
+    assert not same(gpt.weights, weights)
+
+
+def test_a_failed_call_loses_nothing(make, tokens):
+    gpt = make()
+    list(gpt.train(tokens, **SHORT))
+    weights = gpt.weights
+    for data, settings in ((tokens + 5, {}), (tokens, {"batch_sise": 3}), (tokens.astype(float), {})):
+        with pytest.raises(UserError):
+            gpt.train(data, **settings)
+    assert same(gpt.weights, weights)
+
+
+# ---- using ----
+
+
+def test_save_and_load(make, tokens):
+    gpt = make()
+    list(gpt.train(tokens, **SHORT))
+    tokenizer = sampan.characters("abcdefghijkl")
+    gpt.save("folder", tokenizer)
+    again = GPT.load("folder", engine=gpt.machine.engine, threads=1, dtype="float32")
+    assert same(again.weights, gpt.weights) and again.model == gpt.model
+    assert again.tokenizer.encode("lad").tolist() == [11, 0, 3] and gpt.tokenizer is None
+    x, y = tokens[:8], tokens[1:9]
+    assert again.loss(x, y) == pytest.approx(gpt.loss(x, y), rel=1e-6)
+    assert np.array_equal(again.generate(x, 20, seed=3), gpt.generate(x, 20, seed=3))
+    again.save("copy")
+    assert Path("copy/tokenizer.json").read_bytes() == Path("folder/tokenizer.json").read_bytes()
+    assert GPT.load("folder", block_size=None, dropout=0.5).model.dropout == 0.5
+    with pytest.raises(UserError, match="tokenizer has 13 tokens"):
+        gpt.save("other", sampan.characters("abcdefghijklm"))
+
+
+def test_a_loaded_model_is_fine_tuned(make, tokens):
+    gpt = make()
+    gpt.save("folder")
+    loaded = GPT.load("folder", threads=1)
+    assert [r.lr for r in loaded.train(tokens, **SHORT)] == [3e-5] * 6
+    assert [r.lr for r in gpt.train(tokens, **SHORT)][:2] != [3e-5] * 2
+
+
+def test_generate_follows_the_logits(make):
+    gpt = make()
+    prompts = np.array([[1, 2, 3], [4, 5, 6]])
+    ids = gpt.generate(prompts, 10, temperature=0)
+    assert ids.shape == (2, 13) and ids.dtype == np.int32 and np.array_equal(ids[:, :3], prompts)
+    for row in ids:
+        for t in range(3, 9):  # within the block
+            assert row[t] == gpt.logits(row[:t])[0].argmax()
+    assert np.array_equal(gpt.generate(prompts[1], 10, temperature=0), ids[1:])
+    drawn = gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None)
+    assert drawn.shape == (6, 8) and np.array_equal(drawn[:, :3], np.repeat(prompts, 3, axis=0))
+    assert np.array_equal(drawn, gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None))
+    assert np.array_equal(gpt.generate(prompts, 0), prompts)
+
+
+def test_loss_is_of_the_logits(make, rows):
+    gpt, x, y = make(), rows[0, :-1], rows[0, 1:]
+    logits = np.concatenate([gpt.logits(x[: t + 1]) for t in range(len(x))]).astype(float)
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y])
+    assert gpt.loss(x, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_are_copies_and_can_be_given(make):
+    gpt = make()
+    weights = gpt.weights
+    given = make(weights=weights)
+    weights["wte.weight"][:] = 0
+    assert not same(gpt.weights, weights)
+    assert same(make(weights=gpt.weights).weights, gpt.weights) and given.pretrained
+    for change, message in (
+        ({"x": np.zeros(1)}, "x is no parameter"),
+        ({"wte.weight": np.zeros(3)}, "expected float32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(weights=gpt.weights | change)
+    with pytest.raises(UserError, match="is missing"):
+        make(weights={})
+
+
+def test_defaults_are_the_recipes():
+    gpt = GPT(vocab_size=12, block_size=8, threads=1)
+    assert (gpt.model.family, gpt.model.n_layer, gpt.model.n_embd, gpt.model.n_head) == ("qwen3", 4, 128, 4)
+    config = gpt._training_config({})
+    assert config.optimizer == "muon" and config.batch_size * 8 == 12 * 128 and config.min_lr == 0.0
+    assert gpt._training_config({"optimizer": "adamw"}).learning_rate == 3e-3
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (np.arange(8), "data has 8 tokens, and a window of block_size=8 needs 9"),
+        (np.arange(20), "data has 19: expected 0 to 11"),
+        (np.arange(-1, 11), "data has -1"),
+        (np.full(20, 2**32 + 1), "data has 4294967297"),
+        (np.zeros(20), "data is of float64: expected integers"),
+        (np.zeros((2, 3, 4), int), "data has 3 dimensions"),
+        (np.zeros((2, 10), int), "data has sequences of 9 tokens, and the model's block_size is 8"),
+        ((np.zeros((2, 3), int), np.zeros((2, 4), int)), r"shapes \(2, 3\) and \(2, 4\)"),
+        ((np.zeros((2, 3), int), np.full((2, 3), -2)), "data's y has -2: expected -1 to 11|data's y has -2"),
+        ([[1, 2], [3]], "data cannot be read as an array"),
+        ([], "empty"),
+        (iter([]), "data is empty"),
+        ([1], "data has 1 tokens"),
+        (iter([[1, 2, 3]]), r"data: expected pairs \(x, y\), not list"),
+        (iter([([1, 2], [3, 4]), ([1], [2])]), r"examples of shapes \(1,\) and \(2,\)"),
+        ([{"x": [1], "y": [2]}], "expected pairs .*not dict"),
+        ((i for i in range(3)), r"expected pairs \(x, y\), not int"),
+        (3, "data is a int"),
+        (lambda: 3, r"expected pairs \(x, y\), not int"),
+    ],
+)
+def test_data_that_cannot_be(data, message):
+    with pytest.raises(UserError, match=message) as error:
+        list(GPT(**SHAPE).train(data, max_iters=2, batch_size=2))
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_cannot_be(tokens):
+    gpt = GPT(**SHAPE)
+    for call, message in (
+        (lambda: GPT(n_layer=2), "vocab_size is not known"),
+        (lambda: GPT(vocab_size=3, n_leyer=2), "unknown setting 'n_leyer'; did you mean n_layer"),
+        (lambda: GPT(vocab_size=3, max_iters=2), "GPT: max_iters is no setting of it"),
+        (lambda: GPT(vocab_size=0), "vocab_size=0: expected at least 1"),
+        (lambda: gpt.train(tokens, n_layer=3), "GPT.train: n_layer is no setting of it"),
+        (lambda: gpt.train(tokens, out_dir="x"), "GPT.train: out_dir is no setting of it"),
+        (lambda: gpt.train(tokens, learning_rate=-1), "learning_rate=-1.0: expected at least 0"),
+        (lambda: gpt.train(tokens, tokens[:5]), "val has 5 tokens"),
+        (lambda: gpt.train(tokens, (np.zeros((1, 3), int), np.full((1, 3), -1))), "val has no target"),
+        (lambda: gpt.generate([]), "prompt"),
+        (lambda: gpt.generate([99]), "prompt has 99"),
+        (lambda: gpt.generate([1], stop="x"), "GPT.generate: stop is no setting of it"),
+        (lambda: gpt.generate([1], temperature=-1), "temperature"),
+        (lambda: gpt.logits(np.zeros(9, int)), "ids has 9 tokens"),
+        (lambda: gpt.loss([1], [-1]), "every target is -1"),
+        (lambda: GPT.load("nowhere/at/all"), "no such folder"),
+        (lambda: GPT.load(".", n_layer=2), "GPT.load: n_layer is no setting of it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+# ---- the package ----
+
+
+def test_no_file_is_written(make, tokens):
+    list(make().train(tokens, tokens[:50], **SHORT))
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_stub_names_what_the_package_has():
+    """Type checkers read __init__.pyi, Python reads __init__.py: the same names from the same modules."""
+    stub = ast.parse((Path(sampan.__file__).parent / "__init__.pyi").read_text(encoding="utf-8"))
+    found = {a.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert found == sampan._WHERE
+    for name, module in found.items():
+        assert getattr(sampan, name) is getattr(importlib.import_module(f"sampan.{module}"), name)
+    assert (Path(sampan.__file__).parent / "py.typed").exists()
