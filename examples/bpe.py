@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 
 import sampan
-from sampan.data import find_source
 
 
 def batches(
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--max_iters", type=int, default=600)
     options = parser.parse_args()
 
-    text = "".join(find_source(options.text).documents)
+    text = "\n\n".join(sampan.documents(options.text))
     documents = [d for d in text.split("\n\n") if d.strip()]
     cut = len(documents) * 9 // 10
     tokenizer = sampan.train_bpe(documents[:cut], options.vocab_size)

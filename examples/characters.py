@@ -9,7 +9,6 @@
 import argparse
 
 import sampan
-from sampan.data import find_source
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="\n")
     options = parser.parse_args()
 
-    text = "".join(find_source(options.text).documents)
+    text = "\n\n".join(sampan.documents(options.text))
     tokenizer = sampan.characters(text)
     ids = tokenizer.encode(text)
     train, val = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "TrainConfig": "config", "SampleConfig": "config", "ModelConfig": "config", "UserError": "errors",
     "GPT": "library", "prepare": "data", "make_plan": "plan", "train": "loop", "Step": "loop", "Evaluation": "loop",
-    "open_engine": "engine", "characters": "tokenizer", "train_bpe": "tokenizer",
+    "open_engine": "engine", "documents": "library", "characters": "tokenizer", "train_bpe": "tokenizer",
     "load_model": "checkpoint", "save_model": "checkpoint", "load_tokenizer": "checkpoint", "write": "sample",
 }  # fmt: skip
 __all__ = [*_WHERE, "__version__"]

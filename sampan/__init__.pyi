@@ -3,7 +3,7 @@ from .config import ModelConfig as ModelConfig, SampleConfig as SampleConfig, Tr
 from .data import prepare as prepare
 from .engine import open_engine as open_engine
 from .errors import UserError as UserError
-from .library import GPT as GPT
+from .library import GPT as GPT, documents as documents
 from .loop import Evaluation as Evaluation, Step as Step, train as train
 from .plan import make_plan as make_plan
 from .sample import write as write

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from .batches import Data, Stream, as_batch, as_integers, check_range, fixed_batches, open_data, training_steps
 from .checkpoint import Progress, find_model, load_model, load_tokenizer, save_model
-from .config import SIZES, MachineConfig, ModelConfig, SampleConfig, TrainConfig, build, change, check_keys
+from .config import SIZES, DataConfig, MachineConfig, ModelConfig, SampleConfig, TrainConfig, build, change, check_keys
 from .engine import Engine, has_gpu, open_engine
 from .errors import UserError
 from .loop import Evaluation, Step, learn
@@ -31,7 +31,8 @@ from .model import count_parameters, initialize, parameters, resolve
 from .plan import shape_of
 from .recipe import ADAMW, BATCH, EVALUATIONS, FAMILY, FINE_TUNING, MUON, SCHEDULE, STEPS_UNMEASURED, shape_of_size
 from .sample import generate
-from .tokenizer import Tokenizer
+from .sources import find
+from .tokenizer import END, Tokenizer
 
 MACHINE = frozenset(f.name for f in fields(MachineConfig))
 SHAPE = frozenset(f.name for f in fields(ModelConfig))
@@ -216,6 +217,14 @@ class GPT:
             raise UserError(f"{name} has shape {array.shape}: expected tokens (T,) or (B, T), at least one")
         check_range(array, 0, self.model.vocab_size, name)
         return np.ascontiguousarray(array, np.int32)
+
+
+def documents(*names: str) -> list[str]:
+    """The texts of a corpus that Sampan knows, of files or of folders, read as `sampan prepare` reads them.
+
+    A plain text file is one document, a line of a .jsonl is one. Raises UserError for what is missing or is no text.
+    """
+    return "".join(find(names, DataConfig()).blocks()).split(END)
 
 
 def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelConfig:
