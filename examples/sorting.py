@@ -62,7 +62,8 @@ def main() -> None:
     answers = gpt.generate(problems, options.length, temperature=0)[:, options.length :]
     right = (answers == np.sort(problems, axis=1)).all(axis=1)
     print(f"{right.sum()} of {len(right)} test sequences are sorted ({right.mean():.2%})")
-    print(f"{problems[0].tolist()} -> {answers[0].tolist()}")
+    for problem, answer in zip(problems[:3], answers[:3], strict=True):
+        print(f"{problem.tolist()} -> {answer.tolist()}")
 
 
 if __name__ == "__main__":

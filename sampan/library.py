@@ -38,9 +38,9 @@ MACHINE = frozenset(f.name for f in fields(MachineConfig))
 SHAPE = frozenset(f.name for f in fields(ModelConfig))
 SAMPLING = frozenset(("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed"))
 # Of TrainConfig, what is about texts, folders and the terminal; the rest are the settings of `GPT.train`.
-OF_THE_COMMAND = frozenset(
-    ("dataset", "tokenizer", "val_fraction", "data_dir", "out_dir", "init_from", "minutes", "size", "fit", "eval_only",
-     "log_interval", "always_save_checkpoint", "backend", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
+OF_THE_COMMAND = frozenset(f.name for f in fields(DataConfig)) | frozenset(
+    ("dataset", "out_dir", "init_from", "minutes", "size", "fit", "eval_only", "log_interval", "always_save_checkpoint",
+     "backend", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
 )  # fmt: skip
 TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE - MACHINE - OF_THE_COMMAND | {"seed"}
 

@@ -14,7 +14,7 @@ import sampan
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHORT = {
-    "adder": ["--digits=1", "--max_iters=200"],
+    "adder": ["--max_iters=150"],
     "sorting": ["--length=3", "--digits=3", "--max_iters=5"],
     "characters": ["text.txt", "--max_iters=5"],
     "bpe": ["text.txt", "--max_iters=5", "--vocab_size=300"],
@@ -49,11 +49,8 @@ def test_an_example_runs(name, text):
     assert "parameters" in output
     if name == "characters":
         assert Path("out/characters/model.safetensors").exists()
-
-
-def test_sums_of_one_digit_are_learnt():
-    """A random answer is right in one of a hundred."""
-    assert share(run("adder", *SHORT["adder"])) > 60
+    if name == "adder":  # a random answer is right in one of a thousand
+        assert share(output) > 50
 
 
 @pytest.mark.full
