@@ -326,7 +326,7 @@ def test_settings_that_cannot_be(tokens):
         (lambda: GPT(n_layer=2), "vocab_size is not known"),
         (lambda: GPT(vocab_size=3, n_leyer=2), "unknown setting 'n_leyer'; did you mean n_layer"),
         (lambda: GPT(vocab_size=3, max_iters=2), "GPT: max_iters is no setting of it"),
-        (lambda: GPT(vocab_size=0), "vocab_size=0: expected at least 1"),
+        (lambda: GPT(vocab_size=0), "vocab_size=0: expected from 1"),
         (lambda: gpt.train(tokens, n_layer=3), "GPT.train: n_layer is no setting of it"),
         (lambda: gpt.train(tokens, out_dir="x"), "GPT.train: out_dir is no setting of it"),
         (lambda: gpt.train(tokens, learning_rate=-1), "learning_rate=-1.0: expected at least 0"),
