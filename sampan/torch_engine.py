@@ -6,6 +6,7 @@ It knows no files, batches or schedule. Between processes it averages gradients 
 process holds the whole model.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -346,6 +347,8 @@ def join_processes(settings: MachineConfig) -> None:
     limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
     notes, rank, size = next(iter(rendezvous("env://")))
     dist.init_process_group(backend, store=notes, rank=rank, world_size=size, timeout=limit)
+    if backend == "gloo":  # its threads must end before the process does, or that may end in SIGABRT
+        atexit.register(dist.destroy_process_group)
 
 
 @contextlib.contextmanager
