@@ -193,11 +193,11 @@ def test_a_second_signal_stops_at_once(text):
     with process:
         while not process.stdout.readline().startswith("step 0:"):
             pass
+        time.sleep(1)  # the step has begun
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "stopping after this step; once more stops at once\n"
-        assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=20)[0]
+        rest = process.stdout.read()
     assert process.returncode == 128 + signal.SIGINT and "interrupted" in rest and "Traceback" not in rest, rest
     assert Run("out").load_last(tiny_of("out"))[2].step == 0
     assert [
@@ -722,7 +722,7 @@ with consumers(plan, open(os.devnull, "w")) as show:
 
 
 def watched(text, steps: int, **settings) -> None:
-    settings = RECIPE | dict(out_dir="out", max_iters=steps, eval_interval=steps // 40, lr_decay_iters=steps) | settings
+    settings = RECIPE | dict(out_dir="out", max_iters=steps, eval_interval=steps // 10, lr_decay_iters=steps) | settings
     command = [sys.executable, "-c", WATCHED, json.dumps(settings), text]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=3600)
     assert done.returncode == 0, done.stderr
