@@ -43,6 +43,7 @@ static sampan_config take_config(input *in) {
         else if (which == 18) c.struct_size = take_size(in);
         else c.training = (int32_t)take_size(in);
     }
+    if (c.block_size > 1 << 16 && c.block_size <= 1 << 24) c.block_size = 1 << 16;       /* allowed, and seconds of cosines */
     if (c.head_dim > 1024) c.rotary_frequencies = NULL;                  /* or it would be shorter than the header asks */
     return c;
 }
