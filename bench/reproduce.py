@@ -1,0 +1,290 @@
+"""The losses that nanoGPT, its tutorials and llm.c publish, beside what the same commands give here.
+
+    python bench/reproduce.py                          # all that a CPU can do in a few minutes each; a table at the end
+    python bench/reproduce.py --only sanzijing llmc    # these alone, also such as need weights or a GPU
+    python bench/reproduce.py --llmc ../llm.c          # llm.c's own programs too, from a clone where they are built
+    python bench/reproduce.py --list                   # the commands and what each needs; runs nothing
+
+RUNS is the one list: docs/REPRODUCE.md explains it, and tests/test_reproduce.py keeps the two together. Each run has
+a folder of its own, with the output in log.txt, in a new folder or in --work. Texts come from the cache, SAMPAN_MIRROR
+or their addresses. The exit status is 1 if a command failed. Whether two losses are near enough is not judged here.
+"""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from contest import machine
+
+from sampan.checkpoint import Run as Folder, load_model
+from sampan.config import change
+from sampan.data import open_folder
+from sampan.engine import open_engine
+
+BUILT = Path(__file__).resolve().parents[1] / "csrc" / "build"  # where `make -C csrc` puts sampan-c
+SAMPLES = 1000  # random windows of a split, to see how much they differ
+
+
+# ---- what a run's output says ----
+
+
+def evaluations(output: str) -> list[tuple[int, float, float]]:
+    """(step, train loss, val loss) of each line that has them, of the last training; sampan and sampan-c print the same."""
+    lines = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)$", output, re.M)
+    found = [(int(step), float(train), float(val)) for step, train, val in lines]
+    starts = [number for number, (step, _, _) in enumerate(found) if step == 0]
+    return found[starts[-1] :]
+
+
+def last(output: str) -> str:
+    _, train, val = evaluations(output)[-1]
+    return f"{train:.4f} / {val:.4f}"
+
+
+def best(output: str) -> str:
+    return f"val {min(val for _, _, val in evaluations(output)):.4f}"
+
+
+def curve(output: str) -> str:
+    """The first and the last of the val losses that llm.c prints, at each tenth of its 41 steps."""
+    vals = [val for step, _, val in evaluations(output) if step % 10 == 0]
+    return f"val {vals[0]:.4f} to {vals[-1]:.4f}"
+
+
+def tokens(output: str) -> str:
+    return " / ".join(re.search(r"([\d,]+) train tokens, ([\d,]+) val tokens", output).groups())
+
+
+# ---- the runs ----
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    published: str  # train / val loss in nats per token, unless it says otherwise
+    commands: tuple[str, ...]
+    read: Callable[[str], str] = last  # of the output of all commands
+    needs: str = ""  # what a CPU and the texts are not enough for; it runs only where --only names it
+    random_windows: str = ""  # the run's folder, where the published loss is of windows drawn at random
+    llmc: tuple[str, ...] = ()  # llm.c's programs that read what the commands wrote
+
+
+CPU = (
+    "sampan train configs/shakespeare_char.toml --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
+    "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 "
+    "--dropout=0.0"
+)
+SMALL = (  # GPT-2's shape, but for the sizes; its weights are random
+    "sampan train configs/gpt2_124m.toml --dataset=chuck_norris --vocab_size=auto --bias=True --n_layer=4 --n_head=4 "
+    "--n_embd=128 --block_size=256 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1 --max_iters=0 "
+    "--out_dir=out/small"
+)
+FOR_LLMC = "sampan export tinyshakespeare --to llmc --out dev/data/tinyshakespeare"
+TRAIN_AS_LLMC = (
+    "sampan-c train --recipe=llmc --init_from=gpt2_124M.bin --out_dir=out/llmc "
+    "--input_bin=dev/data/tinyshakespeare/tiny_shakespeare_train.bin "
+    "--input_val_bin=dev/data/tinyshakespeare/tiny_shakespeare_val.bin"
+)
+TEST_AS_LLMC = "sampan-c test --init_from=gpt2_124M.bin --debug_state=gpt2_124M_debug_state.bin"
+WEIGHTS = "GPT-2's weights"
+RUNS = (
+    Run("shakespeare", "1.7640 / 1.8925", (CPU,), random_windows="out/shakespeare_char"),
+    Run(
+        "sanzijing",
+        "0.0445 / 8.9908",
+        ("sampan train configs/sanzijing_char.toml",),
+        random_windows="out/sanzijing_char",
+    ),
+    Run("shuihu", "4.2661 / 4.8593", ("sampan train configs/shuihu_char.toml",), random_windows="out/shuihu_char"),
+    Run(
+        "finetune",
+        "none",
+        (SMALL, "sampan train configs/finetune_chuck_norris.toml --init_from=out/small"),
+    ),
+    Run(
+        "llmc",
+        "none",
+        (SMALL, "sampan export out/small --to llmc --out . --debug_state", FOR_LLMC, TRAIN_AS_LLMC, TEST_AS_LLMC),
+        curve,
+        llmc=("train_gpt2", "test_gpt2"),
+    ),
+    Run(
+        "llmc-tokens",
+        "305,260 / 32,768",
+        (FOR_LLMC, "sampan import dev/data/tinyshakespeare/tiny_shakespeare_train.bin"),
+        tokens,
+    ),
+    Run("finetune-gpt2", "none", ("sampan train configs/finetune_chuck_norris.toml",), needs=WEIGHTS),
+    Run(
+        "llmc-gpt2",
+        "val 5.2520 to 4.1078",
+        ("sampan export gpt2 --to llmc --out . --debug_state", FOR_LLMC, TRAIN_AS_LLMC, TEST_AS_LLMC),
+        curve,
+        needs=WEIGHTS,
+        llmc=("train_gpt2", "test_gpt2"),
+    ),
+    *(
+        Run(
+            name.replace("_", "-"),
+            published,
+            (f"sampan train configs/eval_{name}.toml",),
+            needs=f"{WEIGHTS}, openwebtext and a GPU",
+        )
+        for name, published in (
+            ("gpt2", "3.11 / 3.12"),
+            ("gpt2_medium", "2.85 / 2.84"),
+            ("gpt2_large", "2.66 / 2.67"),
+            ("gpt2_xl", "2.56 / 2.54"),
+        )
+    ),
+    Run("shakespeare-gpu", "val 1.4697", ("sampan train configs/shakespeare_char.toml",), best, needs="a GPU"),
+    Run(
+        "gpt2-124m",
+        "val about 2.85",
+        ("torchrun --standalone --nproc_per_node=8 -m sampan train configs/gpt2_124m.toml",),
+        best,
+        needs="openwebtext and 8 GPUs for days",
+    ),
+)
+
+
+# ---- running them ----
+
+
+class Failed(Exception):
+    """A command that could not be run, or ended with an error; says which and why."""
+
+
+def run(command: str, folder: Path, programs: dict[str, str]) -> str:
+    """What a command printed, which log.txt keeps. Raises Failed where its status is not 0."""
+    name, *rest = shlex.split(command)
+    start = [sys.executable, "-m", "sampan"] if name == "sampan" else [programs.get(name) or shutil.which(name)]
+    if start == [None]:
+        raise Failed(f"{name} is not here" + (": make -C csrc builds it" if name == "sampan-c" else ""))
+    done = subprocess.run([*start, *rest], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = done.stdout.decode("utf-8", "replace")
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"$ {command}\n{output}\n")
+    if done.returncode:
+        raise Failed(
+            f"{name} ended with {done.returncode}: {output.strip().splitlines()[-1:]}; see {folder / 'log.txt'}"
+        )
+    return output
+
+
+def scatter(folder: Path) -> str:
+    """Mean losses of the newest weights, and the standard deviation of an evaluation by windows drawn at random.
+
+    As many windows as the run's own evaluations read. nanoGPT draws them, so that its figures move by as much.
+    """
+    found = Folder(folder)
+    config, data = found.settings(), open_folder(folder.parents[1] / found.data()["folder"])
+    model, weights = load_model(found.last)
+    engine = open_engine(model, change(config, {"threads": 1}))  # a window is too little to share
+    engine.load(weights)
+    draw = np.random.default_rng(0)
+    means, deviations = [], []
+    for ids in (data.train, data.val):
+        starts = draw.integers(0, len(ids) - model.block_size, SAMPLES)
+        windows = np.stack([ids[s : s + model.block_size + 1] for s in starts]).astype(np.int32)
+        losses = [engine.loss(w[None, :-1].copy(), w[None, 1:].copy()) for w in windows]
+        means.append(np.mean(losses))
+        deviations.append(np.std(losses) / (config.eval_iters * config.batch_size) ** 0.5)
+    return "{:.3f} / {:.3f}, and one evaluation moves by {:.3f} / {:.3f}".format(*means, *deviations)
+
+
+def compare(ours: str, theirs: str) -> str:
+    """How far apart are the losses that both printed, and what llm.c's test said."""
+    train = dict(re.findall(r"^iter (\d+): loss ([\d.]+)", ours, re.M))
+    val = [loss for step, _, loss in evaluations(ours) if step % 10 == 0]
+    their_train = re.findall(r"^step (\d+): train loss ([\d.]+) \(took", theirs, re.M)
+    their_val = re.findall(r"^val loss ([\d.]+)$", theirs, re.M)
+    pairs = [(float(train[step]), float(loss)) for step, loss in their_train]
+    pairs += [(a, float(b)) for a, b in zip(val, their_val, strict=True)]
+    apart = max(abs(a - b) for a, b in pairs)
+    agrees, differs = (len(re.findall(line, theirs, re.M)) for line in ("^TENSOR OK", "^TENSOR NOT OK"))
+    return (
+        f"llm.c prints {len(pairs)} losses, val {float(their_val[0]):.4f} to {float(their_val[-1]):.4f}, within {apart:.1g} "
+        f"of ours; its test finds {agrees} gradients right and {differs} wrong"
+    )
+
+
+def execute(item: Run, folder: Path, programs: dict[str, str], llmc: Path | None, engine: str | None) -> str:
+    """Do all of it in a new folder; what its output says. Raises Failed."""
+    folder.mkdir(parents=True)
+    output = ""
+    for command in item.commands:
+        if engine and command.startswith("sampan train"):
+            command += f" --engine={engine}"
+        print(
+            textwrap.indent(textwrap.fill(command, 76, break_long_words=False, break_on_hyphens=False), "  "),
+            flush=True,
+        )
+        output += run(command, folder, programs)
+    if item.random_windows:
+        print(f"  {SAMPLES:,} random windows: {scatter(folder / item.random_windows)}")
+    if llmc and item.llmc:
+        theirs = "\n".join(run(name, folder, {name: str(llmc / name)}) for name in item.llmc)
+        print(textwrap.indent(textwrap.fill(compare(output, theirs), 76), "  "))
+    return item.read(output)
+
+
+def listing(items: tuple[Run, ...]) -> str:
+    lines = []
+    for item in items:
+        lines.append(f"{item.name}: published {item.published}" + (f"; needs {item.needs}" if item.needs else ""))
+        lines += [f"    {command}" for command in item.commands]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=[item.name for item in RUNS], metavar="NAME", help="run these")
+    parser.add_argument("--list", action="store_true", help="print every run's commands, and run nothing")
+    parser.add_argument("--work", type=Path, help="the folder to work in, kept; else a temporary one")
+    parser.add_argument("--engine", choices=("c", "torch"), help="for sampan train")
+    parser.add_argument(
+        "--llmc", type=Path, metavar="FOLDER", help="a clone of llm.c with train_gpt2 and test_gpt2 built"
+    )
+    args = parser.parse_args()
+    if args.list:
+        print(listing(RUNS))
+        return 0
+    chosen = [item for item in RUNS if (item.name in args.only if args.only else not item.needs)]
+    programs = {"sampan-c": shutil.which("sampan-c", path=BUILT)}
+    print(machine())
+    rows, failed = [], False
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (args.work or Path(temporary)).resolve()
+        for item in chosen:
+            print(f"\n{item.name}, published {item.published}", flush=True)
+            start = time.perf_counter()
+            try:
+                if (work / item.name).exists():
+                    raise Failed(f"{work / item.name} is there already")
+                here = execute(item, work / item.name, programs, args.llmc and args.llmc.resolve(), args.engine)
+            except Failed as error:
+                here, failed = "failed", True
+                print(f"  {error}")
+            rows.append((item.name, item.published, here, f"{time.perf_counter() - start:.0f} s"))
+    print(f"\n{'run':<18}{'published':>20}{'here':>24}{'time':>10}")
+    for row in rows:
+        print("{:<18}{:>20}{:>24}{:>10}".format(*row))
+    if not args.only:
+        rest = ", ".join(f"{item.name} ({item.needs})" for item in RUNS if item.needs)
+        print(textwrap.fill(f"needing more, only by name: {rest}", 80, break_on_hyphens=False))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
