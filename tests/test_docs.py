@@ -19,22 +19,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_exchange_nanogpt as nanogpt
 import torch
-from conftest import readable
+from conftest import readable, tiny_config
 from rich.cells import cell_len
 
 from sampan import corpus
+from sampan.checkpoint import save_model
 from sampan.cli import main, make_parser
 from sampan.config import check_keys
+from sampan.model import initialize
+from sampan.tokenizer import train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
 C_PROGRAM = ROOT / "csrc" / "build" / "sampan-c"
 PAIRS = {"README": ("README.md", "README.zh-CN.md"), "tutorial": ("docs/en/tutorial.md", "docs/zh/tutorial.md")}
 DOCUMENTS = sorted(name for pair in PAIRS.values() for name in pair)
-PROGRAMS = ("sampan ", "pip ", "torchrun ", "make ", "zcat ", "csrc/build/sampan-c ")
+PROGRAMS = ("sampan ", "pip ", "pytest ", "torchrun ", "make ", "zcat ", "csrc/build/sampan-c ")
 
 ELSEWHERE = {  # beginning of a command: why it is not run here
     "pip install": "changes the environment",
+    "pytest": "that is this",
     "torchrun": "GPT-2 124M on eight GPUs; test_train.py runs torchrun with two processes",
     "sampan train hf:": "needs the Hugging Face Hub; test_sources.py reads hf: from a stand-in",
 }
@@ -86,9 +91,6 @@ def plays() -> str:
 @pytest.fixture
 def stand_ins(monkeypatch, tmp_path):
     """A mirror of the named texts and of gpt2, and in the working folder every file that a command names."""
-    import test_exchange_nanogpt as nanogpt
-    from sampan.checkpoint import save_model
-
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     monkeypatch.setenv("SAMPAN_MIRROR", str(mirror))
@@ -117,10 +119,6 @@ def stand_ins(monkeypatch, tmp_path):
         Path(name).write_text(plays(), encoding="utf-8")
     Path("more.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one more text, on a line"}\n' * 20))
     Path("web.txt.gz").write_bytes(gzip.compress(plays().encode()))
-
-    from conftest import tiny_config
-    from sampan.model import initialize
-    from sampan.tokenizer import train_bpe
 
     tokenizer = train_bpe([plays()], 300)
     small = tiny_config("gpt2", vocab_size=tokenizer.vocab_size)
