@@ -89,9 +89,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
     train = with_shape(settings_of(path, settings), model)
     train = replace(train, dataset=(str(data.folder),), out_dir=str(folder))
-    with new_folder(folder) as staged:
-        run = Run(staged)
-        run.begin(train, model, tokenizer, identity(data))
+    with new_folder(folder) as staged, Run(staged).begin(train, model, tokenizer, identity(data)) as run:
         run.save_best(model, weights, progress)
         run.save_last(model, weights, state, progress)
     return [
@@ -133,7 +131,7 @@ def optimizer_state(path: Path, model: ModelConfig, tensors: dict, optimizer) ->
                 f"{matrices} matrices and {len(names) - matrices} vectors"
             )
         steps = {float(moments[i]["step"]) for i in range(len(names))} if moments else {0.0}
-        state = {"step": np.array(int(steps.pop()), dtype=np.int64)}
+        state = dict.fromkeys(("step", "applied_steps"), np.array(int(steps.pop()), dtype=np.int64))
         for i, name in enumerate(names):
             for key in ("exp_avg", "exp_avg_sq"):
                 value = moments[i][key] if moments else np.zeros(tensors[name].shape, np.float32)
