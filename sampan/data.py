@@ -484,8 +484,8 @@ def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable
                 os.fsync(file.fileno())
         meta = meta | {"vocab_size": tokenizer.vocab_size, "dtype": np.dtype(dtype).name}
         meta |= {"train_tokens": counts["train"], "val_tokens": counts["val"]}
+        outcome = "prepare it again"  # the old meta.json may be gone even where the sync behind it fails
         write_json(folder / "meta.json", {"complete": False})
-        outcome = "prepare it again"
         for split, path in partial.items():
             os.replace(path, folder / f"{split}.bin")
         write_text(folder / "tokenizer.json", tokenizer.to_json())
