@@ -427,7 +427,8 @@ def is_progress(key: str, value) -> bool:
     """Whether a value is one that the field of Progress can have."""
     if key in ("step", "best_step"):
         return type(value) is int and 0 <= value < 1 << 53
-    return key not in Progress.__dataclass_fields__ or type(value) in (int, float)
+    is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+    return key not in Progress.__dataclass_fields__ or is_number
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:

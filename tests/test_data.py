@@ -492,7 +492,10 @@ def test_a_full_disk_at_any_moment_is_one_sentence_and_leaves_no_half(monkeypatc
             except UserError:
                 assert "nothing was changed" not in str(error)
             else:
-                assert text_of(whole, "train") + text_of(whole, "val") in (TEXT, TEXT * 2)  # the last sync is the new one's
+                assert text_of(whole, "train") + text_of(whole, "val") in (
+                    TEXT,
+                    TEXT * 2,
+                )  # the last sync is the new one's
         else:
             break
     assert failures >= 4

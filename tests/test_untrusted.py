@@ -329,7 +329,14 @@ def test_the_progress_in_the_weights_header(run, examples):
         resume(run)
 
     hammer(examples, check, texts_of(note))
-    for text in ("[" * 100_000, '{"step": "1"}', '{"step": true}', '{"step": -1}', '{"step": 1, "val_loss": "low"}'):
+    for text in (
+        "[" * 100_000,
+        '{"step": "1"}',
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 1, "val_loss": "low"}',
+        '{"val_loss": 1' + "0" * 400 + "}",
+    ):
         with pytest.raises(UserError, match="progress is damaged"):
             check(text.encode())
 
