@@ -216,9 +216,9 @@ def test_both_languages_have_the_same_blocks(pair):
     english, chinese = PAIRS[pair]
     assert commands(english) == commands(chinese)
     assert [kind for kind, _ in blocks(english)] == [kind for kind, _ in blocks(chinese)]
-    outputs = [[text for kind, text in blocks(name) if kind != "sh"] for name in (english, chinese)]
-    for ours, theirs in zip(*outputs, strict=True):
-        assert ours == theirs
+    others = [[text for kind, text in blocks(name) if kind != "sh"] for name in (english, chinese)]
+    for ours, theirs in zip(*others, strict=True):
+        assert re.sub(" +# .*", "", ours) == re.sub(" +# .*", "", theirs)
 
 
 def prose(name: str) -> list[str]:
@@ -242,7 +242,7 @@ def test_both_languages_have_the_same_sections_numbers_and_placeholders(pair):
         heading = ours.strip().split("\n")[0]
         assert numbers(ours) == numbers(theirs), f"{heading}: other numbers"
         assert ours.count("\n|") == theirs.count("\n|"), f"{heading}: other tables"
-        code = [Counter(re.findall(r"`([^`\n]+)`", part)) for part in (ours, theirs)]
+        code = [Counter(re.sub(r"\s", "", code) for code in re.findall("`([^`]+)`", part)) for part in (ours, theirs)]
         assert code[0] == code[1], f"{heading}: other names in `code`: {code[0] - code[1]}, {code[1] - code[0]}"
         links = [Counter(re.findall(r"\]\(([^)]+)\)", part)) for part in (ours, theirs)]
         assert sum(links[0].values()) == sum(links[1].values()), f"{heading}: other links"
