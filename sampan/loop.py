@@ -29,6 +29,7 @@ from .recipe import decay_end
 from .tokenizer import Tokenizer
 
 AT_MOST = 2_000_000  # tokens of a val split that the last look at a model reads
+PEAK_EVERY = 60.0  # seconds between measurements of the machine's peak: each takes the time of some steps
 MOST_REFUSED = 20  # steps in a row that --on_nan skip passes over
 
 
@@ -119,7 +120,7 @@ def learn(
     """
     rank, processes = world()
     flops = flops_per_token(model)
-    peak = 0.0
+    peak, peak_again = 0.0, 0.0  # FLOP/s; when to measure it again
     saved = progress if keep and keep.begun else None  # what last/ has
 
     def save(best: bool = False) -> None:
@@ -161,8 +162,9 @@ def learn(
                 yield Evaluation(step, losses.get("train", math.nan), losses["val"], best, lr)
             if ends or config.eval_only:
                 return
-            if peak == 0.0 or step % config.eval_interval == 0:
+            if time.perf_counter() >= peak_again:
                 peak = max(peak, engine.peak_flops())  # a busy machine shows less of it at times
+                peak_again = time.perf_counter() + PEAK_EVERY
 
             # one step: the gradient of the global batch, in micro-batches
             start = time.perf_counter()
