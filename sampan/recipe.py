@@ -57,7 +57,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
     groups = [
         (FAMILY, "rotary positions and normed queries and keys learn fastest"),
-        (rates, "" if rates is ADAMW else "Muon needs a third of AdamW's steps; one rate serves all widths"),
+        (rates, "for AdamW" if rates is ADAMW else "Muon needs half of AdamW's steps; one rate serves all widths"),
         (SCHEDULE, "the rate falls to 0 with the last step"),
     ]
     batch = BATCH[machine] | {"gradient_accumulation_steps": 1}
@@ -69,7 +69,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     if minutes is None and not ({"max_iters", "size"} & settings.keys()):
         minutes = MINUTES[machine]
         groups.append(({"minutes": minutes}, f"the default on a {machine.upper()}"))
-    speed = Speed(base, data) if engines_here() and world()[1] == 1 else None
+    speed = Speed(data) if engines_here() and world()[1] == 1 else None
     size, why = pick_size(base, data, settings, minutes, speed)
     groups.append((shape_of_size(size, base, settings), why))
     base = replace_open(base, settings, groups[-1][0])
@@ -77,13 +77,8 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     costs = speed.of(base) if speed else None
     steps, why = pick_steps(base, data, settings, minutes, costs)
     groups.append(({"max_iters": steps}, why))
-    groups.append(
-        (
-            evaluations(replace(base, max_iters=steps), data, minutes, costs),
-            "a twentieth of the time",
-        )
-    )
-    return groups
+    last = evaluations(replace(base, max_iters=steps), data, minutes, costs)
+    return [*groups, (last, "a twentieth of the time")]
 
 
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
@@ -131,15 +126,14 @@ def resolved(config: TrainConfig, data: Data) -> ModelConfig:
 class Speed:
     """Seconds of a step on this machine: measured for one shape at a time, and from that estimated for others."""
 
-    def __init__(self, config: TrainConfig, data: Data):
+    def __init__(self, data: Data):
         self.data = data
         self.measured: dict[ModelConfig, Costs] = {}
-        self.config = replace(config, compile=False)  # compiling takes longer than what is measured here
 
     def of(self, config: TrainConfig) -> Costs:
         model = resolved(config, self.data)
         if model not in self.measured:
-            config = replace(config, compile=False)
+            config = replace(config, compile=False)  # compiling takes longer than what is measured here
             if config.fit is not None:
                 config, _ = fit_memory(config, model)
             self.measured[model] = measure(open_engine(model, config), model, config, seconds=0.15)
