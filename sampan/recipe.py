@@ -56,7 +56,10 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     machine = "gpu" if has_gpu(config.device) else "cpu"
     rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
     groups = [
-        (FAMILY, "rotary positions and normed queries and keys learn fastest"),
+        (
+            FAMILY if settings.get("family") != "gpt2" else {},  # which has an epsilon of its own
+            "rotary positions and normed queries and keys learn fastest",
+        ),
         (rates, "for AdamW" if rates is ADAMW else "Muon needs half of AdamW's steps; one rate serves all widths"),
         (SCHEDULE, "the rate falls to 0 with the last step"),
     ]
