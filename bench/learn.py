@@ -20,6 +20,8 @@ from pathlib import Path
 
 from contest import machine
 
+import sampan
+
 NANOGPT = dict(
     tokenizer="char", family="gpt2", engine="torch", device="cpu", compile="False", n_layer=4, n_head=4, n_embd=128,
     block_size=64,
@@ -36,7 +38,7 @@ def flags(settings: dict) -> list[str]:
 def run(text: Path, settings: dict) -> tuple[float, float, float]:
     """(seconds from the start of the process to the end of training, val loss of the best weights, bits a character)."""
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
         command = [sys.executable, "-m", "sampan", "train", str(text), "--log_interval=1000000", *flags(settings)]
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
@@ -82,7 +84,7 @@ def compare_equal(texts: list[Path], minutes: float) -> None:
 def nanogpt_steps(text: Path, minutes: float) -> int:
     """As many as the torch engine does in that time here, by the plan's own measurement."""
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
         command = [sys.executable, "-m", "sampan", "plan", str(text), *flags(nanogpt(100))]
         said = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
     return int(60 * minutes / (float(re.search(r"([\d.,]+) ms", re.sub(r"\s+", " ", said))[1].replace(",", "")) / 1000))

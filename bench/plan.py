@@ -19,6 +19,8 @@ from pathlib import Path
 
 from contest import machine
 
+import sampan
+
 RUNS = (
     [],
     ["--minutes", "0.1"],
@@ -80,7 +82,7 @@ def main() -> None:
             draw = random.Random(0)
             words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(2000)]
             text.write_text(" ".join(draw.choices(words, k=200_000)))
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
         times, sizes = [], []
         print(f"{'time promised':>14} {'took':>9} {'ratio':>6} {'memory promised':>16} {'peak':>9} {'ratio':>6}")
         for number, flags in enumerate(RUNS):

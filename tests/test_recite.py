@@ -143,8 +143,8 @@ def test_the_report_names_share_place_and_longest_run(data):
 def run_folder(data):
     shape = tiny_config("gpt2", vocab_size=data.meta["vocab_size"])
     run = Run("out/river")
-    run.begin(TrainConfig(out_dir="out/river"), shape, data.tokenizer, identity(data))
-    run.save_best(shape, initialize(shape, 1), Progress(step=1))
+    with run.begin(TrainConfig(out_dir="out/river"), shape, data.tokenizer, identity(data)) as first:
+        first.save_best(shape, initialize(shape, 1), Progress(step=1))
     return data
 
 
