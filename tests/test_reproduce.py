@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import readable
 
+import sampan
 from sampan import cli, config, corpus
 from sampan.config import ExportConfig, ImportConfig, TrainConfig
 from sampan.plan import make_plan
@@ -116,7 +117,7 @@ TINY = (
 
 
 def test_a_run_gives_losses_and_how_much_they_scatter(text, engine_name, capsys, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(Path(sampan.__file__).parents[1]))  # installed or not
     command = TINY.format(Path(text).resolve())
     folder = Path("work/tiny").resolve()
     item = reproduce.Run("tiny", "1.0 / 2.0", (command,), random_windows="out/tiny")
@@ -130,7 +131,7 @@ def test_a_run_gives_losses_and_how_much_they_scatter(text, engine_name, capsys,
 
 
 def test_a_command_that_fails_is_a_row_of_the_table(capsys, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(Path(sampan.__file__).parents[1]))  # installed or not
     runs = (
         reproduce.Run("refused", "1.0 / 2.0", ("sampan train no-such-text.txt",)),
         reproduce.Run("absent", "1.0 / 2.0", ("sampan-c train",)),
