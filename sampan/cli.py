@@ -113,7 +113,7 @@ def plan(source: list[str], flags: dict) -> int:
 
 def train(source: list[str], flags: dict) -> int:
     from .cost import measure
-    from .engine import any_process, first_process_first, open_engine, pick_engine, world
+    from .engine import any_process, first_process_first, leave_processes, open_engine, pick_engine, world
     from .loop import train
     from .report import consumers
 
@@ -138,6 +138,7 @@ def train(source: list[str], flags: dict) -> int:
             if any_process(stop.received is not None):
                 records.close()
                 break
+    leave_processes()
     if stop.received is not None:
         if talks:
             print(f"\nstopped; continue with: sampan train --resume --out_dir {shlex.quote(made.config.out_dir)}")

@@ -166,6 +166,14 @@ def any_process(flag: bool) -> bool:
     return any_process(flag)
 
 
+def leave_processes() -> None:
+    """The job is done: nothing that processes do together comes after."""
+    if world()[1] > 1:
+        from .torch_engine import leave_processes
+
+        leave_processes()
+
+
 @contextlib.contextmanager
 def first_process_first(settings: MachineConfig):
     """Under torchrun, the body runs in process 0 before it runs in the others: what it prepares is there for them."""

@@ -6,7 +6,6 @@ It knows no files, batches or schedule. Between processes it averages gradients 
 process holds the whole model.
 """
 
-import atexit
 import contextlib
 import math
 import os
@@ -347,8 +346,12 @@ def join_processes(settings: MachineConfig) -> None:
     limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
     notes, rank, size = next(iter(rendezvous("env://")))
     dist.init_process_group(backend, store=notes, rank=rank, world_size=size, timeout=limit)
-    if backend == "gloo":  # its threads must end before the process does, or that may end in SIGABRT
-        atexit.register(dist.destroy_process_group)
+
+
+def leave_processes() -> None:
+    """At the end of a job, by all: the group's threads end before the process does, which could else end in SIGABRT."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
