@@ -43,6 +43,7 @@ FACTS = ("sha256", "characters", "train_characters", "symbols", "documents", "en
 FORMAT = 2  # of a data folder; raise it when the same text would give other files
 VAL_FRACTION = 0.1  # nanoGPT's
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
+SEEN_ENOUGH = 10  # times that a symbol occurs on average; where it is less, most of a text would be spelt in bytes
 CHARACTERS_UP_TO = 5_000_000  # longer texts get a trained BPE: more text in a block, and enough of it to learn from
 SAMPLE = 6_000_000  # bytes that a BPE is trained on, spread over the text; of Chinese, in 400 MB of memory
 LONGEST = 1 << 20  # characters without a place to cut, after which a byte-level tokenizer's text is cut all the same
@@ -269,6 +270,8 @@ def choose_tokenizer(wanted: str, facts: dict, corpus_choice: str | None = None)
         # Where a script has thousands of characters, half of a small vocabulary would only spell them.
         size = 16384 if symbols > 2000 else 8192
         return f"bpe:{size}", f"the text has more than {CHARACTERS_UP_TO:,} characters"
+    if characters < SEEN_ENOUGH * symbols:
+        return "char", "its symbols are too rare to be spelt in bytes"
     if symbols > ALPHABET:
         return "char+bytes", f"with more than {ALPHABET} symbols, a prompt may have others"
     return "char", f"no more than {ALPHABET} symbols, and {CHARACTERS_UP_TO:,} characters"
