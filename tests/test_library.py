@@ -12,6 +12,7 @@ from conftest import readable
 
 import sampan
 from sampan import GPT, Evaluation, Step, UserError
+from sampan.batches import fixed_batches, open_data, training_steps
 from sampan.loop import train
 from sampan.plan import make_plan
 
@@ -99,6 +100,9 @@ def test_every_form_of_the_same_data_trains_the_same(make, rows):
         assert losses(make().train(data, **SHORT)) == expected, type(data)
 
     class Pairs(IterableDataset):
+        def __len__(self):
+            return len(rows)
+
         def __iter__(self):
             return zip(*tensors, strict=True)
 
@@ -126,6 +130,49 @@ def test_an_example_is_seen_once_in_an_epoch(make, rows):
 
     list(make().train(Watched(), max_iters=4, batch_size=5))
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    list(make(seed=2).train(Watched(), max_iters=2, batch_size=5))
+    assert sorted(seen[20:]) == list(range(10)) and seen[20:] not in (seen[:10], seen[10:20]), (
+        "another seed, another order"
+    )
+    seen.clear()
+    gpt = make()
+    for _ in range(2):
+        list(gpt.train(Watched(), max_iters=2, batch_size=2, gradient_accumulation_steps=2))
+        list(gpt.train(Watched(), max_iters=1, batch_size=2, gradient_accumulation_steps=1))
+    epochs = [seen[i : i + 8] for i in (0, 10)]
+    assert len(seen) == 20 and all(len({*epoch}) == 8 for epoch in epochs), "every micro-batch has examples of its own"
+    assert epochs[0] != epochs[1], "each training of a model has another order"
+
+
+def test_processes_share_the_global_batch(monkeypatch, rows):
+    """Whatever their number, also where it does not divide: together they have the batch that one process has."""
+    gpt = GPT(**SHAPE)
+    config = gpt._training_config(dict(batch_size=4, gradient_accumulation_steps=2))
+
+    def batches(rank, processes):
+        monkeypatch.setattr("sampan.batches.world", lambda: (rank, processes))
+        steps = training_steps(open_data(rows, gpt.model, 1, "data"), config)
+        return [batch for batch, _ in (itertools.chain(*itertools.islice(steps, 3)))]
+
+    whole = np.concatenate(batches(0, 1)).reshape(3, 8, -1)
+    for processes in (2, 3):
+        shares = [np.concatenate(batches(rank, processes)).reshape(3, -1, 8) for rank in range(processes)]
+        assert np.array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_evaluations_cover_the_data_evenly(rows):
+    """No more batches than eval_iters, and from the first to the last part of what can be indexed."""
+    gpt = GPT(**SHAPE)
+    x, y = np.tile(np.arange(10)[:, None], 4), np.zeros((10, 4), int)
+    config = gpt._training_config(dict(batch_size=2, eval_iters=2))
+    whole = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 10, 2)]
+
+    def read(data):
+        return [b[:, 0].tolist() for b, _ in fixed_batches(open_data(data, gpt.model, 1, "val"), config, "val")]
+
+    assert read((x, y)) == [[0, 2], [5, 7]] and read(iter(whole)) == [[0, 1], [2, 3]]
+    records = list(gpt.train((x, y), (x, y), max_iters=40, batch_size=1, eval_iters=1))
+    assert [r.step for r in records if isinstance(r, Evaluation)] == list(range(0, 41, 2)), "a twentieth of the steps"
 
 
 def test_ignored_targets_teach_nothing(make, rows):
@@ -166,6 +213,15 @@ def test_an_iterable_begins_again(make, rows):
 
     batches = [*Twice()] * 3
     assert losses(make().train(Twice(), max_iters=6)) == losses(make().train(iter(batches), max_iters=6))
+
+    class Seven:
+        def __iter__(self):
+            return iter([(row[:-1], row[1:]) for row in rows[:7]])
+
+    batches = [(rows[i : i + 4, :-1], rows[i : i + 4, 1:]) for i in (0, 4, 0)]
+    batches[1] = tuple(part[:3] for part in batches[1])
+    expected = losses(make().train(iter(batches), max_iters=3))
+    assert losses(make().train(Seven(), max_iters=3, batch_size=4)) == expected, "the last examples are a smaller batch"
 
 
 def test_evaluation_moves_nothing(make, tokens):
@@ -228,6 +284,7 @@ def test_save_and_load(make, tokens):
     again.save("copy")
     assert Path("copy/tokenizer.json").read_bytes() == Path("folder/tokenizer.json").read_bytes()
     assert GPT.load("folder", block_size=None, dropout=0.5).model.dropout == 0.5
+    assert GPT.load("folder", block_size=4).model.block_size == 4
     with pytest.raises(UserError, match="tokenizer has 13 tokens"):
         gpt.save("other", sampan.characters("abcdefghijklm"))
 
@@ -253,6 +310,8 @@ def test_generate_follows_the_logits(make):
     assert drawn.shape == (6, 8) and np.array_equal(drawn[:, :3], np.repeat(prompts, 3, axis=0))
     assert np.array_equal(drawn, gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None))
     assert np.array_equal(gpt.generate(prompts, 0), prompts)
+    assert np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.machine.seed))
+    assert not np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.machine.seed + 1))
 
 
 def test_loss_is_of_the_logits(make, rows):
@@ -271,7 +330,8 @@ def test_weights_are_copies_and_can_be_given(make):
     assert same(make(weights=gpt.weights).weights, gpt.weights) and given.pretrained
     for change, message in (
         ({"x": np.zeros(1)}, "x is no parameter"),
-        ({"wte.weight": np.zeros(3)}, "expected float32"),
+        ({"wte.weight": np.zeros(3, np.float32)}, "expected float32"),
+        ({"wte.weight": weights["wte.weight"].astype(float)}, "wte.weight is float64"),
     ):
         with pytest.raises(UserError, match=message):
             make(weights=gpt.weights | change)
@@ -295,6 +355,7 @@ def test_defaults_are_the_recipes():
     [
         (np.arange(8), "data has 8 tokens, and a window of block_size=8 needs 9"),
         (np.arange(20), "data has 19: expected 0 to 11"),
+        (np.arange(13), "data has 12: expected 0 to 11"),
         (np.arange(-1, 11), "data has -1"),
         (np.full(20, 2**32 + 1), "data has 4294967297"),
         (np.zeros(20), "data is of float64: expected integers"),
@@ -302,6 +363,8 @@ def test_defaults_are_the_recipes():
         (np.zeros((2, 10), int), "data has sequences of 9 tokens, and the model's block_size is 8"),
         ((np.zeros((2, 3), int), np.zeros((2, 4), int)), r"shapes \(2, 3\) and \(2, 4\)"),
         ((np.zeros((2, 3), int), np.full((2, 3), -2)), "data's y has -2: expected -1 to 11|data's y has -2"),
+        ((np.full((2, 3), -1), np.zeros((2, 3), int)), "data's x has -1: expected 0 to 11"),
+        ([(np.zeros((2, 3), int),) * 2] * 2, r"examples of shapes \(2, 3\): expected x and y \(T,\)"),
         ([[1, 2], [3]], "data cannot be read as an array"),
         ([], "empty"),
         (iter([]), "data is empty"),
@@ -332,7 +395,7 @@ def test_settings_that_cannot_be(tokens):
         (lambda: gpt.train(tokens, learning_rate=-1), "learning_rate=-1.0: expected"),
         (lambda: gpt.train(tokens, tokens[:5]), "val has 5 tokens"),
         (lambda: gpt.train(tokens, (np.zeros((1, 3), int), np.full((1, 3), -1))), "val has no target"),
-        (lambda: gpt.generate([]), "prompt"),
+        (lambda: gpt.generate(np.zeros((2, 0), int)), r"prompt has shape \(2, 0\): .*at least one"),
         (lambda: gpt.generate([99]), "prompt has 99"),
         (lambda: gpt.generate([1], stop="x"), "GPT.generate: stop is no setting of it"),
         (lambda: gpt.generate([1], temperature=-1), "temperature"),
@@ -346,6 +409,12 @@ def test_settings_that_cannot_be(tokens):
 
 
 # ---- the package ----
+
+
+def test_documents_are_whole():
+    Path("a.txt").write_text("one\ntwo\n", encoding="utf-8")
+    Path("b.jsonl").write_text('{"text": "three\\nfour"}\n{"text": "five"}\n', encoding="utf-8")
+    assert sampan.documents("a.txt", "b.jsonl") == ["one\ntwo\n", "three\nfour", "five"]
 
 
 def test_no_file_is_written(make, tokens):
