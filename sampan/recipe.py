@@ -30,6 +30,8 @@ FINE_TUNING = dict(learning_rate=3e-5, decay_lr=False)  # nanoGPT's, for GPT-2
 
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
+SHARE_PER_STEP = 0.1  # of a text, at most, in one step: shorter blocks first, then fewer of them
+LEAST_BLOCK = 32
 TOKENS_PER_PARAMETER = 3.0
 EPOCHS = 60  # at most: a text that was read so often is known by heart
 TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
@@ -63,9 +65,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
         (rates, "for AdamW" if rates is ADAMW else "Muon needs half of AdamW's steps; one rate serves all widths"),
         (SCHEDULE, "the rate falls to 0 with the last step"),
     ]
-    batch = BATCH[machine] | {"gradient_accumulation_steps": 1}
-    batch["block_size"] = min(batch["block_size"], fitting_block(data))
-    groups.append((batch, f"for a {machine.upper()}"))
+    groups.append(pick_batch(BATCH[machine], machine, data, settings, config))
     base = replace_open(config, settings, *(values for values, _ in groups))
 
     minutes = config.minutes
@@ -103,6 +103,20 @@ def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainCon
 def fitting_block(data: Data) -> int:
     """The longest block that leaves each split a window."""
     return max(1, min(data.meta["train_tokens"], data.meta["val_tokens"]) - 1)
+
+
+def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> tuple[dict, str]:
+    """The usual batch of the machine, or for a short text one that leaves it steps enough in each epoch."""
+    batch_size, block_size = usual["batch_size"], usual["block_size"]
+    most = int(SHARE_PER_STEP * data.meta["train_tokens"])
+    block_size = min(block_size, max(LEAST_BLOCK, most // batch_size), fitting_block(data))
+    if "block_size" in settings:
+        block_size = config.block_size
+    batch_size = max(1, min(batch_size, most // block_size))
+    chosen = dict(batch_size=batch_size, block_size=block_size, gradient_accumulation_steps=1)
+    if chosen.items() >= usual.items():
+        return chosen, f"for a {machine.upper()}"
+    return chosen, f"a step reads no more than a tenth of the text{'' if most >= block_size else ', or one window'}"
 
 
 # ---- the model ----

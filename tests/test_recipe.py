@@ -80,6 +80,22 @@ def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):
     assert model.n_layer == SIZES["tiny"] and "epochs" in reasons["max_iters"]
 
 
+@pytest.mark.parametrize("characters", [40, 400, 4000, 12_000, 20_000])
+@pytest.mark.parametrize("asked", [{}, {"block_size": 20}])
+def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters, asked):
+    (tmp_path / "short.txt").write_text(readable(characters))
+    data = prepare("short.txt", DataConfig(tokenizer="char", val_fraction=0.3))
+    config, _, reasons = choose(data, **asked)
+    most, usual = data.meta["train_tokens"] / 10, recipe.BATCH["cpu"]
+    step = config.batch_size * config.block_size
+    assert step <= most or config.batch_size == 1
+    if most >= usual["batch_size"] * usual["block_size"] and not asked:
+        assert step == usual["batch_size"] * usual["block_size"] and "tenth" not in reasons["batch_size"]
+    else:  # and not much less, where a split is long enough for the block
+        assert step > most / 2 or config.block_size == recipe.fitting_block(data) or config.batch_size == 12
+        assert asked or "a tenth of the text" in reasons["batch_size"]
+
+
 def test_every_choice_is_printed_with_its_reason(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     plan = make_plan("text.txt", {"minutes": 0.05, "n_head": 1})
