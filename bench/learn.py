@@ -4,8 +4,8 @@
     python bench/learn.py equal --minutes 1 --text a.txt b.txt ...    val loss after the same minutes, bits a character
     python bench/learn.py alone --minutes 1 10 --text a.txt           val loss of the default recipe alone
 
-Every run is a process of its own that begins with the text: it prepares, plans and trains. Val losses are over the
-whole val split. `time` takes both by turns, once for each seed, and prints medians; so does `equal`.
+Every run is a process of its own that begins with the text: it prepares, plans and trains. Val losses are of the best
+weights over the whole val split. `time` takes both by turns, once for each seed, and prints medians.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def run(text: Path, settings: dict) -> tuple[float, float, float]:
         for line in process.stdout:
             if re.match(r"step \d+: train loss", line):
                 seconds = time.perf_counter() - start
-            if line.startswith("val loss"):
+            if line.startswith("val loss "):
                 loss, bits = map(float, line.split()[2:4])
         if process.wait():
             sys.exit(f"{' '.join(command)} ended with {process.returncode}")

@@ -169,7 +169,9 @@ def finish(made, engine) -> int:
         print(piece, end="", flush=True)
     loss, tokens = whole_loss(engine, made)
     seen = look(made.data)
-    print(f"\n\nThe best weights on the val split ({tokens:,} tokens):\n")
+    windows = made.config.eval_iters * made.config.batch_size * made.config.block_size
+    above = f"; above on {windows:,}" if windows < tokens else ""
+    print(f"\n\nThe best weights on the val split ({tokens:,} tokens{above}):\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
     print("\n".join(verdict(made, evaluations_of(folder), loss, seen)))
     print(f"\nMore of it: sampan sample {folder}")

@@ -111,4 +111,4 @@ def table(comparison: Comparison) -> str:
         )  # fmt: skip
         for line in skipped:
             console.print(line, highlight=False, markup=False)
-    return shown.get().rstrip("\n")
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())

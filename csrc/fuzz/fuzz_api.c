@@ -28,19 +28,21 @@ static sampan_config take_config(input *in) {
         .struct_size = sizeof c, .family = family, .n_layer = 1 + take(in) % 3, .n_head = n_head, .n_kv_head = n_head % 2 || !family ? n_head : n_head / 2,
         .n_embd = n_head * head_dim, .n_inner = 1 + take(in) % 40, .head_dim = head_dim, .block_size = 1 + take(in) % 20, .vocab_size = 1 + take(in) % 40,
         .bias = take(in) % 2, .tie_word_embeddings = take(in) % 2, .training = take(in) % 2, .dtype = take(in) % 2, .threads = 1 + (take(in) % 8 == 0),
+        .gradient_checkpointing = take(in) % 2, .optimizer = take(in) % 2 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.85, .adamw_lr_ratio = 0.2,
         .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0, .seed = take(in),
         .rotary_frequencies = family ? frequencies : NULL,
     };
     for (int32_t changes = take(in) % 4; changes > 0; changes--) {
-        int32_t *sizes[] = {&c.family, &c.n_layer, &c.n_head, &c.n_kv_head, &c.n_embd, &c.n_inner, &c.head_dim, &c.block_size, &c.vocab_size, &c.dtype, &c.threads};
-        double *reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip};
-        uint8_t which = take(in) % 20;
-        if (which < 11) *sizes[which] = (int32_t)take_size(in);
-        else if (which < 15) *reals[which - 11] = take_real(in);
-        else if (which == 15) c.dropout = (float)take_real(in);
-        else if (which == 16) c.norm_eps = (float)take_real(in);
-        else if (which == 17) c.rotary_frequencies = NULL;
-        else if (which == 18) c.struct_size = take_size(in);
+        int32_t *sizes[] = {&c.family, &c.n_layer, &c.n_head, &c.n_kv_head, &c.n_embd, &c.n_inner, &c.head_dim, &c.block_size, &c.vocab_size, &c.dtype, &c.threads, &c.optimizer, &c.gradient_checkpointing};
+        double *reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip, &c.momentum, &c.adamw_lr_ratio};
+        enum { SIZES = sizeof sizes / sizeof *sizes, REALS = sizeof reals / sizeof *reals };
+        uint8_t which = take(in) % (SIZES + REALS + 5);
+        if (which < SIZES) *sizes[which] = (int32_t)take_size(in);
+        else if (which < SIZES + REALS) *reals[which - SIZES] = take_real(in);
+        else if (which == SIZES + REALS) c.dropout = (float)take_real(in);
+        else if (which == SIZES + REALS + 1) c.norm_eps = (float)take_real(in);
+        else if (which == SIZES + REALS + 2) c.rotary_frequencies = NULL;
+        else if (which == SIZES + REALS + 3) c.struct_size = take_size(in);
         else c.training = (int32_t)take_size(in);
     }
     if (c.block_size > 1 << 16 && c.block_size <= 1 << 24) c.block_size = 1 << 16;       /* allowed, and seconds of cosines */
@@ -128,7 +130,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             else if (which == 2) call_batch(e, &c, &in, 0);
             else if (which == 3) sampan_update(e, take_real(&in), take(&in) == 0xff ? NULL : &loss, &norm);
             else if (which == 4) call_tensor(e, &in);
-            else if (which == 5) sampan_set_step(e, take_size(&in));
+            else if (which == 5) {
+                int64_t step = take_size(&in), applied = take_size(&in);
+                sampan_set_step(e, step, applied);
+            }
             else call_session(e, &c, &in);
         }
     if (sampan_get_step(e) < 0) abort();

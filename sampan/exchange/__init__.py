@@ -26,7 +26,7 @@ import numpy as np
 
 from ..checkpoint import Run, find_model, load_model, load_tokenizer
 from ..config import ExportConfig, ImportConfig, MachineConfig, ModelConfig
-from ..engine import open_engine
+from ..engine import Engine, open_engine
 from ..errors import UserError
 
 IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is written is config.EXPORTS
@@ -70,14 +70,13 @@ def reference(model: ModelConfig, weights: dict) -> Callable[[np.ndarray], np.nd
     """A function from ids, int (B, T), to what our own engine makes of them in float32: logits (B, T, vocab)."""
     engine = open_engine(model, MachineConfig(device="cpu", dtype="float32"))
     engine.load(weights)
+    return lambda ids: all_logits(engine, ids)
 
-    def logits(ids: np.ndarray) -> np.ndarray:
-        session = engine.session(len(ids))
-        return np.stack(
-            [session.feed(np.ascontiguousarray(ids[:, t : t + 1], np.int32)) for t in range(ids.shape[1])], 1
-        )
 
-    return logits
+def all_logits(engine: Engine, ids: np.ndarray) -> np.ndarray:
+    """The logits of every position of ids, int (B, T): float32 (B, T, vocab)."""
+    session = engine.session(len(ids))
+    return np.stack([session.feed(np.ascontiguousarray(ids[:, t : t + 1], np.int32)) for t in range(ids.shape[1])], 1)
 
 
 def check_ids(model: ModelConfig, count: int = 3) -> np.ndarray:

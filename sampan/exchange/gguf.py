@@ -81,7 +81,11 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    if tokenizer.is_characters and not tokenizer.decode(range(tokenizer.vocab_size)).isascii():
+    if (
+        tokenizer.is_characters
+        and tokenizer.byte_ids is None
+        and not tokenizer.decode(range(tokenizer.vocab_size)).isascii()
+    ):
         return [
             "give llama.cpp only characters that this vocabulary has: one that begins with the same byte as one of them "
             "and is none sends its tokenizer round for ever"

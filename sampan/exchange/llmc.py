@@ -37,6 +37,7 @@ from ..files import replacing
 from ..model import Param, parameters, resolve
 from ..sources import find
 from ..tokenizer import END, Tokenizer
+from . import all_logits
 
 HEADER = 256  # int32
 MODEL, STATE, TOKENIZER, TOKENS, TOKENS_LLAMA3 = 20240326, 20240327, 20240328, 20240520, 20240801
@@ -326,12 +327,10 @@ def state_batch(model: ModelConfig, data: Data | None) -> tuple[np.ndarray, np.n
 
 
 def compute_state(engine: Engine, x: np.ndarray, y: np.ndarray) -> State:
-    """One forward and backward pass of a new engine, in whose session the logits of all positions are read."""
+    """One forward and backward pass of a new engine."""
     loss = engine.loss(x, y)
     engine.accumulate(x, y)
-    session = engine.session(len(x))
-    logits = np.stack([session.feed(x[:, t : t + 1]) for t in range(x.shape[1])], axis=1)
-    return State(x, y, logits, loss, engine.gradients())
+    return State(x, y, all_logits(engine, x), loss, engine.gradients())
 
 
 def write_state(path: Path, model: ModelConfig, state: State) -> None:
