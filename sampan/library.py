@@ -29,7 +29,17 @@ from .errors import UserError
 from .loop import Evaluation, Step, learn
 from .model import count_parameters, initialize, parameters, resolve
 from .plan import shape_of
-from .recipe import ADAMW, BATCH, EVALUATIONS, FAMILY, FINE_TUNING, MUON, SCHEDULE, STEPS_UNMEASURED, shape_of_size
+from .recipe import (
+    ADAMW,
+    BATCH,
+    EVALUATIONS,
+    FAMILY,
+    MUON,
+    SCHEDULE,
+    STEPS_UNMEASURED,
+    fine_tuning_rates,
+    shape_of_size,
+)
 from .sample import generate
 from .sources import find
 from .tokenizer import END, Tokenizer
@@ -138,7 +148,7 @@ class GPT:
 
         `settings` are keywords of TrainConfig: max_iters, batch_size, learning_rate, optimizer, eval_interval and so on,
         and seed. The defaults are the command's: Muon, a cosine to 0, and as many examples a step as make the command's
-        number of tokens; for weights that were loaded, nanoGPT's constant rate for fine-tuning.
+        number of tokens; for weights that were loaded, a constant rate for fine-tuning.
 
         Between two records the model may be sampled, saved and looked at. To pause, ask for no more records; to go on,
         ask again. A new call ends the one before; it begins with the weights as they are, with a new optimizer and
@@ -169,7 +179,7 @@ class GPT:
         batch = BATCH["gpu" if has_gpu(self.machine.device) else "cpu"]
         examples = -(-batch["batch_size"] * batch["block_size"] // self.model.block_size)
         chosen = dict(max_iters=STEPS_UNMEASURED, batch_size=examples, gradient_accumulation_steps=1, eval_iters=20)
-        chosen |= FINE_TUNING if self.pretrained else rates
+        chosen |= fine_tuning_rates(self.model) if self.pretrained else rates
         chosen |= dict(seed=(self.machine.seed + self._trainings) % 2**63)
         config = change(TrainConfig(**asdict(self.machine) | asdict(self.model)), chosen | settings)
         interval = settings.get("eval_interval", max(1, -(-config.max_iters // EVALUATIONS)))

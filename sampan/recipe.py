@@ -26,7 +26,6 @@ MUON = dict(
 )  # fmt: skip
 ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
 SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
-FINE_TUNING = dict(learning_rate=3e-5, decay_lr=False)  # nanoGPT's, for GPT-2
 
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
@@ -85,13 +84,21 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
 
 
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
-    """nanoGPT's recipe for GPT-2: a constant, small rate."""
+    """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
     steps = config.max_iters if "max_iters" in settings else steps
-    chosen = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4, max_iters=steps)
-    chosen |= FINE_TUNING | dict(eval_interval=max(1, steps // 10), eval_iters=10)
-    return [(chosen, "fine-tuning: nanoGPT's constant 3e-5, three epochs but 20 to 200 steps")]
+    batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
+    times = dict(max_iters=steps, eval_interval=max(1, steps // 10), eval_iters=10)
+    return [
+        (fine_tuning_rates(given), "fine-tuning: a constant rate, nanoGPT's for GPT-2, and more for narrower models"),
+        (batch | times, "fine-tuning: three epochs, but 20 to 200 steps"),
+    ]
+
+
+def fine_tuning_rates(model: ModelConfig) -> dict:
+    """3e-5 from GPT-2's width on, and below it more with the square of the width, up to 1e-3."""
+    return dict(learning_rate=float(f"{min(1e-3, 3e-5 * max(1, 768 / model.n_embd) ** 2):.1g}"), decay_lr=False)
 
 
 def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainConfig:

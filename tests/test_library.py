@@ -293,8 +293,8 @@ def test_a_loaded_model_is_fine_tuned(make, tokens):
     gpt = make()
     gpt.save("folder")
     loaded = GPT.load("folder", threads=1)
-    assert [r.lr for r in loaded.train(tokens, **SHORT)] == [3e-5] * 6
-    assert [r.lr for r in gpt.train(tokens, **SHORT)][:2] != [3e-5] * 2
+    assert [r.lr for r in loaded.train(tokens, **SHORT)] == [1e-3] * 6
+    assert [r.lr for r in gpt.train(tokens, **SHORT)][:2] != [1e-3] * 2
 
 
 def test_generate_follows_the_logits(make):

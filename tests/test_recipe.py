@@ -96,6 +96,19 @@ def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters,
         assert asked or "a tenth of the text" in reasons["batch_size"]
 
 
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=2).map(sorted))
+def test_a_wider_model_is_fine_tuned_at_no_higher_a_rate(data, widths):
+    rates = []
+    for heads in widths:
+        given = recipe.resolved(build(TrainConfig, {"n_head": heads, "n_embd": 64 * heads, "device": "cpu"}), data)
+        chosen, reasons = recipe.choose(data, {}, TrainConfig(device="cpu"), given)
+        assert chosen["decay_lr"] is False and "fine-tuning" in reasons["learning_rate"]
+        rates.append(chosen["learning_rate"])
+    assert 1e-3 >= rates[0] >= rates[1] >= 3e-5
+    assert all(rate == 3e-5 for rate, heads in zip(rates, widths, strict=True) if heads >= 12), "nanoGPT's, for GPT-2"
+    assert all(rate == 1e-3 for rate, heads in zip(rates, widths, strict=True) if heads <= 2), "where 3e-5 moves little"
+
+
 def test_every_choice_is_printed_with_its_reason(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     plan = make_plan("text.txt", {"minutes": 0.05, "n_head": 1})

@@ -5,6 +5,7 @@ Two processes on a CPU, over gloo; some seconds each, most of it PyTorch's start
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ from test_cli import environment
 from test_reliability import losses
 from test_train import RECIPE, result
 
+from sampan.checkpoint import Run
 from sampan.loop import Step, train
 from sampan.plan import make_plan
 
@@ -92,6 +94,42 @@ def test_a_killed_process_brings_the_job_back_by_itself(text, rank):
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert re.search(r"from step ([4-9]|1\d)\b", " ".join(output.split())) and "iter 0:" not in output, output
+    assert result("killed") == result("whole") and losses("killed") == losses("whole")
+
+
+@pytest.mark.full
+def test_jobs_killed_at_any_moment_leave_no_trace(text):
+    """Both processes are killed, one some moments after the other, also while the first saves; ten times."""
+    settings = dict(optimizer="muon", dropout=0.1, gradient_accumulation_steps=4, max_iters=80, lr_decay_iters=80)
+    settings |= dict(batch_size=2, eval_interval=3)
+
+    def job(out):
+        resumed = ["-m", "sampan", "train", "--resume", f"--out_dir={out}"]
+        return by_hand(resumed if Run(out).can_resume() else words(text, out, **settings))
+
+    def finish(out):
+        for process in job(out):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+
+    finish("whole")
+    rng, kills = random.Random(4), 0
+    while kills < 10:
+        pair = job("killed")
+        wanted = rng.randint(1, 9)
+        for line in pair[0].stdout:
+            wanted -= line.startswith(("iter", "step"))
+            if wanted <= 0:
+                break
+        time.sleep(rng.random() * 0.03)
+        assert pair[0].poll() is None, pair[0].stderr.read()
+        for process in rng.sample(pair, 2):
+            process.kill()
+            time.sleep(rng.random() * 0.05)
+        for process in pair:
+            process.communicate()
+        kills += 1
+    finish("killed")
     assert result("killed") == result("whole") and losses("killed") == losses("whole")
 
 
