@@ -144,30 +144,39 @@ def train(source: list[str], flags: dict) -> int:
             print(f"\nstopped; continue with: sampan train --resume --out_dir {shlex.quote(made.config.out_dir)}")
         return 128 + stop.received
     if talks and not made.config.eval_only:
-        finish(made, engine)
+        loss, tokens = show_best(made, engine)
+        del engine, records  # their memory, before that of what follows
+        conclude(made, loss, tokens)
     return 0
 
 
-def finish(made, engine) -> int:
-    """What a run ends with: a sample of its best weights, how good they are, and how it went."""
-    from .checkpoint import WEIGHTS, Run, load_model, read_note
-    from .look import look
+def show_best(made, engine) -> tuple[float, int]:
+    """Print a sample of a run's best weights. (Their loss over the val split, the tokens of it that were read.)"""
+    from .checkpoint import Run, load_model
     from .loop import whole_loss
-    from .report import evaluations_of
     from .sample import write
-    from .verdict import loss_table, verdict
 
-    folder, run = made.config.out_dir, Run(made.config.out_dir)
+    folder = made.config.out_dir
     model, weights = load_model(folder)
     engine.load(weights)
-    print(f"\n{folder}: {run.describe('best')}. A sample:\n")
+    print(f"\n{folder}: {Run(folder).describe('best')}. A sample:\n")
     settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=made.config.seed)
     begun = False
     for _, piece in write(engine, model, made.data.tokenizer, None, settings):
         piece = piece if begun else piece.lstrip("\n")  # the prompt is a line end
         begun = begun or bool(piece)
         print(piece, end="", flush=True)
-    loss, tokens = whole_loss(engine, made)
+    return whole_loss(engine, made)
+
+
+def conclude(made, loss: float, tokens: int) -> None:
+    """What a run ends with: how good its best weights are, and how it went."""
+    from .checkpoint import WEIGHTS, Run, read_note
+    from .look import look
+    from .report import evaluations_of
+    from .verdict import loss_table, verdict
+
+    folder, run = made.config.out_dir, Run(made.config.out_dir)
     seen = look(made.data)
     windows = made.config.eval_iters * made.config.batch_size * made.config.block_size
     above = f"; above on {windows:,}" if windows < tokens else ""
@@ -177,7 +186,6 @@ def finish(made, engine) -> int:
     print(f"\nMore of it: sampan sample {folder}")
     if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
         print(f"The last weights instead of the best: sampan sample {folder} --weights last")
-    return 0
 
 
 def sample(source: list[str], flags: dict) -> int:

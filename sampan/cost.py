@@ -26,8 +26,9 @@ from .model import count_parameters, parameters
 
 PATIENCE = 0.4  # seconds that a measurement takes, at least three steps
 GPU_DRIVER = 600_000_000  # bytes of a GPU that are gone before a model comes
+AROUND = 3e-4  # seconds of a step that read its batch and tell of it
 LOADED_LATER = 25_000_000  # bytes: what draws the picture, and what samples
-DISK = 300e6  # bytes a second that a checkpoint is written with, about
+DISK = 1e9  # bytes a second that a checkpoint is written with, about, on an SSD
 
 
 class Costs(NamedTuple):
@@ -68,7 +69,7 @@ def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: fl
     engine.load_state(before)
     if config.device.startswith("cuda"):  # its passes end inside of `update`
         passes, updates = [p + u for p, u in zip(passes, updates, strict=True)], [0.0]
-    return Costs(rounds * statistics.median(passes) + statistics.median(updates), window)
+    return Costs(rounds * statistics.median(passes) + statistics.median(updates) + AROUND, window)
 
 
 def evaluation_windows(config: TrainConfig, data: Data) -> int:
@@ -87,7 +88,7 @@ def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Cost
 
 def save_seconds(model: ModelConfig) -> float:
     """Of a checkpoint: weights, optimizer, and the waits until the disk has them."""
-    return 16 * count_parameters(model) / DISK + 0.01
+    return 16 * count_parameters(model) / DISK + 0.02
 
 
 # ---- memory ----
@@ -195,12 +196,14 @@ def peak_memory() -> int:
 def duration(seconds: float) -> str:
     """
     >>> duration(75), duration(9.3), duration(90000)
-    ('1 min 15 s', '9 s', '1 d 1 h')
+    ('1 min 15 s', '9.3 s', '1 d 1 h')
     """
     s = round(seconds)
+    if s < 10:
+        return f"{seconds:.1f} s"
     parts = ((s // 86400, "d"), (s // 3600 % 24, "h"), (s // 60 % 60, "min"), (s % 60, "s"))
-    first = next((i for i, (n, _) in enumerate(parts) if n), 3)
-    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n) or "0 s"
+    first = next(i for i, (n, _) in enumerate(parts) if n)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n)
 
 
 def size_of(count: float) -> str:

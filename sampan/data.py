@@ -15,6 +15,7 @@ Where text comes from, its formats and encodings are sources.py's.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -26,7 +27,6 @@ import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ FACTS = ("sha256", "characters", "train_characters", "symbols", "documents", "en
 FORMAT = 2  # of a data folder; raise it when the same text would give other files
 VAL_FRACTION = 0.1  # nanoGPT's
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
+CHUNK = 1024  # examples whose order is computed at once
 SEEN_ENOUGH = 10  # times that a symbol occurs on average; where it is less, most of a text would be spelt in bytes
 CHARACTERS_UP_TO = 5_000_000  # longer texts get a trained BPE: more text in a block, and enough of it to learn from
 SAMPLE = 6_000_000  # bytes that a BPE is trained on, spread over the text; of Chinese, in 400 MB of memory
@@ -67,7 +68,7 @@ class Data:
     folder: Path
     meta: dict
 
-    @cached_property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
 
@@ -547,7 +548,16 @@ def endless_order(first: int, count: int, n: int, seed: int) -> tuple[np.ndarray
 
     An item's key is a random number of its epoch.
     """
-    epoch, within = np.divmod(np.arange(first, first + count, dtype=np.uint64), np.uint64(n))
+    parts = [order_of_chunk(chunk, n, seed) for chunk in range(first // CHUNK, (first + count - 1) // CHUNK + 1)]
+    items, keys = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    here = slice(first % CHUNK, first % CHUNK + count)
+    return items[here], keys[here]
+
+
+@functools.lru_cache(maxsize=4)
+def order_of_chunk(chunk: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """CHUNK items of that order at once: for the few of a step alone, it would take longer than reading them."""
+    epoch, within = np.divmod(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK, dtype=np.uint64), np.uint64(n))
     key = mix(mix(np.uint64(seed)) + epoch)
     return shuffle(within, n, key), key
 

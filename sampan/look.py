@@ -14,6 +14,8 @@ import json
 import lzma
 import math
 import textwrap
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -72,14 +74,23 @@ def look(data: Data) -> Look:
 
 
 def measure(data: Data) -> dict:
-    train, val = (text_of(data, split) for split in ("train", "val"))
+    val = np.concatenate([np.empty(0, np.uint32), *pieces_looked_at(data, "val")])
     if not len(val):
         raise UserError(f"{data.folder} has nothing in its val split to look at; prepare the text again")
     known = np.zeros(BORDER + 1, bool)
-    known[train] = True
-    words = val.tobytes().decode("utf-32-le", "replace")
-    pieces = (train[i : i + PIECE] for i in range(0, len(train), PIECE))
-    overlap = search([words], pieces, OVERLAP).covered[0].mean()
+    last = np.empty(0, np.uint32)  # characters of train
+
+    def read_train() -> Iterator[np.ndarray]:
+        nonlocal last
+        for piece in pieces_looked_at(data, "train"):
+            known[piece] = True
+            last = np.concatenate([last, piece])[-XZ_READS:]
+            yield piece
+
+    words = text_of(val)
+    train = read_train()
+    overlap = search([words], train, OVERLAP, quote=0).covered[0].mean()
+    deque(train, maxlen=0)  # a val that is shorter than OVERLAP was not searched for
     size = data.meta["vocab_size"]
     counts = {split: np.bincount(data.tokens(split)[: LOOKED_AT[split]], minlength=size) for split in LOOKED_AT}
     frequency = (counts["train"] + 1) / (counts["train"].sum() + size)  # one more of each, so that none is impossible
@@ -94,21 +105,24 @@ def measure(data: Data) -> dict:
         "vocab_size": size,
         "uniform": math.log2(size) * tokens / len(val),
         "unigram": float((counts["val"] * -np.log2(frequency)).sum() / len(val)),
-        "xz": bits_with_xz(train, val) / len(val),
+        "xz": bits_with_xz(text_of(last), words) / len(val),
     }
 
 
-def text_of(data: Data, split: str) -> np.ndarray:
-    """Code points of a split's first tokens; what stands between documents is left out."""
-    pieces = list(itertools.islice(pieces_of(data, split), LOOKED_AT[split] // PIECE))
-    points = np.concatenate(pieces) if pieces else np.empty(0, np.uint32)
-    return points[points != 0xFFFD]
+def pieces_looked_at(data: Data, split: str) -> Iterator[np.ndarray]:
+    """Code points of a split's first tokens, uint32; what stands between documents is left out."""
+    for piece in itertools.islice(pieces_of(data, split), LOOKED_AT[split] // PIECE):
+        yield piece[piece != 0xFFFD]
 
 
-def bits_with_xz(train: np.ndarray, val: np.ndarray) -> int:
+def text_of(points: np.ndarray) -> str:
+    return points.tobytes().decode("utf-32-le", "replace")
+
+
+def bits_with_xz(train: str, val: str) -> int:
     """What val adds to the size of train under `xz -6`."""
-    read = train[-XZ_READS:].tobytes().decode("utf-32-le", "replace").encode("utf-8", "replace")
-    both = read + val.tobytes().decode("utf-32-le", "replace").encode("utf-8", "replace")
+    read = train.encode("utf-8", "replace")
+    both = read + val.encode("utf-8", "replace")
     # a dictionary as long as the text finds what a longer one finds, in less memory
     chain = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": max(4096, len(both))}]
     return 8 * (len(lzma.compress(both, filters=chain)) - len(lzma.compress(read, filters=chain)))

@@ -140,14 +140,15 @@ def first_characters(pieces: Iterable[np.ndarray], count: int) -> str:
 
 
 def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: int | None = None) -> Found:
-    """Where `texts` stand in the text whose code points `pieces` are; `longest` is of the first `quote` texts (all).
+    """Where `texts` stand in the text whose code points `pieces` are; `longest` is of the first `quote` texts (None: all).
 
     Every run is found and none is made up. Memory: the largest piece and the texts, some 50 bytes a character.
     """
     query = np.array([BORDER, *itertools.chain(*([*code_points(t), BORDER] for t in texts))], np.uint32)
     query[query == 0xFFFD] = UNREADABLE
     borders = np.flatnonzero(query == BORDER)
-    to_quote = query[: borders[len(texts) if quote is None else quote] + 1]
+    quoted = texts[:quote]
+    to_quote = query[: borders[len(quoted)] + 1]
     begins = np.zeros(len(query), bool)  # here begins a window of `least` that stands in the training text
     all_found = np.zeros(len(query), bool)  # so do all that have its hash; kept for the first of them
     best = None
@@ -156,7 +157,7 @@ def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: in
     known = Windows(query, least)
     maybe = np.zeros(1 << FILTER_BITS, bool)
     maybe[known.sorted >> np.uint64(64 - FILTER_BITS)] = True
-    for place, lines, piece in overlapping(pieces, max(map(len, texts))):
+    for place, lines, piece in overlapping(pieces, max([least, *map(len, quoted)])):
         sums = prefix_sums(piece)
         hashes = window_hashes(sums, least)
         hits = np.flatnonzero(maybe[hashes >> np.uint64(64 - FILTER_BITS)])
@@ -167,7 +168,11 @@ def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: in
                 same = known.where(hashes[at])
                 begins[same] |= [np.array_equal(query[i : i + least], piece[at : at + least]) for i in same]
                 all_found[group] = begins[same].all()
-        while len(hits) and (longer := longer_run(to_quote, piece, sums, hits, best.length + 1 if best else least)):
+        while (
+            quoted
+            and len(hits)
+            and (longer := longer_run(to_quote, piece, sums, hits, best.length + 1 if best else least))
+        ):
             start, at, length = longer
             text = int(np.searchsorted(borders, start)) - 1
             line = lines + np.count_nonzero(piece[:at] == ord("\n")) + 1

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from .plan import Plan
 
 PICTURE_POINTS = 1000  # at most, of a curve
 PICTURE_LOSS = 1e6  # at most
+DRAWING_SHARE = 0.02  # of the time: evaluations may follow one another faster than pictures can be drawn
 RECORD = re.compile(rb'\{"step": (\d{1,18}), .*\}\n')  # a whole line of metrics.jsonl
 
 
@@ -49,9 +51,13 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
 
     try:
         yield show
-    finally:
+    except BaseException:
         for consumer in active:
-            consumer.close()
+            with contextlib.suppress(UserError):  # what went wrong first is what is said
+                consumer.close()
+        raise
+    for consumer in active:
+        consumer.close()
 
 
 def evaluations_of(folder: str | Path) -> list[Evaluation]:
@@ -180,7 +186,7 @@ def read_record(line: bytes) -> dict | None:
 
 
 class Picture:
-    """loss.svg: both evaluated losses and the steps' own, the best marked; renewed at every evaluation."""
+    """loss.svg: both evaluated losses and the steps' own, the best marked; renewed at evaluations and at the end."""
 
     def __init__(self, metrics: Metrics):
         self.metrics, self.path = metrics.path, metrics.path.with_name("loss.svg")
@@ -188,6 +194,7 @@ class Picture:
         self.evaluations: list[tuple[int, float, float]] = []
         self.best = (0, math.inf)  # step, val loss
         self.started = False
+        self.outdated, self.again = False, 0.0  # whether it lacks an evaluation; when it may be drawn again
 
     def __call__(self, record: Step | Evaluation) -> None:
         if self.started:
@@ -196,10 +203,18 @@ class Picture:
             self.started = True
             self.read()
         if isinstance(record, Evaluation) and record.step > 0 and self.evaluations:
-            try:
-                write_text(self.path, self.draw())
-            except OSError as error:
-                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+            self.outdated = True
+            if time.perf_counter() >= self.again:
+                self.renew()
+
+    def renew(self) -> None:
+        start = time.perf_counter()
+        try:
+            write_text(self.path, self.draw())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        end = time.perf_counter()
+        self.outdated, self.again = False, end + (end - start) / DRAWING_SHARE
 
     def read(self) -> None:
         """The records so far, of this run's earlier parts and the one that has just come: few steps of many."""
@@ -245,7 +260,8 @@ class Picture:
         return chart.render(is_unicode=True)
 
     def close(self) -> None:
-        pass
+        if self.outdated:
+            self.renew()
 
 
 def thin(points: list) -> list:
