@@ -1,6 +1,6 @@
 /* llmc.c: see llmc.h. */
 
-#define _FILE_OFFSET_BITS 64
+#include "large_files.h"
 #include "llmc.h"
 
 #include <errno.h>
@@ -9,14 +9,6 @@
 #include <string.h>
 #include "bfloat16.h"
 #include "memory.h"
-
-#ifdef _WIN32
-#define file_seek _fseeki64
-#define file_tell _ftelli64
-#else
-#define file_seek fseeko
-#define file_tell ftello
-#endif
 
 enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 20240327, TOKENS = 20240520 };
 enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };

@@ -1,6 +1,6 @@
 /* safetensors.c: see safetensors.h. Little-endian machines only, like the format. */
 
-#define _FILE_OFFSET_BITS 64
+#include "large_files.h"
 #include "safetensors.h"
 
 #include <errno.h>
@@ -11,15 +11,11 @@
 #ifdef _WIN32
 #include <io.h>
 #include <windows.h>
-#define file_seek _fseeki64
-#define file_tell _ftelli64
 #define file_sync(stream) _commit(_fileno(stream))
 #define file_replace(from, to) (!MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
 #else
 #include <fcntl.h>
 #include <unistd.h>
-#define file_seek fseeko
-#define file_tell ftello
 #define file_sync(stream) fsync(fileno(stream))
 #define file_replace(from, to) rename(from, to)
 #endif

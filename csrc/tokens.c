@@ -1,6 +1,6 @@
 /* tokens.c: see tokens.h; `mix`, `shuffle` and `starts` are data.py's, in integers. */
 
-#define _FILE_OFFSET_BITS 64
+#include "large_files.h"
 #include "tokens.h"
 
 #include <errno.h>
@@ -8,14 +8,6 @@
 #include <string.h>
 #include "json.h"
 #include "safetensors.h"
-
-#ifdef _WIN32
-#define file_seek _fseeki64
-#define file_tell _ftelli64
-#else
-#define file_seek fseeko
-#define file_tell ftello
-#endif
 
 int32_t tokens_open(tokens *t, const char *folder, const char *split, int32_t vocab_size, char *message, int64_t message_size) {
     int64_t size;

@@ -9,12 +9,7 @@
 #include <string.h>
 
 #include "../sampan.h"
-
-static int32_t checks, failures;
-static void check(int32_t good, const char *what) {
-    checks++;
-    if (!good) { failures++; printf("FAILED %s\n", what); }
-}
+#include "check.h"
 
 enum { BATCH = 3, TOKENS = 70, VOCAB = 30 };
 static const double FREQUENCIES[3] = {1.0, 0.1, 0.01};

@@ -8,20 +8,9 @@
 #include <string.h>
 
 #include "../llmc.h"
+#include "check.h"
 
-static int32_t checks, failures;
-static void check(int32_t good, const char *what) {
-    checks++;
-    if (!good) { failures++; printf("FAILED %s\n", what); }
-}
-
-static char directory[1024], path[1200], message[4608];
-static void write_file(const char *name, const void *data, size_t size) {
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *f = fopen(path, "wb");
-    if (!f || fwrite(data, 1, size, f) != size) exit(3);
-    fclose(f);
-}
+static char message[4608];
 
 /* A model of L blocks, C wide, V tokens (VP with padding), and B sequences of T tokens. */
 enum { L = 2, H = 2, C = 4, P = 6, V = 11, VP = 128, B = 2, T = 5, FLOATS = (VP + P + 2) * C + L * (12 * C * C + 13 * C) };

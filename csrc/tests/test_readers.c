@@ -10,20 +10,9 @@
 #include "../safetensors.h"
 #include "../text.h"
 #include "../tokens.h"
+#include "check.h"
 
-static int32_t checks, failures;
-static void check(int32_t good, const char *what) {
-    checks++;
-    if (!good) { failures++; printf("FAILED %s\n", what); }
-}
-
-static char directory[1024], path[1200], message[4608];
-static void write_file(const char *name, const void *data, size_t size) {
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *f = fopen(path, "wb");
-    if (!f || fwrite(data, 1, size, f) != size) exit(3);
-    fclose(f);
-}
+static char message[4608];
 
 static void json_checks(void) {
     json doc;
