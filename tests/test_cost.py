@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import tiny_config
 
 import sampan
-from sampan.config import FAMILIES, TrainConfig
-from sampan.cost import bytes_of, measure
+from sampan.config import FAMILIES, ModelConfig, TrainConfig
+from sampan.cost import Costs, bytes_of, measure, memory_parts, run_seconds, save_seconds
 from sampan.engine import open_engine
-from sampan.model import initialize
+from sampan.model import count_parameters, initialize, resolve
 
 GROWTH = """
 import json, sys
@@ -63,6 +64,39 @@ def test_a_measurement_leaves_the_engine_as_it_was(engine_name):
         engine.update(1e-2)
     for ours, theirs in zip(engines[0].params().values(), engines[1].params().values(), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_part_is_what_it_is_made_of(family):
+    """A parameter has four bytes, AdamW two more floats for each; a layer that is computed again keeps what enters it."""
+
+    def parts(layers, **settings):
+        model = resolve(ModelConfig(family=family, n_layer=layers, n_head=2, n_embd=32, block_size=16, vocab_size=50))
+        config = TrainConfig(engine="c", device="cpu", batch_size=3, block_size=16, dtype="float32", **settings)
+        return memory_parts(model, config, "c"), count_parameters(model)
+
+    adamw, count = parts(2, optimizer="adamw")
+    assert adamw["weights"] == adamw["gradients"] == 4 * count and adamw["optimizer"] == 8 * count
+    assert 4 * count < parts(2, optimizer="muon")[0]["optimizer"] < 8 * count
+    again, more = (parts(n, gradient_checkpointing=True)[0]["activations"] for n in (2, 7))
+    assert more - again == 5 * 4 * 3 * 16 * 32
+    assert adamw["activations"] > again
+
+
+def test_seconds_are_those_of_steps_evaluations_and_saves():
+    model = resolve(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50))
+    data = SimpleNamespace(meta={"train_tokens": 10_000, "val_tokens": 320})
+    costs = Costs(step=0.5, window=0.01)
+
+    def seconds(**settings):
+        config = TrainConfig(batch_size=4, block_size=16, eval_iters=10, max_iters=100, eval_interval=10, **settings)
+        return run_seconds(config, model, data, costs)
+
+    evaluation = (40 + 20) * 0.01 + save_seconds(model)  # val has but 20 windows
+    assert seconds() == pytest.approx(100 * 0.5 + 11 * evaluation)
+    assert seconds(eval_only=True) == pytest.approx(11 * evaluation)
+    config = TrainConfig(batch_size=4, block_size=16, eval_iters=10, max_iters=100, eval_interval=10)
+    assert run_seconds(config, model, data, costs, 70) == pytest.approx(30 * 0.5 + 4 * evaluation)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "much", "1 parsec", "nan"])

@@ -1,5 +1,6 @@
 """A look at a text: shares against brute force, guessers' losses against their definitions."""
 
+import json
 import lzma
 import math
 from collections import Counter
@@ -10,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from sampan.config import DataConfig
 from sampan.data import prepare
-from sampan.look import OVERLAP, lines, look
+from sampan.look import OVERLAP, PIECE, lines, look
 
 
 def prepared(tmp_path, text: str, tokenizer: str = "char", **settings):
@@ -48,6 +49,42 @@ def test_shares_are_counted_by_characters(tmp_path):
                 inside[i : i + OVERLAP] = [True] * OVERLAP
         assert seen.overlap == pytest.approx(sum(inside) / len(val))
         assert seen.unused == data.meta["vocab_size"] - len({*data.train.tolist(), *data.val.tolist()})
+
+
+def test_a_text_of_many_pieces_is_looked_at_as_a_whole(tmp_path):
+    """Train is read piece by piece: what only the first has is known, xz has read all, a run may lie over a border."""
+    train = "水" * 50 + readable(PIECE - 80, seed=1) + "here, over the border of two pieces, is one sentence of it. "
+    train += readable(PIECE, seed=2)
+    assert train.index("here, over") < PIECE < train.index("one sentence")
+    val = "here, over the border of two pieces, is one sentence of it. 水滸" + readable(300, seed=9)
+    (tmp_path / "val.txt").write_text(val, encoding="utf-8")
+    (tmp_path / "train.txt").write_text(train, encoding="utf-8")
+    seen = look(prepare("train.txt", DataConfig(tokenizer="char", val_file="val.txt")))
+    assert seen.unseen == pytest.approx(1 / len(val)), "of those two characters"
+    assert seen.overlap == pytest.approx(60 / len(val))
+    added = len(lzma.compress((train + val).encode())) - len(lzma.compress(train.encode()))
+    assert seen.xz == pytest.approx(8 * added / len(val), rel=0.02)
+    assert 8 * added < 0.8 * (8 * len(lzma.compress(val.encode()))), "train helps, or this shows nothing"
+
+
+def test_a_short_val_is_looked_at_too(tmp_path):
+    train, val = readable(500), "the 滸!" + readable(30)
+    (tmp_path / "val.txt").write_text(val, encoding="utf-8")
+    (tmp_path / "train.txt").write_text(train, encoding="utf-8")
+    seen = look(prepare("train.txt", DataConfig(tokenizer="char", val_file="val.txt")))
+    assert len(val) < OVERLAP and seen.overlap == 0
+    assert seen.unseen == pytest.approx(sum(c not in train for c in val) / len(val)) != 1
+
+
+def test_what_stands_between_documents_is_no_character(tmp_path):
+    for name, count in (("train", 40), ("val", 5)):
+        lines = "".join(json.dumps({"text": f"document {i}. "}) + "\n" for i in range(10, 10 + count))
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    data = prepare("train.jsonl", DataConfig(tokenizer="bpe:280", val_file="val.jsonl"))
+    seen = look(data)
+    assert seen.characters == seen.bytes == 5 * len("document 10. ")
+    assert seen.tokens == data.meta["val_tokens"] < seen.characters
+    assert seen.uniform == pytest.approx(math.log2(data.meta["vocab_size"]) * seen.tokens / seen.characters)
 
 
 @given(st.floats(0.01, 20.0))

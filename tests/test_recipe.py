@@ -1,12 +1,14 @@
 """What is chosen when nobody chose. The machine's speed is made up here, so that the choices are the same everywhere."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import readable
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from sampan import recipe
 from sampan.config import SIZES, DataConfig, TrainConfig, build
-from sampan.cost import Costs, memory_parts, run_seconds, total_memory
+from sampan.cost import Costs, run_seconds, total_memory
 from sampan.data import prepare
 from sampan.errors import UserError
 from sampan.model import flops_per_token
@@ -81,7 +83,7 @@ def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):
 
 
 @pytest.mark.parametrize("characters", [40, 400, 4000, 12_000, 20_000])
-@pytest.mark.parametrize("asked", [{}, {"block_size": 20}])
+@pytest.mark.parametrize("asked", [{}, {"block_size": 20}, {"block_size": 200}])
 def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters, asked):
     (tmp_path / "short.txt").write_text(readable(characters))
     data = prepare("short.txt", DataConfig(tokenizer="char", val_fraction=0.3))
@@ -89,6 +91,7 @@ def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters,
     most, usual = data.meta["train_tokens"] / 10, recipe.BATCH["cpu"]
     step = config.batch_size * config.block_size
     assert step <= most or config.batch_size == 1
+    assert asked or config.block_size <= recipe.fitting_block(data)
     if most >= usual["batch_size"] * usual["block_size"] and not asked:
         assert step == usual["batch_size"] * usual["block_size"] and "tenth" not in reasons["batch_size"]
     else:  # and not much less, where a split is long enough for the block
@@ -135,11 +138,19 @@ def test_fit_keeps_the_global_batch(tmp_path):
     def need(plan):
         return total_memory(plan.model, plan.config)
 
-    limit = need(whole) - memory_parts(whole.model, whole.config, "c")["activations"] // 2
-    plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": "other", "engine": "c"})
-    assert plan.tokens_per_step == before and plan.config.batch_size < whole.config.batch_size
-    assert need(plan) <= limit < need(whole)
-    assert not plan.config.gradient_checkpointing
+    windows = whole.config.batch_size
+
+    def in_micro_batches(n, **settings):
+        return replace(whole.config, batch_size=n, gradient_accumulation_steps=windows // n, **settings)
+
+    for room, n in ((1, 1), (2, 2), (3, 3), (5, 4), (11, 6)):  # windows that there is room for, and those that divide 12
+        limit = total_memory(whole.model, in_micro_batches(room)) + 1000
+        plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": f"fit{n}", "engine": "c"})
+        assert plan.tokens_per_step == before and plan.config.batch_size == n, "the largest that fits"
+        assert need(plan) <= limit < need(whole) and not plan.config.gradient_checkpointing
+    limit = total_memory(whole.model, in_micro_batches(1, gradient_checkpointing=True)) + 1000
+    again = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": "again", "engine": "c"})
+    assert again.config.gradient_checkpointing and again.tokens_per_step == before and need(again) <= limit
     with pytest.raises(UserError, match="one window at a time needs"):
         make_plan("text.txt", {"size": "small", "fit": "1MB", "out_dir": "third", "engine": "c"})
     with pytest.raises(UserError, match="a size such as"):

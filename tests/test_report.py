@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +16,7 @@ from sampan.config import TrainConfig
 from sampan.errors import UserError
 from sampan.loop import Evaluation, Step
 from sampan.plan import make_plan
-from sampan.report import Live, consumers
+from sampan.report import PICTURE_POINTS, Live, Picture, consumers, thin
 
 RECORDS = [
     Evaluation(0, 4.25, 4.27, True, 1e-4),
@@ -69,6 +70,33 @@ def test_the_picture_is_svg_and_marks_the_best(plan, tmp_path):
     assert ElementTree.fromstring(source).tag.endswith("svg")
     assert "best val loss 2.0528 at step 2" in source
     assert not re.search(r"""(src|href)=["'](https?:)?//""", source), "nothing is loaded from elsewhere"
+
+
+def test_the_picture_takes_little_time_and_has_the_last_evaluation_all_the_same(plan, tmp_path, monkeypatch):
+    drawn = []
+    renew = Picture.renew
+    monkeypatch.setattr(Picture, "renew", lambda self: (renew(self), drawn.append(self.evaluations[-1][0])))
+    show_all(plan, [Evaluation(step, 3.0, 3.0 - step / 1000, True, 1e-3) for step in range(500)])
+    assert drawn[0] == 1 and drawn[-1] == 499 and len(drawn) < 20
+    assert "best val loss 2.5010 at step 499" in (tmp_path / "out" / "loss.svg").read_text()
+
+
+def test_a_curve_keeps_its_shape_in_few_points():
+    points = []
+    for step in range(100_000):
+        points.append((step, float(step % 7)))
+        points = thin(points)
+    assert PICTURE_POINTS / 2 <= len(points) <= PICTURE_POINTS + 1
+    assert points[0][0] == 0 and points[-1][0] > 90_000
+
+
+def test_what_went_wrong_first_is_what_is_said(plan, tmp_path):
+    """A folder that vanishes under a run: its own error, not the picture's."""
+    with pytest.raises(UserError, match="first"), consumers(plan, io.StringIO()) as show:
+        for record in (*RECORDS[:4], *RECORDS[5:]):
+            show(record)
+        shutil.rmtree(tmp_path / "out")
+        raise UserError("first")
 
 
 def test_the_live_display_fits_80_columns_and_keeps_evaluations(plan):
