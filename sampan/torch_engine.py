@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import time
+import uuid
 import warnings
 from datetime import timedelta
 
@@ -344,8 +345,39 @@ def join_processes(settings: MachineConfig) -> None:
     on_cuda = pick_device(settings.device).type == "cuda"
     backend = getattr(settings, "backend", None) or ("nccl" if on_cuda else "gloo")
     limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
-    notes, rank, size = next(iter(rendezvous("env://")))
+    store, rank, size = next(iter(rendezvous("env://")))
+    notes = meet(store, rank, size, limit)
     dist.init_process_group(backend, store=notes, rank=rank, world_size=size, timeout=limit)
+
+
+def meet(store: dist.Store, rank: int, size: int, limit: timedelta) -> dist.Store:
+    """A part of the store for the processes that live now. Raises UserError where one does not come within the limit.
+
+    torchrun keeps one store over all restarts, with the addresses of processes that are dead; who reads those waits for
+    ever (github.com/pytorch/pytorch/issues/135712). Its count of restarts is no name for a start: nodes differ in it. So
+    each process leaves a name that nobody had before, process 0 calls the names out, and whoever hears its own is ready.
+    """
+    own, places = uuid.uuid4().hex, [f"here {r}" for r in range(size)]
+    store.set(places[rank], own)
+    end = time.monotonic() + limit.total_seconds()
+    called: list[str] = []  # a name for this start, and one for each process
+    while time.monotonic() < end:
+        if rank == 0 and store.check(places):
+            names = [store.get(place).decode() for place in places]
+            if called[1:] != names:
+                called = [uuid.uuid4().hex, *names]
+                store.set("called", " ".join(called))
+        elif rank > 0 and store.check(["called"]):
+            called = store.get("called").decode().split()
+        if len(called) == 1 + size and called[1 + rank] == own:
+            here = dist.PrefixStore(called[0], store)
+            here.set(f"ready {rank}", "yes")
+            if rank == 0 and here.check([f"ready {r}" for r in range(size)]):
+                here.set("begin", "yes")
+            if here.check(["begin"]):
+                return here
+        time.sleep(0.02)
+    raise UserError(f"not all of {size} processes came within --process_timeout {limit.total_seconds():g} seconds")
 
 
 def leave_processes() -> None:

@@ -143,7 +143,13 @@ def test_fit_keeps_the_global_batch(tmp_path):
     def in_micro_batches(n, **settings):
         return replace(whole.config, batch_size=n, gradient_accumulation_steps=windows // n, **settings)
 
-    for room, n in ((1, 1), (2, 2), (3, 3), (5, 4), (11, 6)):  # windows that there is room for, and those that divide 12
+    for room, n in (
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (5, 4),
+        (11, 6),
+    ):  # windows that there is room for, and those that divide 12
         limit = total_memory(whole.model, in_micro_batches(room)) + 1000
         plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": f"fit{n}", "engine": "c"})
         assert plan.tokens_per_step == before and plan.config.batch_size == n, "the largest that fits"

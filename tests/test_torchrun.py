@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,13 @@ from test_reliability import losses
 from test_train import RECIPE, result
 
 from sampan.checkpoint import Run
+from sampan.errors import UserError
 from sampan.loop import Step, train
 from sampan.plan import make_plan
 
 torch = pytest.importorskip("torch")
+from sampan.torch_engine import meet  # noqa: E402
+
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in Linux's /proc")
 SETTINGS = RECIPE | dict(max_iters=12, lr_decay_iters=12, eval_interval=2, log_interval=1, engine="torch")
 
@@ -95,6 +100,29 @@ def test_a_killed_process_brings_the_job_back_by_itself(text, rank):
     assert process.returncode == 0, errors
     assert re.search(r"from step ([4-9]|1\d)\b", " ".join(output.split())) and "iter 0:" not in output, output
     assert result("killed") == result("whole") and losses("killed") == losses("whole")
+
+
+def test_processes_of_one_start_meet_each_other_and_no_dead_ones():
+    """torchrun's store outlives a restart: what dead processes left there is not taken for the living."""
+    store, limit = torch.distributed.HashStore(), timedelta(seconds=20)
+
+    def start(pauses):
+        with ThreadPoolExecutor(len(pauses)) as pool:
+
+            def one(rank):
+                time.sleep(pauses[rank])
+                place = meet(store, rank, len(pauses), limit)
+                place.set(f"met {rank}", "yes")
+                place.wait([f"met {r}" for r in range(len(pauses))], limit)
+                return place.get("begin")
+
+            list(pool.map(one, range(len(pauses))))
+        return store.get("called").split()[0]
+
+    names = [start(pauses) for pauses in ((0, 0), (0, 0.3), (0.3, 0), (0.2, 0, 0.3), (0, 0))]
+    assert len({*names}) == 5
+    with pytest.raises(UserError, match="not all of 2 processes came"):
+        meet(store, 0, 2, timedelta(seconds=0.2))
 
 
 @pytest.mark.full
