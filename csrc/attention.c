@@ -3,7 +3,7 @@
    A strip of ATTENTION_STRIP queries of one head is worked on at a time, against the keys that it can see: its scores are (64, S) floats
    that stay in the second-level cache, so memory grows with T, not with T x T. The backward pass computes the probabilities
    again from q, k and the saved log-sum-exp (Dao et al. 2022, without their online softmax: a strip has whole rows).
-   A thread has whole key-value heads, with all of the query heads that share them.
+   A thread has whole query heads, and in the backward pass whole key-value heads, with all query heads that share them.
 
    Not compiled by itself: kernels_*.c include it after ops.c. */
 

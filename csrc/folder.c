@@ -22,6 +22,8 @@ static int32_t read_size(const json *doc, const char *key, double otherwise) {
 static const char *read_gpt2(sampan_config *c, const json *doc) {
     const char *activation = json_string(doc, 0, "activation_function", "gelu_new");
     if (strcmp(activation, "gelu_new") && strcmp(activation, "gelu_pytorch_tanh")) return "its activation_function is not gelu_new";
+    if (json_flag(doc, 0, "scale_attn_by_inverse_layer_idx", 0) || !json_flag(doc, 0, "scale_attn_weights", 1)) return "its scale of attention is not supported";
+    if (json_flag(doc, 0, "add_cross_attention", 0)) return "its cross-attention is not supported";
     c->family = SAMPAN_GPT2;
     c->n_layer = read_size(doc, "n_layer", 12);
     c->n_head = c->n_kv_head = read_size(doc, "n_head", 12);
@@ -42,6 +44,7 @@ static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) 
     if (rope && strcmp(json_string(doc, rope, "rope_type", "default"), "default")) return "its rope_type is not supported by this program";
     if (strcmp(json_string(doc, 0, "hidden_act", "silu"), "silu")) return "its hidden_act is not silu";
     if (json_flag(doc, 0, "use_sliding_window", 0)) return "its sliding window is not supported";
+    if (json_number(doc, 0, "pretraining_tp", 1) != 1) return "its pretraining_tp is not 1";
     c->family = qwen3 ? SAMPAN_QWEN3 : SAMPAN_LLAMA;
     c->n_layer = read_size(doc, "num_hidden_layers", 0);
     c->n_head = read_size(doc, "num_attention_heads", 0);

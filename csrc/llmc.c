@@ -176,10 +176,13 @@ int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *
     *t = (tokens){.width = 2, .begin = HEADER_BYTES, .vocab_size = vocab_size};
     snprintf(t->path, sizeof t->path, "%s", path);
     if (!(t->stream = open_kind(path, TOKENS, "a token file", h, &bytes, message, message_size))) return 1;
-    if (h[1] != TOKENS_VERSION) return complain(t->stream, path, "a version of llm.c's token files that is not 1", message, message_size);
-    if (h[2] < 1 || bytes != (int64_t)h[2] * t->width) return complain(t->stream, path, "its length is not what its header says; it is not whole", message, message_size);
+    const char *wrong = h[1] != TOKENS_VERSION ? "a version of llm.c's token files that is not 1"
+        : h[2] < 1 || bytes != (int64_t)h[2] * t->width ? "its length is not what its header says; it is not whole" : NULL;
     t->count = h[2];
-    return 0;
+    if (!wrong) return 0;
+    complain(t->stream, path, wrong, message, message_size);
+    t->stream = NULL;
+    return 1;
 }
 
 /* ---- batches ---- */

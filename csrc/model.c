@@ -317,7 +317,7 @@ int32_t activations_create(activations *a, const model *m, int64_t B, int64_t T,
     const int32_t qwen3 = c->family == SAMPAN_QWEN3, drops = c->dropout > 0.0f && backward;
     const int64_t M = B * T, chunk = logit_rows, sets = backward && !c->gradient_checkpointing ? c->n_layer : 1;
     const int64_t inputs = backward ? c->n_layer - sets : 0;       /* blocks that keep only x */
-    *a = (activations){.B = B, .T = T, .S = S, .chunk = chunk, .backward = backward};
+    *a = (activations){.B = B, .T = T, .S = S, .chunk = chunk};
     *needs = -1;
     int64_t per_block = 0, total = 0;
 #define COUNT_OF_BLOCK(field, floats) if (!size_add(&per_block, floats, sizeof(float))) return 1;

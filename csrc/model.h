@@ -102,8 +102,7 @@ typedef struct block_activations { ACTIVATIONS_OF_BLOCK(ACTIVATION_FIELD) } bloc
 typedef struct activations {
     int64_t B, T;                     /* room for B * T rows, and for attention over S keys */
     int64_t S, chunk;
-    int32_t backward;                 /* 1: each block has its own, or with gradient_checkpointing its own x; 0: they share one set */
-    block_activations *h;             /* (n_layer) */
+    block_activations *h;             /* (n_layer): each its own for a backward pass, or with gradient_checkpointing its own x; else one set */
     ACTIVATIONS_SHARED(ACTIVATION_FIELD)
     memory_block blocks, memory;
 } activations;

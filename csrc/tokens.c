@@ -26,7 +26,12 @@ int32_t tokens_open(tokens *t, const char *folder, const char *split, int32_t vo
     int32_t known = !strcmp(type, "uint16") || !strcmp(type, "uint32");
     t->width = strcmp(type, "uint32") ? 2 : 4;
     double vocabulary = json_number(&doc, 0, "vocab_size", vocab_size);
+    int32_t whole = json_flag(&doc, 0, "complete", 1);           /* 0: a process died while it replaced the files */
     json_free(&doc);
+    if (!whole) {
+        snprintf(message, (size_t)message_size, "%s: the text was not prepared to the end; run sampan prepare again", t->path);
+        return 1;
+    }
     if (!known || vocabulary > vocab_size) {
         snprintf(message, (size_t)message_size, known ? "%s: the tokens are of a larger vocabulary than the model's" : "%s: dtype is neither uint16 nor uint32", t->path);
         return 1;

@@ -9,7 +9,7 @@ be iterated comes in its own order, and is read no sooner than it is needed. Tex
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ModelConfig, TrainConfig
-from .data import Windows, endless_order, evaluation_batches
+from .data import EvaluationBatches, Windows, endless_order
 from .engine import world
 from .errors import UserError
 
@@ -103,14 +103,14 @@ def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> 
     return iter(lambda: list(itertools.islice(batches, count)), [])
 
 
-def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> list[Batch]:
+def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> Iterable[Batch]:
     """eval_iters batches to evaluate on, the same every time, or fewer where the data has no more.
 
     They cover evenly what can be indexed, and are the first ones of what can only be iterated.
     """
     if isinstance(source, Windows):
         tokens, vocab_size = source.tokens, source.vocab_size
-        batches = evaluation_batches(tokens, source.block_size, config.batch_size, config.eval_iters, vocab_size)
+        batches = EvaluationBatches(tokens, source.block_size, config.batch_size, config.eval_iters, vocab_size)
     elif isinstance(source, Examples):
         count = min(source.count, config.batch_size * config.eval_iters)
         indices = np.arange(count) * source.count // count
@@ -146,9 +146,10 @@ def open_data(data: Data, model: ModelConfig, seed: int, name: str) -> Windows |
     if isinstance(data, tuple) and len(data) == 2:
         x, y = as_batch(*data, model, name)
         return Examples(len(x), lambda i: (x[i], y[i]), seed)
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not is_iterable_dataset(data):
+    can_be_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
+    if can_be_indexed and not is_iterable_dataset(data):
         return Examples(len(data), lambda i: stacked([data[int(k)] for k in i], model, name), seed)
-    if not callable(data) and not isinstance(data, Iterable):
+    if isinstance(data, Mapping) or (not callable(data) and not isinstance(data, Iterable)):
         raise UserError(
             f"{name} is a {type(data).__name__}: expected an array of integers, a pair of them, a Dataset, an iterable of "
             "(x, y) or a function that returns (x, y)"
@@ -209,7 +210,7 @@ def as_integers(value, name: str) -> np.ndarray:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; a tensor that is on a GPU
         raise UserError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from None
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and array.size:
         raise UserError(f"{name} is of {array.dtype}: expected integers")
     return array
 

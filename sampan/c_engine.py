@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import FAMILIES, OPTIMIZERS, MachineConfig, ModelConfig, TrainConfig
-from .engine import Update, physical_cores, world
+from .engine import Update, world
 from .errors import UserError
 from .model import parameters, rotary_frequencies
 
@@ -52,10 +52,7 @@ class Parameter(ctypes.Structure):
     _fields_ = [("name", c_char_p), ("rows", c_int64), ("columns", c_int64)]
 
 
-ids_pointer = np.ctypeslib.ndpointer(np.int32, flags="C_CONTIGUOUS")
-floats_pointer = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
-
-SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is an error code
+SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is an error code; arrays as their `address`
     "create": (c_int32, [POINTER(c_void_p), POINTER(Config), c_char_p, c_int64]),
     "destroy": (None, [c_void_p]),
     "error": (c_char_p, [c_void_p]),
@@ -63,11 +60,11 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
     "preferred_dtype": (c_int32, []),
     "count_parameters": (c_int64, [c_void_p]),
     "get_parameter": (c_int32, [c_void_p, c_int64, POINTER(Parameter)]),
-    "read": (c_int32, [c_void_p, c_int32, c_int64, floats_pointer]),
-    "write": (c_int32, [c_void_p, c_int32, c_int64, floats_pointer]),
-    "accumulate": (c_int32, [c_void_p, ids_pointer, ids_pointer, c_int64, c_int64]),
+    "read": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
+    "write": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
+    "accumulate": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64]),
     "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double)]),
-    "loss": (c_int32, [c_void_p, ids_pointer, ids_pointer, c_int64, c_int64, POINTER(c_double)]),
+    "loss": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(c_double)]),
     "get_step": (c_int64, [c_void_p]),
     "get_applied": (c_int64, [c_void_p]),
     "set_step": (c_int32, [c_void_p, c_int64, c_int64]),
@@ -139,7 +136,7 @@ class CEngine:
             fields.update({name: getattr(s, name) for name in RECIPE}, optimizer=OPTIMIZERS.index(s.optimizer))
             fields["gradient_checkpointing"] = s.gradient_checkpointing
         fields.update(family=FAMILIES.index(c.family), dtype=DTYPES.index(self.dtype), training=self.training)
-        result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or physical_cores(), seed=s.seed, **fields)
+        result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or 0, seed=s.seed, **fields)
         if c.family != "gpt2":
             result.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
         return result
@@ -168,14 +165,14 @@ class CEngine:
 
     def read(self, what: int, i: int) -> np.ndarray:
         array = np.empty(self.table[i].shape, np.float32)
-        self.check(self.lib.sampan_read(self.handle, what, i, array))
+        self.check(self.lib.sampan_read(self.handle, what, i, address(array)))
         return array
 
     def write(self, what: int, i: int, array: np.ndarray, name: str) -> None:
         array = np.ascontiguousarray(array, dtype=np.float32)
         if array.shape != self.table[i].shape:
             raise ValueError(f"{name} has shape {array.shape}, the model's is {self.table[i].shape}")
-        self.check(self.lib.sampan_write(self.handle, what, i, array))
+        self.check(self.lib.sampan_write(self.handle, what, i, address(array)))
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
         for i, p in enumerate(self.table):
@@ -190,7 +187,8 @@ class CEngine:
     # ---- training ----
 
     def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
-        self.check(self.lib.sampan_accumulate(self.handle, *as_batch(x, y)))
+        x, y = as_batch(x, y)
+        self.check(self.lib.sampan_accumulate(self.handle, address(x), address(y), *x.shape))
 
     def update(self, lr: float) -> Update:
         loss, norm = c_double(), c_double()
@@ -202,7 +200,8 @@ class CEngine:
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         loss = c_double()
-        self.check(self.lib.sampan_loss(self.handle, *as_batch(x, y), byref(loss)))
+        x, y = as_batch(x, y)
+        self.check(self.lib.sampan_loss(self.handle, address(x), address(y), *x.shape, byref(loss)))
         return loss.value
 
     # ---- decoding ----
@@ -258,15 +257,17 @@ class CSession:
 
 
 def address(array: np.ndarray) -> int:
-    """Of a contiguous array's first element: a token of a small model is decoded in 20 microseconds, ndpointer takes 5."""
+    """Of a contiguous array's first element. numpy's ndpointer takes 5 microseconds, of the 20 in which a token of a small
+    model is decoded, and turns a Ctrl-C that comes just then into an error of its own.
+    """
     return array.__array_interface__["data"][0]
 
 
-def as_batch(x: np.ndarray, y: np.ndarray) -> tuple:
-    """What the C functions take for a batch: both arrays (not copied if they are int32 already) and their shape."""
+def as_batch(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as the C functions read them, int32 (B, T), not copied if they are that already."""
     if x.ndim != 2 or x.shape != y.shape:
         raise ValueError(f"x and y of shapes {x.shape} and {y.shape}")
-    return as_ids(x), as_ids(y), *x.shape
+    return as_ids(x), as_ids(y)
 
 
 def as_ids(ids: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ Flags are made from the dataclasses of config.py. Heavy modules are imported whe
 """
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import signal
@@ -22,13 +23,13 @@ from .errors import UserError
 DESCRIPTION = """\
 Train a GPT on your own text, fine-tune one, and write with it.
 
-  sampan train shakespeare                        fetch, prepare, train, show a sample
+  sampan train shakespeare                   fetch, prepare, train, sample
   sampan sample out/shakespeare --prompt "ROMEO:"
-  sampan train my-novel.txt                       any texts: files, folders, globs, hf:NAME, -
-  sampan train notes.txt --init_from gpt2         fine-tune
-  sampan train config/train_shakespeare_char.py --device=cpu        nanoGPT's commands
-  sampan import out-shakespeare-char/ckpt.pt      nanoGPT's and minGPT's checkpoints
-  sampan export out/shakespeare --to gguf         for llama.cpp; --to onnx for onnxruntime
+  sampan train my-novel.txt                  files, folders, globs, hf:NAME, -
+  sampan train notes.txt --init_from gpt2    fine-tune
+  sampan train config/train_shakespeare_char.py        nanoGPT's commands
+  sampan import out-shakespeare-char/ckpt.pt           its checkpoints, minGPT's
+  sampan export out/shakespeare --to gguf    for llama.cpp; --to onnx
 """
 TEXTS = (
     "a corpus's name, or files (.txt .md .jsonl .txt.gz .jsonl.gz .parquet .zip), folders of them, quoted globs such as "
@@ -48,12 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sampan: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk behind our output, a file that went away
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `sampan sample | head`
+            sys.stderr.close()
+            return 128 + signal.SIGPIPE
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"sampan: {where}{error.strerror or error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python tries it again at its end, and fails again
+        return 2
     except MemoryError:
         print("sampan: not enough memory; choose a smaller model, batch_size or block_size", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone, as in `sampan sample | head`
-        sys.stderr.close()
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("\nsampan: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -69,7 +76,8 @@ def run(argv: list[str]) -> int:
     flags = {k: v for k, v in vars(args).items() if v is not None}
     flags.pop("command")
     positional = flags.pop("source", [])
-    for word in unknown:
+    if unknown:
+        word = unknown[0]
         if word.startswith("--"):
             config.check_keys(cls, [word[2:].split("=")[0]], "command line")
         raise UserError(
@@ -94,7 +102,10 @@ def prepare(source: list[str], flags: dict) -> int:
         return 0
     data = prepare(source, config.build(DataConfig, flags))
     print("\n".join(data.summary()), flush=True)
-    print("\n".join(lines(data, look(data))))
+    try:
+        print("\n".join(lines(data, look(data))))
+    except UserError as error:  # the files are made all the same
+        print(f"not looked at: {error}")
     return 0
 
 
@@ -102,7 +113,8 @@ def plan(source: list[str], flags: dict) -> int:
     from .cost import measure
     from .engine import engines_here, open_engine
 
-    made = plan_of(source, flags | {"overwrite": True})
+    resumes = flags.get("resume") or flags.get("init_from") == "resume"
+    made = plan_of(source, flags | {"overwrite": not resumes})
     if not engines_here():
         print("\n".join(made.lines()))
         return 0
@@ -132,7 +144,7 @@ def train(source: list[str], flags: dict) -> int:
         print("\n".join(made.lines(engine, costs)), end="\n\n", flush=True)
     stop = StopSignal()
     records = train(made, engine)
-    with consumers(made) if talks else silence() as show, stop:
+    with consumers(made) if talks else contextlib.nullcontext(lambda record: None) as show, stop:
         for record in records:
             show(record)
             if any_process(stop.received is not None):
@@ -159,7 +171,7 @@ def show_best(made, engine) -> tuple[float, int]:
     folder = made.config.out_dir
     model, weights = load_model(folder)
     engine.load(weights)
-    print(f"\n{folder}: {Run(folder).describe('best')}. A sample:\n")
+    print("\n" + textwrap.fill(f"{folder}: {Run(folder).describe('best')}. A sample:", 80) + "\n")
     settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=made.config.seed)
     begun = False
     for _, piece in write(engine, model, made.data.tokenizer, None, settings):
@@ -177,7 +189,11 @@ def conclude(made, loss: float, tokens: int) -> None:
     from .verdict import loss_table, verdict
 
     folder, run = made.config.out_dir, Run(made.config.out_dir)
-    seen = look(made.data)
+    try:
+        seen = look(made.data)
+    except UserError as error:  # the run is whole all the same
+        print(f"\n\nThe best weights' val loss ({tokens:,} tokens): {loss:.4f} nats per token.\nnot looked at: {error}")
+        return
     windows = made.config.eval_iters * made.config.batch_size * made.config.block_size
     above = f"; above on {windows:,}" if windows < tokens else ""
     print(f"\n\nThe best weights on the val split ({tokens:,} tokens{above}):\n")
@@ -205,7 +221,7 @@ def sample(source: list[str], flags: dict) -> int:
     try:
         for number, piece in write(engine, model, tokenizer, prompt, settings):
             if line:  # not before the prompt has been accepted
-                print(line, file=sys.stderr, flush=True)
+                print(textwrap.fill(line, 80), file=sys.stderr, flush=True)
                 line = ""
             parts[number].append(piece)
             if number == 0:  # the first is streamed, the others follow
@@ -386,13 +402,3 @@ class StopSignal:
     def __exit__(self, *exception) -> None:
         for number, previous in self.previous.items():
             signal.signal(number, previous)
-
-
-class silence:
-    """Stands for the consumers in processes that say nothing."""
-
-    def __enter__(self):
-        return lambda record: None
-
-    def __exit__(self, *exception) -> None:
-        pass

@@ -1,7 +1,7 @@
 """What a run costs: seconds, measured on a few of its own steps, and bytes, counted by part.
 
     costs = measure(engine, model, config)          # Costs(step=0.012, window=0.0003): seconds
-    seconds = run_seconds(config, data, costs)
+    seconds = run_seconds(config, model, data, costs)
     parts = memory_parts(model, config, "c")        # {"weights": ..., "activations": ...}: bytes
 
 A measurement leaves the engine as it was: the rate is 0, and the optimizer's state is put back. What files are
@@ -9,6 +9,7 @@ written is counted at a guess; that a machine is shared with other programs show
 """
 
 import functools
+import mmap
 import statistics
 import sys
 import time
@@ -24,7 +25,7 @@ from .engine import Engine, has_gpu, load_engine, pick_engine, world
 from .errors import UserError
 from .model import count_parameters, parameters
 
-PATIENCE = 0.4  # seconds that a measurement takes, at least three steps
+MEASURE_SECONDS = 0.4  # seconds that a measurement takes, at least three steps
 GPU_DRIVER = 600_000_000  # bytes of a GPU that are gone before a model comes
 AROUND = 3e-4  # seconds of a step that read its batch and tell of it
 LOADED_LATER = 25_000_000  # bytes: what draws the picture, and what samples
@@ -45,7 +46,7 @@ def windows_per_step(config: TrainConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps
 
 
-def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = PATIENCE) -> Costs:
+def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
     """Medians over real steps on random tokens. Under torchrun every process calls this together."""
     draw = np.random.default_rng(0)
     windows = micro_batch(config)
@@ -81,7 +82,7 @@ def evaluation_windows(config: TrainConfig, data: Data) -> int:
 def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Costs, start_step: int = 0) -> float:
     """From the first step to the last evaluation."""
     steps = max(0, config.max_iters - start_step)
-    evaluations = steps // config.eval_interval + 1
+    evaluations = -(-steps // config.eval_interval) + 1
     evaluation = evaluation_windows(config, data) * costs.window + save_seconds(model)
     return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
 
@@ -156,7 +157,7 @@ def resident_memory() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError):
         return 0
-    return pages * 4096 if sys.platform == "linux" else 0
+    return pages * mmap.PAGESIZE if sys.platform == "linux" else 0
 
 
 def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:

@@ -34,7 +34,8 @@ import numpy as np
 from . import tokenizer as tokenizers
 from .config import DataConfig
 from .errors import UserError
-from .files import replace_file
+from .fetch import cache_folder
+from .files import Held, lock_file, replace_file
 from .sources import Source, find
 from .tokenizer import END, Tokenizer, code_points, may_cut
 
@@ -147,9 +148,9 @@ def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
     identity = {"format": FORMAT, "sha256": survey.facts["sha256"], "tokenizer": label, "val_fraction": fraction}
     if not is_kind(wanted):
         identity["tokenizer_sha256"] = hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
+    if made := up_to_date(folder, identity):
+        return made
     meta = read_meta(folder)
-    if meta and all(meta.get(key) == value for key, value in identity.items()) and Data(folder, meta).is_whole():
-        return Data(folder, meta)
     if meta is None and (folder / "train.bin").exists():
         raise UserError(
             f"{folder} holds a train.bin that Sampan did not write; if it is nanoGPT's, use it with sampan import {folder}; "
@@ -160,15 +161,47 @@ def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
 
     if not survey.sample:  # the facts were recalled, and now the text is needed
         survey = read_through(train, val)
-    cut = cut_of(survey, train, val, config)
-    tokenizer = make_tokenizer(wanted, survey, cut)
-    meta = {"name": train.name, "origin": train.origin, "reason": reason, "stamp": stamp_of(train, val)}
-    meta |= survey.facts | identity
-    trained_on = sum(map(len, sample_text(survey, cut)))
-    if wanted.startswith("bpe:") and trained_on < cut:
-        meta["trained_on"] = trained_on
-    blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
-    return write_folder(folder, tokenizer, meta, encode_blocks(tokenizer, blocks, cut, meta))
+    with alone(folder):
+        if made := up_to_date(folder, identity):  # by the process that was waited for
+            return made
+        cut = cut_of(survey, train, val, config)
+        tokenizer = make_tokenizer(wanted, survey, cut)
+        meta = {"name": train.name, "origin": train.origin, "reason": reason, "stamp": stamp_of(train, val)}
+        meta |= survey.facts | identity
+        trained_on = sum(map(len, sample_text(survey, cut)))
+        if wanted.startswith("bpe:") and trained_on < cut:
+            meta["trained_on"] = trained_on
+        blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
+        return write_folder(folder, tokenizer, meta, encode_blocks(tokenizer, blocks, cut, meta))
+
+
+def up_to_date(folder: Path, identity: dict) -> Data | None:
+    meta = read_meta(folder)
+    if meta and all(meta.get(key) == value for key, value in identity.items()) and Data(folder, meta).is_whole():
+        return Data(folder, meta)
+    return None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While this process prepares the folder; another one of this user and machine that does so already is waited for."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    path, waits = cache_folder() / f"preparing-{name}.lock", False  # not in the folder, which may not even be made
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_file(path, f"process {os.getpid()}"))
+                stack.callback(path.unlink, missing_ok=True)
+                break
+            except Held as held:
+                if not waits:
+                    print(f"{folder}: waiting for {held or 'another process'}, which prepares it", file=sys.stderr)
+                waits = True
+                time.sleep(0.1)
+            except OSError:  # no place for a lock: all the same, files are replaced whole
+                break
+        yield
 
 
 def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
@@ -475,7 +508,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     counts, outcome = {"train": 0, "val": 0}, "nothing was changed"
-    partial = {split: folder / f"{split}.bin.partial" for split in counts}
+    partial = {split: folder / f"{split}.bin.{os.getpid()}.partial" for split in counts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -592,36 +625,47 @@ def shuffle(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
     return result
 
 
-def evaluation_batches(tokens, block_size: int, batch_size: int, batches: int, vocab_size: int | None = None):
-    """A list of (x, y) that covers a split evenly, and whole where it has no more windows than asked for.
+class EvaluationBatches:
+    """(x, y), int32 (B, T) each, that cover a split evenly, and whole where it has no more windows than asked for.
 
-    The same windows every time; they do not overlap. Where the whole split is read, a last window ends at its last
-    token, and the targets that it shares with the one before are -1 (ignored).
+    The same windows every time; they do not overlap, and are cut when they are read, so that they take no memory. Where
+    the whole split is read, a last window ends at its last token, and the targets that it shares with the one before are
+    -1 (ignored).
     """
-    available = (len(tokens) - 1) // block_size
-    if available < 1:
-        raise UserError(
-            f"the val split has {len(tokens):,} tokens, and a block needs {block_size + 1:,}; "
-            "lower --block_size, raise --val_fraction or give more text"
-        )
-    count = min(available, batch_size * batches)
-    starts = np.arange(count, dtype=np.int64) * available // count * block_size
-    rest = len(tokens) - 1 - available * block_size
-    whole = count == available and rest > 0
-    if whole:
-        starts = np.append(starts, len(tokens) - 1 - block_size)
-    result = []
-    for i in range(0, len(starts), batch_size):
-        result.append(cut_windows(tokens, starts[i : i + batch_size], block_size, vocab_size))
-    if whole:
-        result[-1][1][-1, : block_size - rest] = -1
-    return result
+
+    def __init__(self, tokens, block_size: int, batch_size: int, batches: int, vocab_size: int | None = None):
+        available = (len(tokens) - 1) // block_size
+        if available < 1:
+            raise UserError(
+                f"the val split has {len(tokens):,} tokens, and a block needs {block_size + 1:,}; "
+                "lower --block_size, raise --val_fraction or give more text"
+            )
+        self.tokens, self.block_size, self.batch_size, self.vocab_size = tokens, block_size, batch_size, vocab_size
+        count = min(available, batch_size * batches)
+        self.starts = np.arange(count, dtype=np.int64) * available // count * block_size
+        rest = len(tokens) - 1 - available * block_size
+        self.shared = 0  # targets of the last window that the one before has already
+        if count == available and rest > 0:
+            self.starts = np.append(self.starts, len(tokens) - 1 - block_size)
+            self.shared = block_size - rest
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i in range(0, len(self.starts), self.batch_size):
+            starts = self.starts[i : i + self.batch_size]
+            x, y = cut_windows(self.tokens, starts, self.block_size, self.vocab_size)
+            if i + self.batch_size >= len(self.starts):
+                y[-1, : self.shared] = -1
+            yield x, y
 
 
 def cut_windows(tokens, starts: np.ndarray, block_size: int, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int32)
-    if hasattr(mmap, "MADV_DONTNEED") and getattr(tokens, "_mmap", None) is not None:
+    rows = np.stack([tokens[s : s + block_size + 1] for s in starts])
+    if hasattr(mmap, "MADV_DONTNEED") and getattr(tokens, "mode", None) == "r":  # of others, it would undo changes
         tokens._mmap.madvise(mmap.MADV_DONTNEED)  # else every page that was ever read counts as this process's memory
-    if vocab_size is not None and rows.max() >= vocab_size:
-        raise UserError(f"the data has token {rows.max()}, and the vocabulary {vocab_size}; prepare the text again")
-    return rows[:, :-1].copy(), rows[:, 1:].copy()
+    if vocab_size is not None and (rows.max() >= vocab_size or rows.min() < 0):
+        wrong = rows.max() if rows.max() >= vocab_size else rows.min()
+        raise UserError(f"the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again")
+    return rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)

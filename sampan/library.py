@@ -259,6 +259,7 @@ def check_weights(weights: dict[str, np.ndarray], model: ModelConfig) -> None:
             f"weights: {missing[0]} is {'missing' if missing[0] in table else 'no parameter of this model'}"
         )
     for name, shape in table.items():
-        if weights[name].shape != shape or weights[name].dtype != np.float32:
-            given = f"{weights[name].dtype} {weights[name].shape}"
+        array = weights[name]
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
+            given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
             raise UserError(f"weights: {name} is {given}: expected float32 {shape}")

@@ -33,8 +33,7 @@ OVERLAP = 50  # characters from which on a run of val counts as standing in trai
 class Look:
     """Of the val split where nothing else is said. A share is between 0 and 1."""
 
-    sha256: str  # of the text that was looked at
-    tokenizer: str
+    data: dict  # what was looked at: its text, tokenizer and split
     characters: int
     bytes: int
     tokens: int
@@ -60,14 +59,14 @@ class Look:
 def look(data: Data) -> Look:
     """Raises UserError where the text cannot be read back from its tokens."""
     path = data.folder / "look.json"
-    identity = {"sha256": data.meta["sha256"], "tokenizer": data.meta["tokenizer"]}
+    identity = {key: data.meta.get(key) for key in ("sha256", "tokenizer", "tokenizer_sha256", "val_fraction")}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if {f.name for f in fields(Look)} == kept.keys() and identity.items() <= kept.items():
+        if {f.name for f in fields(Look)} == kept.keys() and kept["data"] == identity:
             return Look(**kept)
     except (OSError, ValueError, AttributeError):
         pass  # there is none, or it is not of this version
-    seen = Look(**identity, **measure(data))
+    seen = Look(identity, **measure(data))
     with contextlib.suppress(OSError):  # a folder that cannot be written can still be looked at
         write_json(path, asdict(seen))
     return seen

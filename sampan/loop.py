@@ -12,15 +12,13 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from .batches import Batch, micro_batches
 from .checkpoint import Progress, Run
 from .config import ModelConfig, TrainConfig
-from .data import Windows, evaluation_batches
+from .data import EvaluationBatches, Windows
 from .engine import Engine, open_engine, world
 from .errors import UserError
 from .model import flops_per_token
@@ -84,7 +82,7 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Generator
 
     windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
     splits = {
-        split: evaluation_batches(
+        split: EvaluationBatches(
             plan.data.tokens(split), config.block_size, config.batch_size, config.eval_iters, model.vocab_size
         )
         for split in ("train", "val")
@@ -109,7 +107,7 @@ def learn(
     model: ModelConfig,
     config: TrainConfig,
     steps: Iterator[list[Batch]],
-    splits: dict[str, list[Batch]],
+    splits: dict[str, Iterable[Batch]],
     progress: Progress,
     keep: Keep | None,
 ) -> Generator[Step | Evaluation, None, None]:
@@ -150,7 +148,8 @@ def learn(
             if splits and (step % config.eval_interval == 0 or ends):
                 losses = {split: evaluate(engine, batches) for split, batches in splits.items()}
                 if not all(map(math.isfinite, losses.values())):
-                    raise UserError(f"the losses after step {step} are {losses}: {diverged(saved)}")
+                    found = ", ".join(f"{split} {loss}" for split, loss in losses.items())
+                    raise UserError(f"the losses after step {step} are {found}: {diverged(saved)}")
                 # a resume begins with the evaluation that it was saved at, and finds the same
                 best = losses["val"] < progress.best_val_loss or step == progress.best_step
                 progress = replace(progress, val_loss=losses["val"])
@@ -213,11 +212,14 @@ def is_enough(config: TrainConfig, progress: Progress) -> bool:
 def whole_loss(engine: Engine, plan: Plan) -> tuple[float, int]:
     """(loss over all of the val split, or as much of its beginning as AT_MOST tokens; the tokens that were read)."""
     config, tokens = plan.config, plan.data.val[: AT_MOST + 1]
-    batches = evaluation_batches(tokens, config.block_size, config.batch_size, len(tokens), plan.model.vocab_size)
+    batches = EvaluationBatches(tokens, config.block_size, config.batch_size, len(tokens), plan.model.vocab_size)
     return evaluate(engine, batches), len(tokens)
 
 
-def evaluate(engine: Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def evaluate(engine: Engine, batches: Iterable[Batch]) -> float:
     """Mean loss per target over all batches, nats."""
-    counts = [int((y != -1).sum()) for _, y in batches]
-    return sum(engine.loss(x, y) * n for (x, y), n in zip(batches, counts, strict=True)) / sum(counts)
+    total, count = 0.0, 0
+    for x, y in batches:
+        targets = int((y != -1).sum())
+        total, count = total + engine.loss(x, y) * targets, count + targets
+    return total / count

@@ -53,7 +53,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
     """`config` with every derived size filled in. Raises UserError for sizes that do not fit together."""
     c = config
     if c.vocab_size is None:
-        raise UserError("vocab_size is not known: it comes from a tokenizer, or from --vocab_size")
+        raise UserError("vocab_size is not known: it comes from a tokenizer, or is given")
     if c.n_embd % c.n_head and (c.head_dim is None or c.family == "llama"):  # transformers refuses such a llama
         raise UserError(f"n_embd={c.n_embd} is not a multiple of n_head={c.n_head}")
     head_dim = c.head_dim or c.n_embd // c.n_head

@@ -150,6 +150,10 @@ def make_plan(
         path = pretrained / "tokenizer.json"
         config = replace(config, tokenizer=str(path) if path.is_file() else "gpt2")
     data = prepare(config.dataset, config)
+    if pretrained is not None:
+        check_tokens(data, pretrained)
+    if "block_size" in settings:
+        check(config, data)  # before anything of that size is measured
     if "out_dir" not in settings and recipe:
         config = replace(
             config, out_dir=str(Path("out") / (data.meta["name"] if config.data_dir else data.folder.name))
@@ -182,6 +186,18 @@ def make_plan(
             "or choose another --out_dir"
         )
     return Plan(config, model, data, pretrained, reasons=reasons)
+
+
+def check_tokens(data: Data, pretrained: Path) -> None:
+    """Raises UserError where the text's ids mean other tokens than the model's, as far as its folder tells."""
+    if not (pretrained / "tokenizer.json").is_file():
+        return
+    ours, theirs = (tokenizer.inner.get_vocab() for tokenizer in (data.tokenizer, load_tokenizer(pretrained)))
+    if any(theirs.get(token) != number for token, number in ours.items()):
+        raise UserError(
+            f"the tokens of {data.folder} are not those that {pretrained} knows: leave --tokenizer out, and the text is "
+            "cut by the model's own"
+        )
 
 
 def pretrained_model(
@@ -218,10 +234,18 @@ def plan_resume(settings: dict) -> Plan:
         with run.locked():  # what a killed process left is mended before anybody reads it
             pass
     if not run.can_resume():
+        if "out_dir" in settings:
+            raise UserError(f"{folder} holds nothing to resume" if run.folder.is_dir() else f"{folder}: no such folder")
         raise UserError(f"{folder} holds nothing to resume; name the run with --out_dir")
     run.check_unchanged()
     before = run.settings()
     given = {name: value for name, value in settings.items() if name not in ("init_from", "out_dir", "dataset")}
+    asked = settings.get("dataset") and build(TrainConfig, {"dataset": settings["dataset"]}).dataset
+    if asked and [Path(name).resolve() for name in asked] != [Path(name).resolve() for name in before.dataset]:
+        raise UserError(
+            f"the run in {folder} learns from {' '.join(before.dataset)}, not from {' '.join(asked)}: leave the text out to "
+            f"continue it, or fine-tune on another with --init_from {folder} --out_dir NEW"
+        )
     if {"minutes", "size"} & given.keys():
         raise UserError("minutes and size choose a new run's steps and widths; a resume goes on to --max_iters")
     config = change(replace(before, out_dir=folder), given)

@@ -15,6 +15,7 @@ from .config import SIZES, ModelConfig, TrainConfig, change
 from .cost import Costs, duration, evaluation_windows, fit_memory, measure, save_seconds
 from .data import Data
 from .engine import engines_here, has_gpu, open_engine, world
+from .errors import UserError
 from .model import count_parameters, flops_per_token, resolve
 
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
@@ -87,12 +88,20 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelCon
     """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
-    steps = config.max_iters if "max_iters" in settings else steps
+    why = "fine-tuning: three epochs, but 20 to 200 steps"
     batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
-    times = dict(max_iters=steps, eval_interval=max(1, steps // 10), eval_iters=10)
+    if "max_iters" in settings:
+        steps, why = config.max_iters, "as asked"
+    elif config.minutes is not None and engines_here() and world()[1] == 1:
+        base = replace_open(config, settings, batch)
+        model = replace(given, block_size=min(base.block_size, given.block_size))
+        costs = measure(open_engine(model, base), model, base, seconds=0.15)
+        steps, why = pick_steps(base, data, settings, config.minutes, costs)
+    times = dict(eval_interval=max(1, steps // 10), eval_iters=10, patience=PATIENCE)
     return [
         (fine_tuning_rates(given), "fine-tuning: a constant rate, nanoGPT's for GPT-2, and more for narrower models"),
-        (batch | times, "fine-tuning: three epochs, but 20 to 200 steps"),
+        (batch | times, "fine-tuning"),
+        ({"max_iters": steps}, why),
     ]
 
 
@@ -176,18 +185,29 @@ def pick_size(
         return SIZES[config.size], f"size {config.size}, as asked"
     if minutes is None or speed is None:
         return SIZES["small"], "size small, where nothing says how long the training may take"
-    speed.of(replace_open(config, settings, shape_of_size(SIZES["small"], config, settings)))
+    usual = replace_open(config, settings, shape_of_size(SIZES["small"], config, settings))
+    speed.of(replace(usual, fit=None))
     seconds = 60 * minutes * TRAINING_SHARE
     name, layers = "tiny", SIZES["tiny"]
     for larger, count in SIZES.items():
         model = model_of(config, data, count, settings)
         tokens = min(seconds / speed.estimate(model) * tokens_per_step(config), EPOCHS * data.meta["train_tokens"])
-        if tokens >= TOKENS_PER_PARAMETER * count_parameters(model):
+        if tokens >= TOKENS_PER_PARAMETER * count_parameters(model) and fits(config, model):
             name, layers = larger, count
     return layers, (
         f"size {name}: the largest that reads {TOKENS_PER_PARAMETER:g} tokens for each parameter "
         f"in {duration(60 * minutes)} and {EPOCHS} epochs"
     )
+
+
+def fits(config: TrainConfig, model: ModelConfig) -> bool:
+    if config.fit is None:
+        return True
+    try:
+        fit_memory(config, model)
+    except UserError:
+        return False
+    return True
 
 
 # ---- the steps ----
@@ -230,7 +250,7 @@ def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: C
         windows = (allowed / count - least) / costs.window / 2
         whole = evaluation_windows(replace(config, eval_iters=1 << 30), data) / 2
         batches = 1 + max(0, math.ceil(min(windows, whole) / config.batch_size))
-    interval = math.ceil(config.max_iters / count)
+    interval = max(1, math.ceil(config.max_iters / count))
     return dict(
         eval_interval=interval, eval_iters=batches, log_interval=10, always_save_checkpoint=True, patience=PATIENCE
     )

@@ -113,9 +113,7 @@ def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[np.ndarray]
     """The text of a split in pieces, uint32 code points; U+FFFD stands between its documents."""
     table = token_bytes(data.tokenizer, data.meta["vocab_size"])
     if table is None:
-        raise UserError(
-            f"check: the tokens of {data.folder} have no bytes of their own, so its text is not known exactly"
-        )
+        raise UserError(f"the tokens of {data.folder} have no bytes of their own, so its text is not known exactly")
     if data.tokenizer.end_of_text is not None:
         table[data.tokenizer.end_of_text] = b"\xff"  # never in UTF-8
     lengths = np.fromiter(map(len, table), np.int64, len(table))

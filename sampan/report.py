@@ -56,8 +56,9 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
             with contextlib.suppress(UserError):  # what went wrong first is what is said
                 consumer.close()
         raise
-    for consumer in active:
-        consumer.close()
+    with contextlib.ExitStack() as stack:  # also those behind one that fails
+        for consumer in reversed(active):
+            stack.callback(consumer.close)
 
 
 def evaluations_of(folder: str | Path) -> list[Evaluation]:
@@ -111,9 +112,9 @@ class Live:
         )
         self.task = self.progress.add_task("", total=plan.config.max_iters, state="")
         self.recent = deque(maxlen=50)  # steps: a single loss jumps too much to read
-        self.progress.start()
 
     def __call__(self, record: Step | Evaluation) -> None:
+        self.progress.start()  # at the first record
         if isinstance(record, Evaluation):
             self.progress.print(evaluation_line(record) + (" (best)" if record.best else ""), markup=False)
             self.progress.update(self.task, completed=record.step)

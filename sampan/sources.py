@@ -194,7 +194,9 @@ def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
         return [hub_part(name.removeprefix("hf:"), config)]
     path = Path(name)
     if path.is_dir():
+        runs = {p.parent for p in path.rglob("run.json")}  # of `sampan train`; their metrics are no text
         paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and is_plain(p, path))
+        paths = [p for p in paths if runs.isdisjoint(p.parents)]
         if not paths:
             raise UserError(
                 f"{path} has no text ({', '.join(SUFFIXES)}); for other names give a glob: '{path}/**/*.py'"

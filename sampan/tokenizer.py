@@ -413,5 +413,5 @@ def unknown_character(text: str, position: int, before: int, tokenizer: Tokenize
     shown = c if c.isprintable() else repr(c)
     return UserError(
         f"the vocabulary of {tokenizer.vocab_size} has no {shown} (U+{ord(c):04X}), character {before + position + 1:,} "
-        "of the text; leave it out, or take a tokenizer that can spell it, such as char+bytes (sampan sample: --oov skip)"
+        "of the text; leave it out (sampan sample --oov skip does), or train from scratch with --tokenizer char+bytes"
     )

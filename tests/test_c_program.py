@@ -14,7 +14,7 @@ import pytest
 from sampan import tokenizer as tokenizers
 from sampan.checkpoint import load_model, save_model
 from sampan.config import ModelConfig, SampleConfig, TrainConfig
-from sampan.data import Windows, evaluation_batches
+from sampan.data import EvaluationBatches, Windows
 from sampan.errors import UserError
 from sampan.loop import evaluate, learning_rate
 from sampan.model import initialize, resolve
@@ -66,7 +66,7 @@ def test_it_trains_as_the_package(run):
     engine.load(load_model(model)[1])
     splits = [np.fromfile(data / f"{s}.bin", np.uint16) for s in ("train", "val")]
     windows = Windows(splits[0], 16, settings.seed)
-    evaluations = [evaluation_batches(tokens, 16, 3, 2) for tokens in splits]
+    evaluations = [EvaluationBatches(tokens, 16, 3, 2) for tokens in splits]
     expected = []
     for step in range(8):
         if step % 3 == 0 or step == 7:

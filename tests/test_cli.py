@@ -183,8 +183,60 @@ def test_the_readmes_python(readme):
 
 def test_a_vocabulary_that_does_not_fit_the_weights(text, make_folder):
     make_folder("model", text="abc")
-    assert "vocabulary" in refused("train", text, "--init_from=model", "--tokenizer=char")
+    assert "leave --tokenizer out" in refused("train", text, "--init_from=model", "--tokenizer=char")
     assert "the vocabulary" in refused("train", text, "--init_from=model")  # the model's own tokenizer lacks characters
+
+
+def test_a_text_that_is_not_the_runs_is_refused_at_a_resume(text):
+    sampan("train", text, "--max_iters=2", "--size=tiny", "--block_size=8", "--out_dir=out/a")
+    Path("other.txt").write_text(readable(2000), encoding="utf-8")
+    for name in ("other.txt", "missing.txt"):
+        assert f"learns from {text}, not from {name}" in refused("train", name, "--resume", "--out_dir=out/a")
+    assert "no such folder" in refused("train", "--resume", "--out_dir=out/b")
+    done = sampan("train", f"./{text}", "--resume", "--out_dir=out/a", "--max_iters=3")
+    assert "step 3:" in done.stdout
+    done = sampan("plan", "--resume", "--out_dir=out/a", "--max_iters=5")
+    assert "5 steps" in done.stdout and "from step 3" in done.stdout
+
+
+def test_a_run_of_no_steps_writes_a_fresh_model(text):
+    sampan("train", text, "--max_iters=0", "--size=tiny", "--block_size=8", "--out_dir=out/fresh")
+    assert Path("out/fresh/model.safetensors").exists()
+
+
+def test_a_block_that_no_text_fills_is_refused_before_anything_is_measured(text):
+    begun = time.monotonic()
+    assert "too short" in refused("plan", text, "--block_size=1000000")
+    assert time.monotonic() - begun < 20, "a plan of it would take hours"
+
+
+def test_fine_tuning_keeps_the_minutes(text):
+    sampan("train", text, "--max_iters=2", "--size=tiny", "--block_size=16", "--out_dir=out/base")
+    steps = []
+    for minutes in ("0.01", "0.2"):
+        done = sampan("plan", text, "--init_from=out/base", f"--minutes={minutes}", "--block_size=16")
+        steps.append(int(re.search(r": ([\d,]+) steps", done.stdout)[1].replace(",", "")))
+    assert steps[0] < steps[1]
+
+
+def test_a_disk_that_is_full_behind_the_output_is_one_sentence(text):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sampan", "prepare", text]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment())
+    assert done.returncode == 2 and done.stderr == "sampan: No space left on device\n"
+
+
+def test_a_folder_of_texts_leaves_out_runs(text):
+    sampan("train", text, "--max_iters=2", "--size=tiny", "--block_size=8")
+    assert "1 document" in (out := sampan("prepare", ".").stdout) or "documents" not in out
+
+
+def test_help_fits_80_columns():
+    for command in ("", "prepare", "plan", "train", "sample", "import", "export"):
+        shown = sampan(*([command] if command else []), "--help").stdout
+        assert all(len(line) <= 80 for line in shown.splitlines()), command
 
 
 def test_an_unknown_character_in_the_prompt(make_folder):

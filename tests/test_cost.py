@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +98,8 @@ def test_seconds_are_those_of_steps_evaluations_and_saves():
     assert seconds(eval_only=True) == pytest.approx(11 * evaluation)
     config = TrainConfig(batch_size=4, block_size=16, eval_iters=10, max_iters=100, eval_interval=10)
     assert run_seconds(config, model, data, costs, 70) == pytest.approx(30 * 0.5 + 4 * evaluation)
+    odd = replace(config, max_iters=95)  # the last evaluation is at the last step
+    assert run_seconds(odd, model, data, costs) == pytest.approx(95 * 0.5 + 11 * evaluation)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "much", "1 parsec", "nan"])

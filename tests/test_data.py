@@ -20,14 +20,15 @@ from conftest import readable
 from hypothesis import given, settings, strategies as st
 from tokenizers import pre_tokenizers
 
+import sampan
 from sampan import data as data_module, sources
 from sampan.config import DataConfig
 from sampan.data import (
+    EvaluationBatches,
     Survey,
     Windows,
     choose_tokenizer,
     count_characters,
-    evaluation_batches,
     open_folder,
     prepare,
     read_through,
@@ -160,7 +161,7 @@ def test_a_text_shorter_than_a_block_is_one_sentence(split):
     with pytest.raises(UserError, match="block_size"):
         Windows(tokens[:block_size], block_size, 0)
     with pytest.raises(UserError, match="block_size"):
-        evaluation_batches(tokens[:block_size], block_size, 2, 2)
+        EvaluationBatches(tokens[:block_size], block_size, 2, 2)
 
 
 def test_a_token_beyond_the_vocabulary_is_one_sentence():
@@ -168,8 +169,35 @@ def test_a_token_beyond_the_vocabulary_is_one_sentence():
     with pytest.raises(UserError, match="token 99, and the vocabulary 99"):
         Windows(tokens, 10, 0, vocab_size=99).batch(0, 20)
     with pytest.raises(UserError, match="token 99, and the vocabulary 99"):
-        evaluation_batches(tokens, 10, 4, 100, vocab_size=99)
+        list(EvaluationBatches(tokens, 10, 4, 100, vocab_size=99))
     assert Windows(tokens, 10, 0, vocab_size=100).batch(0, 20)[1].max() == 99
+
+
+def test_a_private_map_keeps_its_changes_and_its_tokens_are_seen_as_they_are():
+    np.arange(300, dtype=np.int64).tofile("ids.bin")
+    tokens = np.memmap("ids.bin", np.int64, "c")
+    tokens[:] = 3
+    x, _ = Windows(tokens, 10, 0, vocab_size=9).batch(0, 20)
+    assert (x == 3).all() and (tokens == 3).all()
+    for wrong in (2**32 + 5, -1):
+        tokens[:] = wrong
+        with pytest.raises(UserError, match=f"token {wrong}, and the vocabulary 9"):
+            Windows(tokens, 10, 0, vocab_size=9).batch(0, 20)
+
+
+def test_processes_that_prepare_the_same_text_wait_for_each_other(tmp_path):
+    (tmp_path / "big.txt").write_text(readable(400_000), encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
+    command = [sys.executable, "-m", "sampan", "prepare", "big.txt", "--tokenizer", "bpe:2000"]
+    started = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in started:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and "vocabulary" in output, errors
+    left = {p.name for p in Path("data/big-bpe2000").iterdir()}
+    assert left == {"train.bin", "val.bin", "tokenizer.json", "meta.json", "look.json"}
+    assert len(open_folder("data/big-bpe2000").train) > 1000
 
 
 # ---- evaluation windows ----
@@ -179,7 +207,7 @@ def test_a_token_beyond_the_vocabulary_is_one_sentence():
 @settings(max_examples=200)
 def test_evaluation_reads_each_target_once_and_all_of_them_where_it_may(split, batch_size, batches):
     tokens, block_size = split
-    result = evaluation_batches(tokens, block_size, batch_size, batches)
+    result = EvaluationBatches(tokens, block_size, batch_size, batches)
     x, y = (np.concatenate([b[side] for b in result]) for side in (0, 1))
     counted = y[y >= 0]
     assert (y[y >= 0] == x[y >= 0] + 1).all()
@@ -193,12 +221,12 @@ def test_evaluation_reads_each_target_once_and_all_of_them_where_it_may(split, b
         gaps = np.diff(starts) // block_size
         assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1  # evenly over the split
         assert starts[0] == 0 and available * block_size - starts[-1] <= -(-available // asked) * block_size
-    assert all(len(b[0]) <= batch_size for b in result)
+    assert all(len(b[0]) <= batch_size for b in result) and len([*result]) == len(result)
 
 
 def test_evaluation_is_the_same_every_time():
     tokens = np.arange(997)
-    for one, two in zip(evaluation_batches(tokens, 8, 4, 5), evaluation_batches(tokens, 8, 4, 5), strict=True):
+    for one, two in zip(EvaluationBatches(tokens, 8, 4, 5), EvaluationBatches(tokens, 8, 4, 5), strict=True):
         assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
 
 

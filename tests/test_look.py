@@ -97,6 +97,13 @@ def test_units_are_converted_there_and_back(tmp_path_factory, loss):
     assert seen.bytes > seen.characters > seen.tokens
 
 
+def test_it_is_made_anew_when_the_split_changes(tmp_path):
+    data, *_ = prepared(tmp_path, readable(3000) + "滸" * 900)
+    first = look(data)
+    again, *_ = prepared(tmp_path, readable(3000) + "滸" * 900, val_fraction=0.5)
+    assert again.folder == data.folder and look(again).characters > first.characters
+
+
 def test_it_is_kept_and_made_anew_when_the_text_changes(tmp_path):
     data, *_ = prepared(tmp_path, readable(3000))
     first = look(data)

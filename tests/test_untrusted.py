@@ -397,7 +397,7 @@ def test_a_data_folder(tmp_path, small_text, examples):
         size = opened.meta["vocab_size"]
         x, _ = data.Windows(opened.train, 8, 1337, size).batch(0, 20)
         assert x.min() >= 0 and x.max() < size
-        for x, _ in data.evaluation_batches(opened.val, 8, 2, 2, size):
+        for x, _ in data.EvaluationBatches(opened.val, 8, 2, 2, size):
             assert x.max() < size
 
     hammer(examples, check, st.just(json.dumps(meta).encode()) | texts_of(meta), st.just(ids) | damaged(ids))

@@ -13,7 +13,7 @@ from sampan.verdict import loss_table, verdict
 
 MODEL = tiny_config("qwen3")
 SEEN = Look(
-    sha256="", tokenizer="char", characters=1000, bytes=1500, tokens=500, unseen=0.0, overlap=0.0, unused=0, vocab_size=65,
+    data={}, characters=1000, bytes=1500, tokens=500, unseen=0.0, overlap=0.0, unused=0, vocab_size=65,
     uniform=3.0, unigram=2.0, xz=1.5,
 )  # fmt: skip
 
@@ -62,6 +62,30 @@ def test_still_falling_says_what_to_try():
     assert "--max_iters" in said(FALLING)
     assert "Still falling" not in said(DONE) and "more text" in said(DONE)
     assert said(FALLING[:1]) == ""
+
+
+def test_each_course_has_its_own_words():
+    """What is said of both losses is what they did."""
+    diverged = said(course((4.0, 4.0), (2.0, 2.0), (3.0, 3.0)))
+    assert "Diverged: since step 100" in diverged and "Overfitting" not in diverged and "fell" not in diverged
+    flat = said(course((4.0, 4.0), (4.0, 4.01), (4.0, 3.99)))
+    assert "hardly moved" in flat and "Still falling" not in flat
+    late = said(course((4.0, 4.0), (1.2, 2.0), (1.0, 2.015)))
+    assert "lowest at step 100 and has hardly changed" in late and "lowest at the end" in said(DONE)
+    assert "nothing left to learn" in said(course((1.0, 1.0), (0.0, 0.002), (0.0, 0.001)))
+
+
+def test_a_run_that_patience_ended_says_so_and_how_to_go_on():
+    words = said(OVERFIT, patience=6, max_iters=500)
+    assert "Stopped at step 200 of 500: 6 evaluations" in words and "--resume --patience none" in words
+    assert "Stopped" not in said(OVERFIT, patience=6, max_iters=200) + said(OVERFIT, patience=None, max_iters=500)
+
+
+def test_a_val_that_train_has_is_no_test():
+    from dataclasses import replace
+
+    assert "99.0% of val stands in train" in said(DONE, seen=replace(SEEN, overlap=0.99))
+    assert "stands in train" not in said(DONE, seen=replace(SEEN, overlap=0.05))
 
 
 def test_guessing_is_named():
