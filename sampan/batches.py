@@ -53,7 +53,7 @@ class Examples:
 def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0) -> Iterator[list[Batch]]:
     """For each step from `step` on, this process's share of the global batch, batch_size examples at a time."""
     rank, processes = world()
-    per_step = config.batch_size * config.gradient_accumulation_steps  # examples, over all processes
+    per_step = config.windows_per_step
     first, end = rank * per_step // processes, (rank + 1) * per_step // processes
     for start in itertools.count(step * per_step, per_step):
         yield [source.batch(start + i, min(config.batch_size, end - i)) for i in range(first, end, config.batch_size)]

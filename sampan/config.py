@@ -153,6 +153,15 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     wandb_run_name: str | None = setting(None, "its run name; auto: the run's folder")
     tensorboard: bool = setting(False, "log to TensorBoard too, into the run's folder (pip install tensorboard)")
 
+    @property
+    def windows_per_step(self) -> int:
+        """Of the global batch: over all micro-batches and processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.windows_per_step * self.block_size
+
 
 @dataclass(frozen=True)
 class SampleConfig(MachineConfig):
@@ -212,6 +221,14 @@ class ExportConfig:
     kv_cache: bool = setting(False, "onnx: with past keys and values as inputs and outputs")
     debug_state: bool = setting(False, "llmc: also what its test_gpt2 compares")
     data_dir: str | None = setting(None, "llmc: the data whose first val tokens that is of; auto: random tokens")
+
+
+SHAPE = tuple(f.name for f in fields(ModelConfig))
+
+
+def shape_of(config: ModelConfig) -> ModelConfig:
+    """The shape alone, of a config that has other settings too."""
+    return ModelConfig(**{name: getattr(config, name) for name in SHAPE})
 
 
 def types_of(cls) -> dict:

@@ -39,11 +39,7 @@ class Costs(NamedTuple):
 
 def micro_batch(config: TrainConfig) -> int:
     """Windows that one process computes at a time."""
-    return min(config.batch_size, windows_per_step(config) // world()[1])
-
-
-def windows_per_step(config: TrainConfig) -> int:
-    return config.batch_size * config.gradient_accumulation_steps
+    return min(config.batch_size, config.windows_per_step // world()[1])
 
 
 def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
@@ -52,7 +48,7 @@ def measure(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: fl
     windows = micro_batch(config)
     x = draw.integers(0, model.vocab_size, (windows, config.block_size), dtype=np.int32)
     before = engine.state()
-    rounds = max(1, windows_per_step(config) // (windows * world()[1]))
+    rounds = max(1, config.windows_per_step // (windows * world()[1]))
     passes, updates = [], []
     engine.accumulate(x, x)  # the first allocates and warms up
     engine.update(0.0)
@@ -166,7 +162,7 @@ def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, st
         limit = bytes_of(config.fit)
     except (ValueError, OverflowError):
         raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
-    windows = windows_per_step(config)
+    windows = config.windows_per_step
     for again in dict.fromkeys((config.gradient_checkpointing, True)):
         for count in range(micro_batch(config), 0, -1):
             if windows % (count * world()[1]):

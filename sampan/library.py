@@ -23,12 +23,22 @@ import numpy.typing as npt
 
 from .batches import Data, Stream, as_batch, as_integers, check_range, fixed_batches, open_data, training_steps
 from .checkpoint import Progress, find_model, load_model, load_tokenizer, save_model
-from .config import SIZES, DataConfig, MachineConfig, ModelConfig, SampleConfig, TrainConfig, build, change, check_keys
+from .config import (
+    SIZES,
+    DataConfig,
+    MachineConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+    build,
+    change,
+    check_keys,
+    shape_of,
+)
 from .engine import Engine, has_gpu, open_engine
 from .errors import UserError
 from .loop import Evaluation, Step, learn
 from .model import count_parameters, initialize, parameters, resolve
-from .plan import shape_of
 from .recipe import (
     ADAMW,
     BATCH,

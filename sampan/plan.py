@@ -9,7 +9,7 @@ reason. Nothing here trains (loop.py does); without an engine there is a plan to
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .checkpoint import (
     read_note,
     restarted,
 )  # fmt: skip
-from .config import ModelConfig, TrainConfig, build, change
+from .config import SHAPE, ModelConfig, TrainConfig, build, change, shape_of
 from .cost import (
     Costs,
     duration,
@@ -36,7 +36,6 @@ from .cost import (
     run_seconds,
     size_of,
     total_memory,
-    windows_per_step,
 )
 from .data import Data, open_folder, prepare
 from .engine import Engine, engines_here, pick_engine, world
@@ -45,7 +44,6 @@ from .model import count_parameters, flops_per_token, initialize, resolve
 from .recipe import choose, decay_end
 from .sources import source_name
 
-SHAPE = tuple(f.name for f in fields(ModelConfig))
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
 
 
@@ -60,10 +58,6 @@ class Plan:
     resume: bool = False
     start_step: int = 0  # of a resume
     reasons: dict[str, str] = field(default_factory=dict)  # of the settings that were chosen here
-
-    @property
-    def tokens_per_step(self) -> int:
-        return windows_per_step(self.config) * self.config.block_size
 
     def weights(self) -> dict[str, np.ndarray]:
         """The weights at step 0, {name: float32}."""
@@ -84,7 +78,7 @@ class Plan:
             warmup = f", {c.warmup_iters} steps of warm-up" if c.warmup_iters else ""
             rate += f"{warmup}, cosine to {c.min_lr:g} at step {decay_end(c):,}"
         steps_left = max(0, c.max_iters - self.start_step)
-        epochs = c.max_iters * self.tokens_per_step / max(1, d["train_tokens"])
+        epochs = c.max_iters * c.tokens_per_step / max(1, d["train_tokens"])
         steps = f"{c.max_iters:,} steps, {epochs:,.{0 if epochs >= 100 else 2}f} epochs"
         if self.resume:
             steps += f", from step {self.start_step:,}"
@@ -93,7 +87,7 @@ class Plan:
         steps += f"; {({'adamw': 'AdamW', 'muon': 'Muon and AdamW'})[c.optimizer]}, {rate}"
         if c.patience is not None:
             steps += f"; stops after {c.patience} evaluations without a better val loss"
-        flops = flops_per_token(m) * self.tokens_per_step
+        flops = flops_per_token(m) * c.tokens_per_step
         lines = [
             ("model", f"{m.family} {start}, {size}"),
             (
@@ -102,12 +96,12 @@ class Plan:
             ),
             (
                 "step",
-                f"{c.gradient_accumulation_steps} x {c.batch_size} x {c.block_size} = {self.tokens_per_step:,} tokens, "
+                f"{c.gradient_accumulation_steps} x {c.batch_size} x {c.block_size} = {c.tokens_per_step:,} tokens, "
                 f"{flops / 1e9:,.2f} GFLOP" + (f", {costs.step * 1000:,.1f} ms" if costs else ""),
             ),
             (
                 "training",
-                f"{steps_left * self.tokens_per_step:,} tokens, {steps_left * flops / 1e12:,.2f} TFLOP: {steps}",
+                f"{steps_left * c.tokens_per_step:,} tokens, {steps_left * flops / 1e12:,.2f} TFLOP: {steps}",
             ),
             ("engine", engine.description if engine else "none installed: pip install 'sampan[torch]'"),
         ]
@@ -286,10 +280,6 @@ def identity(data: Data) -> dict:
     return {"folder": str(data.folder)} | {key: data.meta.get(key) for key in DATA_IDENTITY}
 
 
-def shape_of(config: ModelConfig) -> ModelConfig:
-    return ModelConfig(**{name: getattr(config, name) for name in SHAPE})
-
-
 def with_shape(config: TrainConfig, model: ModelConfig) -> TrainConfig:
     return replace(config, **{name: getattr(model, name) for name in SHAPE})
 
@@ -308,8 +298,8 @@ def check(config: TrainConfig, data: Data) -> None:
                 f"{config.block_size} needs {need:,}; {' or '.join(ways)}"
             )
     processes = world()[1]
-    if config.batch_size * config.gradient_accumulation_steps % processes:
+    if config.windows_per_step % processes:
         raise UserError(
-            f"batch_size x gradient_accumulation_steps = {config.batch_size * config.gradient_accumulation_steps} windows "
+            f"batch_size x gradient_accumulation_steps = {config.windows_per_step} windows "
             f"cannot be shared among {processes} processes evenly"
         )

@@ -11,7 +11,7 @@ the measurements, also of what did not help. Nothing here knows how a plan is pr
 import math
 from dataclasses import replace
 
-from .config import SIZES, ModelConfig, TrainConfig, change
+from .config import SIZES, ModelConfig, TrainConfig, change, shape_of
 from .cost import Costs, duration, evaluation_windows, fit_memory, measure, save_seconds
 from .data import Data
 from .engine import engines_here, has_gpu, open_engine, world
@@ -152,8 +152,7 @@ def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> Mo
 
 
 def resolved(config: TrainConfig, data: Data) -> ModelConfig:
-    fields = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__ if name != "title"}
-    return resolve(ModelConfig(**fields | {"vocab_size": config.vocab_size or data.meta["vocab_size"]}))
+    return resolve(replace(shape_of(config), vocab_size=config.vocab_size or data.meta["vocab_size"]))
 
 
 class Speed:
@@ -191,7 +190,7 @@ def pick_size(
     name, layers = "tiny", SIZES["tiny"]
     for larger, count in SIZES.items():
         model = model_of(config, data, count, settings)
-        tokens = min(seconds / speed.estimate(model) * tokens_per_step(config), EPOCHS * data.meta["train_tokens"])
+        tokens = min(seconds / speed.estimate(model) * config.tokens_per_step, EPOCHS * data.meta["train_tokens"])
         if tokens >= TOKENS_PER_PARAMETER * count_parameters(model) and fits(config, model):
             name, layers = larger, count
     return layers, (
@@ -224,18 +223,14 @@ def pick_steps(
             f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step",
         )
     elif config.size is not None:
-        steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / tokens_per_step(config)
+        steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step
         why = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
     else:
         steps, why = STEPS_UNMEASURED, "nothing says how long the training may take"
-    most = EPOCHS * data.meta["train_tokens"] / tokens_per_step(config)
+    most = EPOCHS * data.meta["train_tokens"] / config.tokens_per_step
     if steps > most:
         steps, why = most, f"{EPOCHS} epochs: a text that was read so often is known by heart"
     return max(1, int(steps)), why
-
-
-def tokens_per_step(config: TrainConfig) -> int:
-    return config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
 def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: Costs | None) -> dict:

@@ -152,7 +152,7 @@ def search(texts: list[str], pieces: Iterable[np.ndarray], least: int, quote: in
     best = None
     if len(query) < least:
         return Found([np.zeros(len(t), bool) for t in texts], None)
-    known = Windows(query, least)
+    known = WindowHashes(query, least)
     maybe = np.zeros(1 << FILTER_BITS, bool)
     maybe[known.sorted >> np.uint64(64 - FILTER_BITS)] = True
     for place, lines, piece in overlapping(pieces, max([least, *map(len, quoted)])):
@@ -201,7 +201,7 @@ def longer_run(query, piece, sums, hits, length: int) -> tuple[int, int, int] | 
     return None
 
 
-class Windows:
+class WindowHashes:
     """The hashes of all windows of `length` of a text, to be looked up."""
 
     def __init__(self, points: np.ndarray, length: int):

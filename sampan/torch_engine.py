@@ -92,7 +92,7 @@ class TorchEngine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         # The loss is divided by the targets that a full global batch has, so that gradients stay at the size of a
         # mean while they add up; `update` corrects for targets that were ignored.
-        self.full_batch = s.batch_size * s.gradient_accumulation_steps * self.config.block_size
+        self.full_batch = s.windows_per_step * self.config.block_size
         self.model.gradient_checkpointing = s.gradient_checkpointing
         if s.compile or (s.compile is None and self.device.type == "cuda"):
             self.try_compile()

@@ -133,7 +133,7 @@ def test_a_configuration_keeps_its_own_recipe(tmp_path):
 def test_fit_keeps_the_global_batch(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     whole = make_plan("text.txt", {"size": "small"})
-    before = whole.tokens_per_step
+    before = whole.config.tokens_per_step
 
     def need(plan):
         return total_memory(plan.model, plan.config)
@@ -152,11 +152,11 @@ def test_fit_keeps_the_global_batch(tmp_path):
     ):  # windows that there is room for, and those that divide 12
         limit = total_memory(whole.model, in_micro_batches(room)) + 1000
         plan = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": f"fit{n}", "engine": "c"})
-        assert plan.tokens_per_step == before and plan.config.batch_size == n, "the largest that fits"
+        assert plan.config.tokens_per_step == before and plan.config.batch_size == n, "the largest that fits"
         assert need(plan) <= limit < need(whole) and not plan.config.gradient_checkpointing
     limit = total_memory(whole.model, in_micro_batches(1, gradient_checkpointing=True)) + 1000
     again = make_plan("text.txt", {"size": "small", "fit": str(limit), "out_dir": "again", "engine": "c"})
-    assert again.config.gradient_checkpointing and again.tokens_per_step == before and need(again) <= limit
+    assert again.config.gradient_checkpointing and again.config.tokens_per_step == before and need(again) <= limit
     with pytest.raises(UserError, match="one window at a time needs"):
         make_plan("text.txt", {"size": "small", "fit": "1MB", "out_dir": "third", "engine": "c"})
     with pytest.raises(UserError, match="a size such as"):
