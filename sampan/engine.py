@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .config import MachineConfig, ModelConfig
-from .errors import UserError
+from .errors import UserError, install
 
 
 class Update(NamedTuple):
@@ -108,15 +108,13 @@ def pick_engine(settings: MachineConfig) -> str:
     if not here:
         raise UserError(
             "no engine is installed: the C engine needs a C compiler when Sampan is installed (get one and install again); "
-            "or run pip install 'sampan[torch]'"
+            f"or run {install('torch')}"
         )
     if wanted == "c":
         raise UserError(
             "the C engine was not built: install Sampan again where there is a C compiler, or use --engine torch"
         )
-    raise UserError(
-        "this needs the torch engine: run pip install 'sampan[torch]' (from a clone: pip install '.[torch]')"
-    )
+    raise UserError(f"this needs the torch engine: {install('torch')}")
 
 
 def open_engine(model: ModelConfig, settings: MachineConfig) -> Engine:
@@ -182,7 +180,7 @@ def first_process_first(settings: MachineConfig):
         yield
         return
     if "torch" not in engines_here():
-        raise UserError("several processes need PyTorch: pip install 'sampan[torch]'")
+        raise UserError(f"several processes need PyTorch: {install('torch')}")
     from .torch_engine import join_processes, tell_others, wait_for_all, wait_for_first
 
     join_processes(settings)

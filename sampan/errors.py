@@ -13,3 +13,8 @@ class UserError(Exception):
     def __init__(self, sentence: str):
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence[:1000])
         super().__init__(shown if len(sentence) <= 1000 else f"{shown} ...")
+
+
+def install(extra: str) -> str:
+    """The command that brings what an optional part needs."""
+    return f"pip install 'sampan[{extra}]' (from a clone: '.[{extra}]')"

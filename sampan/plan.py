@@ -39,7 +39,7 @@ from .cost import (
 )
 from .data import Data, open_folder, prepare
 from .engine import Engine, engines_here, pick_engine, world
-from .errors import UserError
+from .errors import UserError, install
 from .model import count_parameters, flops_per_token, initialize, resolve
 from .recipe import choose, decay_end
 from .sources import source_name
@@ -103,7 +103,7 @@ class Plan:
                 "training",
                 f"{steps_left * c.tokens_per_step:,} tokens, {steps_left * flops / 1e12:,.2f} TFLOP: {steps}",
             ),
-            ("engine", engine.description if engine else "none installed: pip install 'sampan[torch]'"),
+            ("engine", engine.description if engine else f"none installed: {install('torch')}"),
         ]
         if engine:
             parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}

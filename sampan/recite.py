@@ -190,7 +190,7 @@ def longer_run(query, piece, sums, hits, length: int) -> tuple[int, int, int] | 
     hits = hits[hits + length <= len(piece)]
     if length > len(query) or not len(hits):
         return None
-    known = Windows(query, length)
+    known = WindowHashes(query, length)
     hashes = window_hashes(sums, length, hits)
     for at, value in zip(hits[known.has(hashes)], hashes[known.has(hashes)], strict=True):
         for i in known.where(value):

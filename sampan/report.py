@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .data import write_text
-from .errors import UserError
+from .errors import UserError, install
 from .loop import Evaluation, Step
 from .plan import Plan
 
@@ -292,7 +292,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError("tensorboard needs a library: pip install 'sampan[tensorboard]'") from None
+            raise UserError(f"tensorboard needs a library: {install('tensorboard')}") from None
         self.folder = Path(plan.config.out_dir) / "tensorboard"
         self.make = SummaryWriter
         self.writer = None

@@ -31,7 +31,7 @@ import numpy as np
 
 from . import corpus
 from .config import DataConfig
-from .errors import UserError
+from .errors import UserError, install
 from .fetch import is_offline
 from .tokenizer import END, is_unicode
 
@@ -375,7 +375,7 @@ def read_parquet(part: Part, config: DataConfig, tick) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{part.where}: .parquet is read by the pyarrow library: pip install 'sampan[hf]'") from None
+        raise UserError(f"{part.where}: .parquet is read by the pyarrow library: {install('hf')}") from None
     name = config.text_field
     with part.open() as raw:
         try:
@@ -400,7 +400,7 @@ def hub_documents(name: str, config: DataConfig) -> Iterator[str]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError(f"{name} is read by the datasets library: pip install 'sampan[hf]'") from None
+        raise UserError(f"{name} is read by the datasets library: {install('hf')}") from None
     try:
         for row in load_dataset(path, subset or None, split=split or "train", streaming=True):
             if config.text_field not in row:

@@ -27,7 +27,7 @@ import numpy as np
 from ..checkpoint import Run, find_model, load_model, load_tokenizer
 from ..config import ExportConfig, ImportConfig, MachineConfig, ModelConfig
 from ..engine import Engine, open_engine
-from ..errors import UserError
+from ..errors import UserError, install
 
 IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is written is config.EXPORTS
 
@@ -104,7 +104,7 @@ def need(library: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise UserError(f"this needs {library}: pip install 'sampan[{extra}]' (from a clone: '.[{extra}]')") from None
+        raise UserError(f"this needs {library}: {install(extra)}") from None
 
 
 def find(library: str) -> ModuleType | None:
