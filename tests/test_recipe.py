@@ -8,7 +8,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from sampan import recipe
 from sampan.config import SIZES, DataConfig, TrainConfig, build
-from sampan.cost import Costs, run_seconds, total_memory
+from sampan.cost import Costs, fit_memory, run_seconds, total_memory
 from sampan.data import prepare
 from sampan.errors import UserError
 from sampan.model import flops_per_token
@@ -128,6 +128,18 @@ def test_a_configuration_keeps_its_own_recipe(tmp_path):
     assert (config.optimizer, config.family, config.patience, config.beta2) == ("adamw", "gpt2", None, 0.95)
     with pytest.raises(UserError, match="minutes and size"):
         make_plan("text.txt", {"block_size": 32, "minutes": 1.0}, recipe=False)
+
+
+def test_fit_chooses_a_size_that_fits(data):
+    large, large_model, _ = choose(data, minutes=600.0, engine="c")
+    limit = total_memory(large_model, replace(large, batch_size=1, gradient_checkpointing=True)) - 1000
+    config, model, _ = choose(data, minutes=600.0, engine="c", fit=str(limit))
+    assert model.n_layer < large_model.n_layer
+    assert total_memory(model, fit_memory(config, model)[0]) <= limit
+    least, least_model, _ = choose(data, size="tiny", max_iters=1, engine="c")
+    limit = total_memory(least_model, replace(least, batch_size=1, gradient_checkpointing=True)) + 1000
+    config, model, _ = choose(data, minutes=600.0, engine="c", fit=str(limit))  # though larger shapes were measured
+    assert model.n_layer == SIZES["tiny"] and fit_memory(config, model)[0].batch_size == 1
 
 
 def test_fit_keeps_the_global_batch(tmp_path):
