@@ -32,6 +32,7 @@ MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
 SHARE_PER_STEP = 0.1  # of a text, at most, in one step: shorter blocks first, then fewer of them
 LEAST_BLOCK = 32
+MEASURED = ("small", "mini", "tiny")  # the first that fits shows the machine's speed, from which the size follows
 TOKENS_PER_PARAMETER = 3.0
 EPOCHS = 60  # at most: a text that was read so often is known by heart
 TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
@@ -184,8 +185,9 @@ def pick_size(
         return SIZES[config.size], f"size {config.size}, as asked"
     if minutes is None or speed is None:
         return SIZES["small"], "size small, where nothing says how long the training may take"
-    usual = replace_open(config, settings, shape_of_size(SIZES["small"], config, settings))
-    speed.of(replace(usual, fit=None))
+    fitting = (n for n in map(SIZES.get, MEASURED) if fits(config, model_of(config, data, n, settings)))
+    measured = next(fitting, SIZES[MEASURED[-1]])
+    speed.of(replace_open(config, settings, shape_of_size(measured, config, settings)))
     seconds = 60 * minutes * TRAINING_SHARE
     name, layers = "tiny", SIZES["tiny"]
     for larger, count in SIZES.items():
