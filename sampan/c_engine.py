@@ -260,7 +260,7 @@ def address(array: np.ndarray) -> int:
     """Of a contiguous array's first element. numpy's ndpointer takes 5 microseconds, of the 20 in which a token of a small
     model is decoded, and turns a Ctrl-C that comes just then into an error of its own.
     """
-    return array.__array_interface__["data"][0]
+    return array.ctypes.data  # `__array_interface__` is no faster, and a long run's memory grew by some MB with it
 
 
 def as_batch(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
