@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sampan: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `sampan sample | head`
+        sys.stderr.close()
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk behind our output, a file that went away
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `sampan sample | head`
-            sys.stderr.close()
-            return 128 + signal.SIGPIPE
         where = f"{error.filename}: " if error.filename else ""
         print(f"sampan: {where}{error.strerror or error}", file=sys.stderr)
         with contextlib.suppress(OSError):
