@@ -508,7 +508,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     counts, outcome = {"train": 0, "val": 0}, "nothing was changed"
-    partial = {split: folder / f"{split}.bin.{os.getpid()}.partial" for split in counts}
+    partial = {split: folder / f"{split}.bin.partial" for split in counts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:

@@ -22,6 +22,7 @@ import numpy as np
 
 from .data import Data, write_json
 from .errors import UserError
+from .plan import DATA_IDENTITY
 from .recite import BORDER, PIECE, pieces_of, search
 
 LOOKED_AT = {"train": 64 * PIECE, "val": 8 * PIECE}  # tokens
@@ -59,7 +60,7 @@ class Look:
 def look(data: Data) -> Look:
     """Raises UserError where the text cannot be read back from its tokens."""
     path = data.folder / "look.json"
-    identity = {key: data.meta.get(key) for key in ("sha256", "tokenizer", "tokenizer_sha256", "val_fraction")}
+    identity = {key: data.meta.get(key) for key in DATA_IDENTITY}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if {f.name for f in fields(Look)} == kept.keys() and kept["data"] == identity:
