@@ -1,4 +1,4 @@
-"""The Engine protocol over the C library: ctypes for csrc/sampan.h, and no arithmetic.
+"""The Engine protocol over the C library: ctypes for csrc/include/sampan.h, and no arithmetic.
 
     engine = CEngine(model_config, TrainConfig(threads=2, dtype="float32"))
 
@@ -148,7 +148,7 @@ class CEngine:
             self.check(self.lib.sampan_get_parameter(self.handle, i, byref(row)))
             found.append((row.name.decode(), (row.rows, row.columns) if row.columns else (row.rows,)))
         if found != [(p.name, p.shape) for p in self.table]:
-            raise AssertionError("csrc/model.h and model.parameters list different parameters")
+            raise AssertionError("csrc/engine/model.h and model.parameters list different parameters")
 
     def check(self, code: int) -> None:
         if code:

@@ -94,7 +94,7 @@ def save_seconds(model: ModelConfig) -> float:
 def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[str, int]:
     """Bytes by part, for one process. `engine` is "c" or "torch".
 
-    The C engine's are those of csrc/model.h. PyTorch's autograd keeps more of a forward pass than the C engine does,
+    The C engine's are those of csrc/engine/model.h. PyTorch's autograd keeps more of a forward pass than the C engine does,
     by a factor that bench/plan.py measures.
     """
     N = count_parameters(model)

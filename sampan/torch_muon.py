@@ -1,4 +1,4 @@
-"""Muon for the torch engine: momentum, orthogonalized. csrc/optim.c has the same arithmetic.
+"""Muon for the torch engine: momentum, orthogonalized. csrc/ops/muon.inc has the same arithmetic.
 
     optimizer = Muon([(weight, (rows, ...)), ...], momentum=0.95, weight_decay=0.1)
     optimizer.step()                                   # after backward(); the rate is param_groups[0]["lr"]

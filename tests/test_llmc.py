@@ -1,4 +1,4 @@
-"""exchange/llmc.py and csrc/llmc.c: llm.c's files, byte by byte, and its arithmetic.
+"""exchange/llmc.py and csrc/program/llmc.c: llm.c's files, byte by byte, and its arithmetic.
 
 The layouts are written out again here with struct, gradients are PyTorch's, the shuffle's random numbers NumPy's.
 llm.c's own programs were run beside ours by hand: docs/LOG.md has what they printed.

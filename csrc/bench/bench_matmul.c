@@ -5,28 +5,21 @@
    ./bench_matmul 2 tiny                        only the groups whose name contains "tiny"
    SAMPAN_ISA=avx2 ./bench_matmul               with another instruction set
 
-   Peak is independent multiply-adds in registers, bandwidth a sum over 256 MiB. Every repetition measures peak (or bandwidth) and then each
-   shape, so that a noisy neighbour or a clock that falls is in both; medians of the repetitions are printed. */
-
-#define _POSIX_C_SOURCE 199309L   /* clock_gettime */
+   Peak is independent multiply-adds in registers, bandwidth a sum over 256 MiB. Every repetition measures peak (or
+   bandwidth) and then each shape, so that a noisy neighbour or a clock that falls is in both; medians of the
+   repetitions are printed. */
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include "../bfloat16.h"
-#include "../cpu.h"
-#include "../matmul.h"
-#include "../threads.h"
+#include "platform/bfloat16.h"
+#include "platform/clock.h"
+#include "platform/cpu.h"
+#include "matmul/matmul.h"
+#include "platform/threads.h"
 
 enum { REPETITIONS = 11, MAX_SHAPES = 64 };
-
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- peak: 12 chains, more than latency times units on these CPUs, and no more than 16 registers hold ---- */
 
@@ -52,7 +45,8 @@ enum { PEAK_LOOPS = 500000, CHAINS = 12 };
 typedef __m128 four_floats;
 PEAK(peak_avx2, TARGET_AVX2, __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(x, x, sums[i]))
 PEAK(peak_avx512, TARGET_AVX512, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(x, x, sums[i]))
-PEAK(peak_avx512bf16, TARGET_AVX512BF16, __m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(sums[i], (__m512bh)x, (__m512bh)x))
+PEAK(peak_avx512bf16, TARGET_AVX512BF16, __m512, _mm512_setzero_ps(),
+     _mm512_dpbf16_ps(sums[i], (__m512bh)x, (__m512bh)x))
 #elif CPU_NEON
 #include <arm_neon.h>
 #define VECTOR_CONSTRAINT(v) "+w"(v)
@@ -64,7 +58,10 @@ typedef float four_floats __attribute__((vector_size(16)));
 #endif
 PEAK(peak_c, , four_floats, ((four_floats){0.0f, 0.0f, 0.0f, 0.0f}), (sums[i] + x * x))
 
-typedef struct peak_kernel { float (*run)(float); double flops_per_operation; } peak_kernel;
+typedef struct peak_kernel {
+    float (*run)(float);
+    double flops_per_operation;
+} peak_kernel;
 
 static peak_kernel peak_of(int32_t isa, int32_t precision) {
 #if CPU_X86
@@ -78,7 +75,10 @@ static peak_kernel peak_of(int32_t isa, int32_t precision) {
     return (peak_kernel){peak_c, 8};
 }
 
-typedef struct peak_call { peak_kernel kernel; volatile float sink; } peak_call;
+typedef struct peak_call {
+    peak_kernel kernel;
+    volatile float sink;
+} peak_call;
 
 static void run_peak(void *arg, int32_t thread, int32_t n_threads) {
     (void)thread, (void)n_threads;
@@ -88,12 +88,17 @@ static void run_peak(void *arg, int32_t thread, int32_t n_threads) {
 
 static double measure_peak(thread_pool *pool, int32_t isa, int32_t precision) {
     peak_call call = {peak_of(isa, precision), 0};
-    const double start = seconds();
+    const double start = clock_seconds();
     pool_run(pool, run_peak, &call);
-    return (double)PEAK_LOOPS * CHAINS * call.kernel.flops_per_operation * pool_count_threads(pool) / (seconds() - start);
+    return (double)PEAK_LOOPS * CHAINS * call.kernel.flops_per_operation * pool_count_threads(pool)
+           / (clock_seconds() - start);
 }
 
-typedef struct bandwidth_call { const uint64_t *data; int64_t count; volatile uint64_t sink; } bandwidth_call;
+typedef struct bandwidth_call {
+    const uint64_t *data;
+    int64_t count;
+    volatile uint64_t sink;
+} bandwidth_call;
 
 static void run_bandwidth(void *arg, int32_t thread, int32_t n_threads) {
     bandwidth_call *call = arg;
@@ -108,64 +113,111 @@ static void run_bandwidth(void *arg, int32_t thread, int32_t n_threads) {
 
 static double measure_bandwidth(thread_pool *pool, const void *data, int64_t bytes) {
     bandwidth_call call = {data, bytes / 8, 0};
-    const double start = seconds();
+    const double start = clock_seconds();
     pool_run(pool, run_bandwidth, &call);
-    return (double)bytes / (seconds() - start);
+    return (double)bytes / (clock_seconds() - start);
 }
 
 /* ---- shapes ---- */
 
 enum { FORWARD, FORWARD_GELU, BACKWARD_INPUT, BACKWARD_WEIGHTS, SOLO_SCORES, SOLO_VALUES };
-static const char *const form_names[] = {"y = x w^T + b", "gelu(x w^T + b)", "dx = dy w", "dw += dy^T x", "alone: q k^T", "alone: p v"};
+static const char *const form_names[] = {"y = x w^T + b", "gelu(x w^T + b)", "dx = dy w",
+                                         "dw += dy^T x",  "alone: q k^T",    "alone: p v"};
 
 /* A linear layer of M rows, K inputs and N outputs, in one of its three products. */
-typedef struct shape { const char *group; int32_t form; int64_t m, n, k; } shape;
+typedef struct shape {
+    const char *group;
+    int32_t form;
+    int64_t m, n, k;
+} shape;
 
-static const shape shapes[] = {
-    {"tiny", FORWARD, 768, 384, 128}, {"tiny", FORWARD, 768, 128, 128}, {"tiny", FORWARD_GELU, 768, 512, 128}, {"tiny", FORWARD, 768, 128, 512},
-    {"tiny", FORWARD, 768, 65, 128}, {"tiny", BACKWARD_INPUT, 768, 384, 128}, {"tiny", BACKWARD_INPUT, 768, 128, 512}, {"tiny", BACKWARD_INPUT, 768, 512, 128},
-    {"tiny", BACKWARD_WEIGHTS, 768, 384, 128}, {"tiny", BACKWARD_WEIGHTS, 768, 128, 512}, {"tiny", BACKWARD_WEIGHTS, 768, 512, 128},
-    {"gpt2 256", FORWARD, 256, 2304, 768}, {"gpt2 256", FORWARD, 256, 768, 768}, {"gpt2 256", FORWARD_GELU, 256, 3072, 768}, {"gpt2 256", FORWARD, 256, 768, 3072},
-    {"gpt2 256", BACKWARD_INPUT, 256, 3072, 768}, {"gpt2 256", BACKWARD_INPUT, 256, 768, 3072},
-    {"gpt2 256", BACKWARD_WEIGHTS, 256, 3072, 768}, {"gpt2 256", BACKWARD_WEIGHTS, 256, 768, 3072},
-    {"gpt2 256 head", FORWARD, 256, 50257, 768}, {"gpt2 256 head", BACKWARD_INPUT, 256, 50257, 768}, {"gpt2 256 head", BACKWARD_WEIGHTS, 256, 50257, 768},
-    {"gpt2 1024", FORWARD, 1024, 2304, 768}, {"gpt2 1024", FORWARD, 1024, 768, 768}, {"gpt2 1024", FORWARD_GELU, 1024, 3072, 768}, {"gpt2 1024", FORWARD, 1024, 768, 3072},
-    {"gpt2 1024", BACKWARD_INPUT, 1024, 3072, 768}, {"gpt2 1024", BACKWARD_INPUT, 1024, 768, 3072},
-    {"gpt2 1024", BACKWARD_WEIGHTS, 1024, 3072, 768}, {"gpt2 1024", BACKWARD_WEIGHTS, 1024, 768, 3072},
-    {"attention", SOLO_SCORES, 64, 64, 32}, {"attention", SOLO_VALUES, 64, 32, 64},
-    {"attention", SOLO_SCORES, 64, 64, 64}, {"attention", SOLO_SCORES, 256, 256, 64}, {"attention", SOLO_VALUES, 256, 64, 256},
-    {"decode tiny", FORWARD, 1, 384, 128}, {"decode tiny", FORWARD, 1, 512, 128}, {"decode tiny", FORWARD, 1, 128, 512},
-    {"decode", FORWARD, 1, 50257, 768}, {"decode", FORWARD, 4, 50257, 768}, {"decode", FORWARD, 8, 50257, 768}, {"decode", FORWARD, 1, 32000, 2048},
-};
+static const shape shapes[] = {{"tiny", FORWARD, 768, 384, 128},
+                               {"tiny", FORWARD, 768, 128, 128},
+                               {"tiny", FORWARD_GELU, 768, 512, 128},
+                               {"tiny", FORWARD, 768, 128, 512},
+                               {"tiny", FORWARD, 768, 65, 128},
+                               {"tiny", BACKWARD_INPUT, 768, 384, 128},
+                               {"tiny", BACKWARD_INPUT, 768, 128, 512},
+                               {"tiny", BACKWARD_INPUT, 768, 512, 128},
+                               {"tiny", BACKWARD_WEIGHTS, 768, 384, 128},
+                               {"tiny", BACKWARD_WEIGHTS, 768, 128, 512},
+                               {"tiny", BACKWARD_WEIGHTS, 768, 512, 128},
+                               {"gpt2 256", FORWARD, 256, 2304, 768},
+                               {"gpt2 256", FORWARD, 256, 768, 768},
+                               {"gpt2 256", FORWARD_GELU, 256, 3072, 768},
+                               {"gpt2 256", FORWARD, 256, 768, 3072},
+                               {"gpt2 256", BACKWARD_INPUT, 256, 3072, 768},
+                               {"gpt2 256", BACKWARD_INPUT, 256, 768, 3072},
+                               {"gpt2 256", BACKWARD_WEIGHTS, 256, 3072, 768},
+                               {"gpt2 256", BACKWARD_WEIGHTS, 256, 768, 3072},
+                               {"gpt2 256 head", FORWARD, 256, 50257, 768},
+                               {"gpt2 256 head", BACKWARD_INPUT, 256, 50257, 768},
+                               {"gpt2 256 head", BACKWARD_WEIGHTS, 256, 50257, 768},
+                               {"gpt2 1024", FORWARD, 1024, 2304, 768},
+                               {"gpt2 1024", FORWARD, 1024, 768, 768},
+                               {"gpt2 1024", FORWARD_GELU, 1024, 3072, 768},
+                               {"gpt2 1024", FORWARD, 1024, 768, 3072},
+                               {"gpt2 1024", BACKWARD_INPUT, 1024, 3072, 768},
+                               {"gpt2 1024", BACKWARD_INPUT, 1024, 768, 3072},
+                               {"gpt2 1024", BACKWARD_WEIGHTS, 1024, 3072, 768},
+                               {"gpt2 1024", BACKWARD_WEIGHTS, 1024, 768, 3072},
+                               {"attention", SOLO_SCORES, 64, 64, 32},
+                               {"attention", SOLO_VALUES, 64, 32, 64},
+                               {"attention", SOLO_SCORES, 64, 64, 64},
+                               {"attention", SOLO_SCORES, 256, 256, 64},
+                               {"attention", SOLO_VALUES, 256, 64, 256},
+                               {"decode tiny", FORWARD, 1, 384, 128},
+                               {"decode tiny", FORWARD, 1, 512, 128},
+                               {"decode tiny", FORWARD, 1, 128, 512},
+                               {"decode", FORWARD, 1, 50257, 768},
+                               {"decode", FORWARD, 4, 50257, 768},
+                               {"decode", FORWARD, 8, 50257, 768},
+                               {"decode", FORWARD, 1, 32000, 2048}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-typedef struct buffers { float *x, *y, *w, *b; uint16_t *w_half; } buffers;
+typedef struct buffers {
+    float *x, *y, *w, *b;
+    uint16_t *w_half;
+} buffers;
 
 static matmul_problem problem_of(const shape *s, const buffers *buffers, int32_t precision) {
     matmul_problem p = {.precision = precision};
     const int64_t m = s->m, n = s->n, k = s->k;
     const int decoding = strncmp(s->group, "decode", 6) == 0;
     switch (s->form) {
-    case FORWARD: case FORWARD_GELU: case SOLO_SCORES:
-        p.m = m, p.n = n, p.k = k, p.a = matmul_rows(buffers->x, k), p.b = matmul_columns(buffers->w, k), p.c = buffers->y, p.c_stride = n;
+    case FORWARD:
+    case FORWARD_GELU:
+    case SOLO_SCORES:
+        p.m = m, p.n = n, p.k = k, p.a = matmul_rows(buffers->x, k), p.b = matmul_columns(buffers->w, k),
+        p.c = buffers->y, p.c_stride = n;
         if (s->form != SOLO_SCORES) p.bias = buffers->b;
-        if (s->form == FORWARD_GELU) p.activation = MATMUL_GELU, p.pre_activation = buffers->y + m * n, p.pre_activation_stride = n;
+        if (s->form == FORWARD_GELU)
+            p.activation = MATMUL_GELU, p.pre_activation = buffers->y + m * n, p.pre_activation_stride = n;
         if (decoding && precision == MATMUL_BFLOAT16) p.b = matmul_columns_bfloat16(buffers->w_half, k);
         break;
     case SOLO_VALUES:
-        p.m = m, p.n = n, p.k = k, p.a = matmul_rows(buffers->x, k), p.b = matmul_rows(buffers->w, n), p.c = buffers->y, p.c_stride = n;
+        p.m = m, p.n = n, p.k = k, p.a = matmul_rows(buffers->x, k), p.b = matmul_rows(buffers->w, n), p.c = buffers->y,
+        p.c_stride = n;
         break;
     case BACKWARD_INPUT:
-        p.m = m, p.n = k, p.k = n, p.a = matmul_rows(buffers->y, n), p.b = matmul_rows(buffers->w, k), p.c = buffers->x, p.c_stride = k;
+        p.m = m, p.n = k, p.k = n, p.a = matmul_rows(buffers->y, n), p.b = matmul_rows(buffers->w, k), p.c = buffers->x,
+        p.c_stride = k;
         break;
     default:
-        p.m = n, p.n = k, p.k = m, p.a = matmul_columns(buffers->y, n), p.b = matmul_rows(buffers->x, k), p.c = buffers->w, p.c_stride = k;
+        p.m = n, p.n = k, p.k = m, p.a = matmul_columns(buffers->y, n), p.b = matmul_rows(buffers->x, k),
+        p.c = buffers->w, p.c_stride = k;
         p.accumulate = 1;
     }
     return p;
 }
 
-typedef struct team_call { matmul_context *context; matmul_problem problem; int64_t times; int32_t solo; matmul_problem *own; } team_call;
+typedef struct team_call {
+    matmul_context *context;
+    matmul_problem problem;
+    int64_t times;
+    int32_t solo;
+    matmul_problem *own;
+} team_call;
 
 static void run_team(void *arg, int32_t thread, int32_t n_threads) {
     (void)n_threads;
@@ -187,9 +239,13 @@ static double median(double *values, int count) {
 
 static float *random_floats(int64_t count) {
     float *values = malloc((size_t)count * sizeof *values);
-    if (!values) { fprintf(stderr, "out of memory\n"); exit(2); }
+    if (!values) {
+        fprintf(stderr, "out of memory\n");
+        exit(2);
+    }
     uint32_t state = 12345;
-    for (int64_t i = 0; i < count; i++) values[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 16777216.0f - 0.5f;
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 16777216.0f - 0.5f;
     return values;
 }
 
@@ -201,7 +257,7 @@ static void barriers(void *arg, int32_t thread, int32_t n_threads) {
 }
 
 int main(int argc, char **argv) {
-    const int32_t n_threads = argc > 1 ? (int32_t)atoi(argv[1]) : pool_count_cores(), isa = cpu_best_isa();
+    const int32_t n_threads = argc > 1 ? (int32_t)atoi(argv[1]) : cpu_count_cores(), isa = cpu_best_isa();
     const char *wanted = argc > 2 ? argv[2] : "";
     thread_pool *pool;
     matmul_context *context;
@@ -210,21 +266,22 @@ int main(int argc, char **argv) {
         return 1;
     }
     const int64_t weights = 32000 * 2048;                  /* 262 MB */
-    buffers buffers = {random_floats(1024 * 3072), random_floats(256 * 50257 + 4 * 1024 * 3072), random_floats(weights), random_floats(50257),
-                       malloc((size_t)weights * 2)};
+    buffers buffers = {random_floats(1024 * 3072), random_floats(256 * 50257 + 4 * 1024 * 3072), random_floats(weights),
+                       random_floats(50257), malloc((size_t)weights * 2)};
     if (!buffers.w_half) return 2;
     for (int64_t i = 0; i < weights; i++) buffers.w_half[i] = bfloat16_from_float(buffers.w[i]);
 
     double regions[REPETITIONS], meetings[REPETITIONS];
     for (int r = 0; r < REPETITIONS; r++) {
-        double start = seconds();
+        double start = clock_seconds();
         for (int i = 0; i < 1000; i++) pool_run(pool, nothing, NULL);
-        regions[r] = (seconds() - start) * 1e3;
-        start = seconds();
+        regions[r] = (clock_seconds() - start) * 1e3;
+        start = clock_seconds();
         pool_run(pool, barriers, pool);
-        meetings[r] = (seconds() - start) * 1e3;
+        meetings[r] = (clock_seconds() - start) * 1e3;
     }
-    printf("%s, %d threads: a region costs %.2f us, a barrier %.2f us\n", cpu_isa_name(isa), n_threads, median(regions, REPETITIONS), median(meetings, REPETITIONS));
+    printf("%s, %d threads: a region costs %.2f us, a barrier %.2f us\n", cpu_isa_name(isa), n_threads,
+           median(regions, REPETITIONS), median(meetings, REPETITIONS));
 
     for (int32_t precision = 0; precision < 2; precision++) {
         static double times[SHAPES][REPETITIONS], peaks[SHAPES][REPETITIONS], bandwidths[SHAPES][REPETITIONS];
@@ -239,7 +296,9 @@ int main(int argc, char **argv) {
                     if (!call.own) return 2;
                     for (int32_t t = 0; t < n_threads; t++) {
                         call.own[t] = call.problem;
-                        call.own[t].c += t * (s->m * s->n + 4096);     /* apart, or one thread prefetches what the other writes */
+                        call.own[t].c += t
+                                         * (s->m * s->n
+                                            + 4096);     /* apart, or one thread prefetches what the other writes */
                     }
                 }
                 peaks[i][r] = measure_peak(pool, isa, precision);
@@ -251,21 +310,24 @@ int main(int argc, char **argv) {
                     once.times = 1;
                     pool_run(pool, run_team, &once);
                 }
-                const double start = seconds();
+                const double start = clock_seconds();
                 pool_run(pool, run_team, &call);
-                times[i][r] = (seconds() - start) / (double)call.times / (call.solo ? n_threads : 1);
+                times[i][r] = (clock_seconds() - start) / (double)call.times / (call.solo ? n_threads : 1);
                 free(call.own);
-                if (s->form == BACKWARD_WEIGHTS) memset(buffers.w, 0, (size_t)(s->n * s->k) * 4);   /* or it grows to infinity */
+                if (s->form == BACKWARD_WEIGHTS)
+                    memset(buffers.w, 0, (size_t)(s->n * s->k) * 4);   /* or it grows to infinity */
                 if (s->form == BACKWARD_INPUT) memset(buffers.x, 0, (size_t)(s->m * s->k) * 4);
             }
         }
         double peak = 0, bandwidth = 0;
-        printf("\n%s products\n%-14s %-16s %6s %6s %6s %10s %9s %8s\n", precision ? "bfloat16" : "float32", "group", "product", "M", "N", "K", "us", "GFLOP/s", "of peak");
+        printf("\n%s products\n%-14s %-16s %6s %6s %6s %10s %9s %8s\n", precision ? "bfloat16" : "float32", "group",
+               "product", "M", "N", "K", "us", "GFLOP/s", "of peak");
         for (int i = 0; i < (int)SHAPES; i++) {
             const shape *s = &shapes[i];
             if (!strstr(s->group, wanted)) continue;
             double ratios[REPETITIONS], streams[REPETITIONS];
-            const double flops = 2.0 * (double)(s->m * s->n * s->k), bytes = (double)(s->n * s->k) * (precision ? 2 : 4);
+            const double flops = 2.0 * (double)(s->m * s->n * s->k),
+                         bytes = (double)(s->n * s->k) * (precision ? 2 : 4);
             for (int r = 0; r < REPETITIONS; r++) {
                 ratios[r] = flops / times[i][r] / peaks[i][r];
                 streams[r] = bandwidths[i][r] > 0 ? bytes / times[i][r] / bandwidths[i][r] : 0;
@@ -273,9 +335,11 @@ int main(int argc, char **argv) {
             const double time = median(times[i], REPETITIONS);
             peak = fmax(peak, median(peaks[i], REPETITIONS));
             bandwidth = fmax(bandwidth, median(bandwidths[i], REPETITIONS));
-            printf("%-14s %-16s %6lld %6lld %6lld %10.2f %9.1f %7.1f%%", s->group, form_names[s->form], (long long)s->m, (long long)s->n, (long long)s->k,
-                   time * 1e6, flops / time * 1e-9, 100 * median(ratios, REPETITIONS));
-            if (s->m <= 8) printf("   %6.1f GB/s, %.0f%% of memory's", bytes / time * 1e-9, 100 * median(streams, REPETITIONS));
+            printf("%-14s %-16s %6lld %6lld %6lld %10.2f %9.1f %7.1f%%", s->group, form_names[s->form], (long long)s->m,
+                   (long long)s->n, (long long)s->k, time * 1e6, flops / time * 1e-9,
+                   100 * median(ratios, REPETITIONS));
+            if (s->m <= 8)
+                printf("   %6.1f GB/s, %.0f%% of memory's", bytes / time * 1e-9, 100 * median(streams, REPETITIONS));
             printf("\n");
         }
         printf("peak %.1f GFLOP/s", peak * 1e-9);

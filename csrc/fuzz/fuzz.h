@@ -1,8 +1,8 @@
 /* fuzz.h: what the fuzzers share: input bytes taken one by one, and files to put them in.
 
-       make fuzz                                       all of them, FUZZ_SECONDS each, under the sanitizers (clang with libFuzzer)
+       make fuzz                                       each for FUZZ_SECONDS, under the sanitizers (clang, libFuzzer)
        build-fuzz/fuzz_json build-fuzz/corpus/json     one, until it is interrupted
-       build-fuzz/fuzz_json crash-...                  an input again
+       build-fuzz/fuzz_json crash-...                  one input again
 
    Seeds are written by seeds.c. A finding becomes a test in tests/. */
 
@@ -15,7 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef struct input { const uint8_t *at, *end; } input;
+typedef struct input {
+    const uint8_t *at, *end;
+} input;
 
 static inline uint8_t take(input *in) { return in->at < in->end ? *in->at++ : 0; }
 
@@ -48,7 +50,8 @@ static inline void fuzz_remove_folder(void) {
 static inline const char *fuzz_write(const char *name, input data) {
     static char path[128];
     if (!fuzz_folder[0]) {
-        snprintf(fuzz_folder, sizeof fuzz_folder, "%s/sampan-fuzz-%d", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm", (int)getpid());
+        snprintf(fuzz_folder, sizeof fuzz_folder, "%s/sampan-fuzz-%d", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
+                 (int)getpid());
         char command[96];
         snprintf(command, sizeof command, "mkdir -p %s", fuzz_folder);
         if (system(command)) abort();

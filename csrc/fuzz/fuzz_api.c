@@ -1,16 +1,32 @@
-/* fuzz_api.c: calls of sampan.h in any order with any arguments that a caller's mistake could give: sizes that are absurd, negative or
-   overflow together, ids outside of the vocabulary, steps, indices and kinds that there are not, missing pointers. Arrays are as
-   long as the header says; where a size is refused they are one element long, and must not be looked at. */
+/* fuzz_api.c: calls of sampan.h in any order with any arguments that a caller's mistake could give: sizes that are
+   absurd, negative or overflow together, ids outside of the vocabulary, steps, indices and kinds that there are not,
+   missing pointers. Arrays are as long as the header says; where a size is refused they are one element long, and must
+   not be looked at. */
 
 #include <math.h>
-#include "../sampan.h"
+#include "sampan.h"
 #include "fuzz.h"
 
 enum { ROOM = 4096 };
 
 /* Mostly small; sometimes at an edge. */
 static int64_t take_size(input *in) {
-    static const int64_t edges[] = {0, -1, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, 1 << 28, (1 << 28) + 1, 1 << 24, 1 << 16, (1 << 16) + 1, (int64_t)1 << 32, ((int64_t)1 << 62) + 1, 1 << 20, 1000, 64};
+    static const int64_t edges[] = {0,
+                                    -1,
+                                    INT32_MAX,
+                                    INT32_MIN,
+                                    INT64_MAX,
+                                    INT64_MIN,
+                                    1 << 28,
+                                    (1 << 28) + 1,
+                                    1 << 24,
+                                    1 << 16,
+                                    (1 << 16) + 1,
+                                    (int64_t)1 << 32,
+                                    ((int64_t)1 << 62) + 1,
+                                    1 << 20,
+                                    1000,
+                                    64};
     uint8_t byte = take(in);
     return byte < 0xc0 ? byte % 12 : edges[byte % 16];
 }
@@ -25,15 +41,47 @@ static sampan_config take_config(input *in) {
     for (int32_t i = 0; i < 512; i++) frequencies[i] = pow(10000.0, -i / 16.0);
     int32_t family = take(in) % 3, head_dim = 2 * (1 + take(in) % 4), n_head = 1 + take(in) % 4;
     sampan_config c = {
-        .struct_size = sizeof c, .family = family, .n_layer = 1 + take(in) % 3, .n_head = n_head, .n_kv_head = n_head % 2 || !family ? n_head : n_head / 2,
-        .n_embd = n_head * head_dim, .n_inner = 1 + take(in) % 40, .head_dim = head_dim, .block_size = 1 + take(in) % 20, .vocab_size = 1 + take(in) % 40,
-        .bias = take(in) % 2, .tie_word_embeddings = take(in) % 2, .training = take(in) % 2, .dtype = take(in) % 2, .threads = 1 + (take(in) % 8 == 0),
-        .gradient_checkpointing = take(in) % 2, .optimizer = take(in) % 2 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.85, .adamw_lr_ratio = 0.2,
-        .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0, .seed = take(in),
+        .struct_size = sizeof c,
+        .family = family,
+        .n_layer = 1 + take(in) % 3,
+        .n_head = n_head,
+        .n_kv_head = n_head % 2 || !family ? n_head : n_head / 2,
+        .n_embd = n_head * head_dim,
+        .n_inner = 1 + take(in) % 40,
+        .head_dim = head_dim,
+        .block_size = 1 + take(in) % 20,
+        .vocab_size = 1 + take(in) % 40,
+        .bias = take(in) % 2,
+        .tie_word_embeddings = take(in) % 2,
+        .training = take(in) % 2,
+        .dtype = take(in) % 2,
+        .threads = 1 + (take(in) % 8 == 0),
+        .gradient_checkpointing = take(in) % 2,
+        .optimizer = take(in) % 2 ? SAMPAN_MUON : SAMPAN_ADAMW,
+        .momentum = 0.85,
+        .adamw_lr_ratio = 0.2,
+        .norm_eps = 1e-5f,
+        .beta1 = 0.9,
+        .beta2 = 0.95,
+        .weight_decay = 0.1,
+        .grad_clip = 1.0,
+        .seed = take(in),
         .rotary_frequencies = family ? frequencies : NULL,
     };
     for (int32_t changes = take(in) % 4; changes > 0; changes--) {
-        int32_t *sizes[] = {&c.family, &c.n_layer, &c.n_head, &c.n_kv_head, &c.n_embd, &c.n_inner, &c.head_dim, &c.block_size, &c.vocab_size, &c.dtype, &c.threads, &c.optimizer, &c.gradient_checkpointing};
+        int32_t *sizes[] = {&c.family,
+                            &c.n_layer,
+                            &c.n_head,
+                            &c.n_kv_head,
+                            &c.n_embd,
+                            &c.n_inner,
+                            &c.head_dim,
+                            &c.block_size,
+                            &c.vocab_size,
+                            &c.dtype,
+                            &c.threads,
+                            &c.optimizer,
+                            &c.gradient_checkpointing};
         double *reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip, &c.momentum, &c.adamw_lr_ratio};
         enum { SIZES = sizeof sizes / sizeof *sizes, REALS = sizeof reals / sizeof *reals };
         uint8_t which = take(in) % (SIZES + REALS + 5);
@@ -45,8 +93,8 @@ static sampan_config take_config(input *in) {
         else if (which == SIZES + REALS + 3) c.struct_size = take_size(in);
         else c.training = (int32_t)take_size(in);
     }
-    if (c.block_size > 1 << 16 && c.block_size <= 1 << 24) c.block_size = 1 << 16;       /* allowed, and seconds of cosines */
-    if (c.head_dim > 1024) c.rotary_frequencies = NULL;                  /* or it would be shorter than the header asks */
+    if (c.block_size > 1 << 16 && c.block_size <= 1 << 24) c.block_size = 1 << 16; /* allowed, and seconds of cosines */
+    if (c.head_dim > 1024) c.rotary_frequencies = NULL; /* or it would be shorter than the header asks */
     return c;
 }
 
@@ -55,12 +103,19 @@ static int32_t *take_ids(input *in, int64_t count, int32_t vocab_size, int32_t l
     int32_t *ids = malloc((size_t)count * sizeof *ids);
     for (int64_t i = 0; i < count; i++) {
         uint8_t byte = take(in);
-        ids[i] = byte < 0xfa ? byte % vocab_size : byte == 0xfa ? lowest : byte == 0xfb ? lowest - 1 : byte == 0xfc ? vocab_size : byte == 0xfd ? INT32_MAX : byte == 0xfe ? INT32_MIN : 0;
+        ids[i] = byte < 0xfa    ? byte % vocab_size
+                 : byte == 0xfa ? lowest
+                 : byte == 0xfb ? lowest - 1
+                 : byte == 0xfc ? vocab_size
+                 : byte == 0xfd ? INT32_MAX
+                 : byte == 0xfe ? INT32_MIN
+                                : 0;
     }
     return ids;
 }
 
-/* Elements of an array for a batch; 1 where the engine must refuse the sizes, 0 where the array would be too large for here. */
+/* Elements of an array for a batch; 1 where the engine must refuse the sizes, 0 where the array would be too large for
+ * here. */
 static int64_t batch_room(int64_t batch, int64_t tokens, int64_t most_tokens) {
     if (batch < 1 || tokens < 1 || tokens > most_tokens || batch > INT32_MAX / tokens) return 1;
     return batch * tokens <= ROOM ? batch * tokens : 0;
@@ -73,7 +128,9 @@ static void call_batch(sampan_engine *e, const sampan_config *c, input *in, int3
     int32_t *x = take_ids(in, room, c->vocab_size, 0), *y = take_ids(in, room, c->vocab_size, -1);
     uint8_t missing = take(in);
     if (trains) sampan_accumulate(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens);
-    else sampan_loss(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens, missing == 0xfd ? NULL : &loss);
+    else
+        sampan_loss(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens,
+                    missing == 0xfd ? NULL : &loss);
     free(x);
     free(y);
 }
@@ -133,8 +190,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             else if (which == 5) {
                 int64_t step = take_size(&in), applied = take_size(&in);
                 sampan_set_step(e, step, applied);
-            }
-            else call_session(e, &c, &in);
+            } else call_session(e, &c, &in);
         }
     if (sampan_get_step(e) < 0) abort();
     sampan_destroy(e);

@@ -1,6 +1,6 @@
 /* fuzz_folder.c: any bytes as config.json and model.safetensors; a model that they describe is made, loaded and run. */
 
-#include "../folder.h"
+#include "program/folder.h"
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -8,7 +8,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char message[4608] = "";
     double *frequencies;
     sampan_engine *engine;
-    sampan_config config = {.struct_size = sizeof config, .threads = 1, .beta1 = 0.9, .beta2 = 0.95, .training = size & 1};
+    sampan_config config = {
+        .struct_size = sizeof config, .threads = 1, .beta1 = 0.9, .beta2 = 0.95, .training = size & 1};
     fuzz_write("config.json", config_json);
     fuzz_write("model.safetensors", in);
     if (folder_read_config(&config, &frequencies, fuzz_folder, message, sizeof message)) {

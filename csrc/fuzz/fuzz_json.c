@@ -1,6 +1,6 @@
 /* fuzz_json.c: any bytes as a JSON document; what comes out hangs together and costs no more than json.h says. */
 
-#include "../json.h"
+#include "program/json.h"
 #include "fuzz.h"
 
 static int64_t walk(const json *doc, int64_t value) {
@@ -19,7 +19,7 @@ static int64_t walk(const json *doc, int64_t value) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     json doc;
-    char *text = malloc(size + !size);                                   /* exactly as long as it is, for the sanitizer */
+    char *text = malloc(size + !size); /* exactly as long as it is, for the sanitizer */
     memcpy(text, data, size);
     if (!json_parse(&doc, text, (int64_t)size)) {
         if (walk(&doc, 0) != doc.count || doc.count > (int64_t)size) abort();

@@ -1,6 +1,7 @@
-/* fuzz_safetensors.c: any bytes as a safetensors file; every tensor that is accepted lies inside of it and can be read. */
+/* fuzz_safetensors.c: any bytes as a safetensors file; every tensor that is accepted lies inside of it and can be read.
+ */
 
-#include "../safetensors.h"
+#include "program/safetensors.h"
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -16,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         const safetensor *t = &file.tensors[i];
         if (safetensors_find(&file, t->name) != t || t->offset + t->bytes > (int64_t)size) abort();
         total += t->bytes;
-        if (t->bytes == 0 && t->elements > 0) continue;                  /* of a type that is not read */
+        if (t->bytes == 0 && t->elements > 0) continue; /* of a type that is not read */
         float *values = malloc((size_t)t->elements * sizeof(float) + 1);
         safetensors_read(&file, t, values);
         free(values);

@@ -1,6 +1,6 @@
 /* fuzz_text.c: any bytes as a prompt and a tokenizer.json; the prompt is encoded, and every id written. */
 
-#include "../text.h"
+#include "program/text.h"
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     int64_t room = 1 + size % 32, n = vocabulary_encode(&v, text, ids, room);
-    for (int64_t i = 0; i < n; i++) if (n > room || ids[i] < 0 || ids[i] >= v.count) abort();
+    for (int64_t i = 0; i < n; i++)
+        if (n > room || ids[i] < 0 || ids[i] >= v.count) abort();
     for (int32_t id = -1; id <= v.count && id < 1000; id++) vocabulary_print(&v, id, nowhere);
     vocabulary_free(&v);
     return 0;

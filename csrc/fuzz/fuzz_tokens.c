@@ -1,6 +1,6 @@
 /* fuzz_tokens.c: any bytes as meta.json and train.bin; batches hold only ids of the vocabulary. */
 
-#include "../tokens.h"
+#include "program/tokens.h"
 #include "fuzz.h"
 
 enum { BLOCK = 5, COUNT = 3, VOCABULARY = 100 };
@@ -20,8 +20,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (!message[0] || t.stream) abort();
         return 0;
     }
-    if (!windows_create(&w, &t, BLOCK, seed, message, sizeof message) && !windows_read(&w, first, COUNT, x, y, message, sizeof message))
-        for (int32_t i = 0; i < BLOCK * COUNT; i++) if (x[i] < 0 || x[i] >= VOCABULARY || y[i] < 0 || y[i] >= VOCABULARY) abort();
+    if (!windows_create(&w, &t, BLOCK, seed, message, sizeof message)
+        && !windows_read(&w, first, COUNT, x, y, message, sizeof message))
+        for (int32_t i = 0; i < BLOCK * COUNT; i++)
+            if (x[i] < 0 || x[i] >= VOCABULARY || y[i] < 0 || y[i] >= VOCABULARY) abort();
     tokens_read_window(&t, first - 1, BLOCK, x, y, message, sizeof message);
     tokens_close(&t);
     return 0;

@@ -2,13 +2,14 @@
 
 #include <math.h>
 #include <sys/stat.h>
-#include "../folder.h"
-#include "../safetensors.h"
+#include "platform/file.h"
+#include "program/folder.h"
 #include "fuzz.h"
 
 static const char *corpus;
 
-static void write_seed(const char *kind, const char *name, const void *first, int64_t first_size, const void *second, int64_t second_size) {
+static void write_seed(const char *kind, const char *name, const void *first, int64_t first_size, const void *second,
+                       int64_t second_size) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", corpus, kind);
     mkdir(path, 0777);
@@ -27,13 +28,27 @@ static void write_text(const char *kind, const char *name, const char *prefix, i
 /* Two length bytes, then config.json, then the weights. */
 static void write_model(const char *name, int32_t family, const char *text) {
     static const double frequencies[2] = {1.0, 0.1};
-    sampan_config c = {
-        .struct_size = sizeof c, .family = family, .n_layer = 1, .n_head = 2, .n_kv_head = family ? 1 : 2, .n_embd = 4, .n_inner = 6, .head_dim = family ? 4 : 2, .block_size = 4,
-        .vocab_size = 5, .bias = !family, .tie_word_embeddings = family != SAMPAN_LLAMA, .threads = 1, .rotary_frequencies = frequencies,
-    };
+    sampan_config c = {.struct_size = sizeof c,
+                       .family = family,
+                       .n_layer = 1,
+                       .n_head = 2,
+                       .n_kv_head = family ? 1 : 2,
+                       .n_embd = 4,
+                       .n_inner = 6,
+                       .head_dim = family ? 4 : 2,
+                       .block_size = 4,
+                       .vocab_size = 5,
+                       .bias = !family,
+                       .tie_word_embeddings = family != SAMPAN_LLAMA,
+                       .threads = 1,
+                       .rotary_frequencies = frequencies};
     sampan_engine *engine;
     char message[256], path[4096], first[4096];
-    if (sampan_create(&engine, &c, message, sizeof message) || folder_save_weights(engine, &c, corpus, message, sizeof message)) { puts(message); exit(1); }
+    if (sampan_create(&engine, &c, message, sizeof message)
+        || folder_save_weights(engine, &c, corpus, message, sizeof message)) {
+        puts(message);
+        exit(1);
+    }
     sampan_destroy(engine);
     int64_t size, length = (int64_t)strlen(text);
     snprintf(path, sizeof path, "%s/model.safetensors", corpus);
@@ -52,16 +67,30 @@ int main(int argc, char **argv) {
     if (argc != 2) return 2;
     corpus = argv[1];
     mkdir(corpus, 0777);
-    write_model("gpt2", SAMPAN_GPT2, "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_head\": 2, \"n_embd\": 4, \"n_inner\": 6, \"n_positions\": 4, \"vocab_size\": 5, \"bias\": true}");
-    write_model("llama", SAMPAN_LLAMA, "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, \"max_position_embeddings\": 4, \"vocab_size\": 5}");
-    write_model("qwen3", SAMPAN_QWEN3, "{\"model_type\": \"qwen3\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, \"max_position_embeddings\": 4, \"vocab_size\": 5, \"tie_word_embeddings\": true, \"rope_parameters\": {\"rope_theta\": 1e6}}");
-    write_text("json", "escapes", "", 0, " [\"\\u00e9\\n\\ud83d\\ude00\", -2.5e-3, true, false, null, {\"a\": {}, \"b\": []}] ");
+    write_model("gpt2", SAMPAN_GPT2,
+                "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_head\": 2, \"n_embd\": 4, \"n_inner\": 6, "
+                "\"n_positions\": 4, \"vocab_size\": 5, \"bias\": true}");
+    write_model("llama", SAMPAN_LLAMA,
+                "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, "
+                "\"num_key_value_heads\": 1, \"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, "
+                "\"max_position_embeddings\": 4, \"vocab_size\": 5}");
+    write_model(
+        "qwen3", SAMPAN_QWEN3,
+        "{\"model_type\": \"qwen3\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
+        "\"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, \"max_position_embeddings\": 4, "
+        "\"vocab_size\": 5, \"tie_word_embeddings\": true, \"rope_parameters\": {\"rope_theta\": 1e6}}");
+    write_text("json", "escapes", "", 0,
+               " [\"\\u00e9\\n\\ud83d\\ude00\", -2.5e-3, true, false, null, {\"a\": {}, \"b\": []}] ");
     const char *meta = "{\"vocab_size\": 100, \"dtype\": \"uint16\"}";
     char prefix[64] = {1, 2, 3, (char)strlen(meta), 0};
     memcpy(prefix + 5, meta, strlen(meta));
-    write_seed("tokens", "uint16", prefix, 5 + (int64_t)strlen(meta), "\1\0\2\0\3\0\4\0\5\0\6\0\7\0\10\0\11\0\12\0\13\0\14\0\15\0\16\0\17\0\20\0", 32);
-    write_text("text", "characters", "\4aba\n", 5, "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"b\": 2}}, \"added_tokens\": [{\"id\": 3, \"content\": \"<|endoftext|>\"}]}");
-    write_text("text", "bytes", "\2h\n", 3, "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}");
+    write_seed("tokens", "uint16", prefix, 5 + (int64_t)strlen(meta),
+               "\1\0\2\0\3\0\4\0\5\0\6\0\7\0\10\0\11\0\12\0\13\0\14\0\15\0\16\0\17\0\20\0", 32);
+    write_text("text", "characters", "\4aba\n", 5,
+               "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"b\": 2}}, \"added_tokens\": "
+               "[{\"id\": 3, \"content\": \"<|endoftext|>\"}]}");
+    write_text("text", "bytes", "\2h\n", 3,
+               "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}");
     char calls[256];
     for (int32_t family = 0; family < 3; family++) {
         for (int32_t i = 0; i < 256; i++) calls[i] = (char)(i * 37 % 191 + family);

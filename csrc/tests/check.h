@@ -10,7 +10,10 @@
 static int32_t checks, failures;
 static inline void check(int32_t good, const char *what) {
     checks++;
-    if (!good) { failures++; printf("FAILED %s\n", what); }
+    if (!good) {
+        failures++;
+        printf("FAILED %s\n", what);
+    }
 }
 
 static char directory[1024], path[1200];   /* of the file that was written last */

@@ -1,5 +1,5 @@
-/* test_engine.c: whole engines through sampan.h: what is refused, what repeats bit for bit, a loss that falls, cached decoding.
-   Meant to run under the sanitizers too:  make test SANITIZE=1
+/* test_engine.c: whole engines through sampan.h: what is refused, what repeats bit for bit, a loss that falls, cached
+   decoding. Meant to run under the sanitizers too:  make test SANITIZE=1
 
    Whether the numbers are a GPT's is tested in tests/test_c_engine.py, against PyTorch. */
 
@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../sampan.h"
+#include "sampan.h"
 #include "check.h"
 
 enum { BATCH = 3, TOKENS = 70, VOCAB = 30 };
@@ -16,20 +16,42 @@ static const double FREQUENCIES[3] = {1.0, 0.1, 0.01};
 
 /* The two older families with AdamW, qwen3 with Muon. */
 static sampan_config config_of(int32_t family, int32_t dtype, int32_t threads) {
-    return (sampan_config){
-        .struct_size = sizeof(sampan_config), .family = family, .n_layer = 2, .n_head = 4, .n_kv_head = family == SAMPAN_GPT2 ? 4 : 2, .n_embd = 24,
-        .n_inner = 40, .head_dim = 6, .block_size = TOKENS, .vocab_size = VOCAB, .bias = 1, .tie_word_embeddings = family != SAMPAN_LLAMA, .training = 1,
-        .dtype = dtype, .threads = threads, .dropout = 0.1f, .norm_eps = 1e-5f, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .grad_clip = 1.0,
-        .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW, .momentum = 0.95, .adamw_lr_ratio = 0.3,
-        .gradient_checkpointing = family == SAMPAN_LLAMA,
-        .seed = 5, .rotary_frequencies = family == SAMPAN_GPT2 ? NULL : FREQUENCIES,
-    };
+    return (sampan_config){.struct_size = sizeof(sampan_config),
+                           .family = family,
+                           .n_layer = 2,
+                           .n_head = 4,
+                           .n_kv_head = family == SAMPAN_GPT2 ? 4 : 2,
+                           .n_embd = 24,
+                           .n_inner = 40,
+                           .head_dim = 6,
+                           .block_size = TOKENS,
+                           .vocab_size = VOCAB,
+                           .bias = 1,
+                           .tie_word_embeddings = family != SAMPAN_LLAMA,
+                           .training = 1,
+                           .dtype = dtype,
+                           .threads = threads,
+                           .dropout = 0.1f,
+                           .norm_eps = 1e-5f,
+                           .beta1 = 0.9,
+                           .beta2 = 0.95,
+                           .weight_decay = 0.1,
+                           .grad_clip = 1.0,
+                           .optimizer = family == SAMPAN_QWEN3 ? SAMPAN_MUON : SAMPAN_ADAMW,
+                           .momentum = 0.95,
+                           .adamw_lr_ratio = 0.3,
+                           .gradient_checkpointing = family == SAMPAN_LLAMA,
+                           .seed = 5,
+                           .rotary_frequencies = family == SAMPAN_GPT2 ? NULL : FREQUENCIES};
 }
 
 static sampan_engine *open_engine(const sampan_config *c) {
     char message[256] = "";
     sampan_engine *e;
-    if (sampan_create(&e, c, message, sizeof message)) { check(0, message); exit(1); }
+    if (sampan_create(&e, c, message, sizeof message)) {
+        check(0, message);
+        exit(1);
+    }
     uint32_t state = 1;
     for (int64_t i = 0; i < sampan_count_parameters(e); i++) {
         sampan_parameter p;
@@ -38,7 +60,9 @@ static sampan_engine *open_engine(const sampan_config *c) {
         float *values = malloc((size_t)size * sizeof(float));
         for (int64_t j = 0; j < size; j++) {
             state = state * 1664525u + 1013904223u;
-            values[j] = p.columns ? ((float)(state >> 8) / 16777216.0f - 0.5f) * 0.3f : strstr(p.name, "bias") ? 0.0f : 1.0f;
+            values[j] = p.columns                ? ((float)(state >> 8) / 16777216.0f - 0.5f) * 0.3f
+                        : strstr(p.name, "bias") ? 0.0f
+                                                 : 1.0f;
         }
         check(!sampan_write(e, SAMPAN_WEIGHT, i, values), "writing a weight");
         free(values);
@@ -47,7 +71,10 @@ static sampan_engine *open_engine(const sampan_config *c) {
 }
 
 static void fill(int32_t *x, int32_t *y) {
-    for (int32_t i = 0; i < BATCH * TOKENS; i++) { x[i] = i * i % VOCAB; y[i] = i % 7 ? (i + 1) * (i + 1) % VOCAB : -1; }
+    for (int32_t i = 0; i < BATCH * TOKENS; i++) {
+        x[i] = i * i % VOCAB;
+        y[i] = i % 7 ? (i + 1) * (i + 1) % VOCAB : -1;
+    }
 }
 
 /* Five steps; the last loss and norm, and a checksum of all weights. */
@@ -91,9 +118,14 @@ static void decode(int32_t family, int32_t dtype) {
         for (int32_t i = 0; i < BATCH; i++) one[i] = x[i * TOKENS + t];
         check(!sampan_session_feed(pieces, one, 1, b), sampan_error(e));
     }
-    for (int32_t i = 0; i < BATCH * VOCAB; i++) { difference += pow((double)a[i] - (double)b[i], 2); size += pow((double)a[i], 2); }
-    check(size > 1e-3 && sqrt(difference / size) < (dtype == SAMPAN_BFLOAT16 ? 2e-2 : 1e-5), "token by token gives what the whole gives");
-    check(sampan_session_feed(pieces, one, 1, b) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "room for 0"), "a full cache");
+    for (int32_t i = 0; i < BATCH * VOCAB; i++) {
+        difference += pow((double)a[i] - (double)b[i], 2);
+        size += pow((double)a[i], 2);
+    }
+    check(size > 1e-3 && sqrt(difference / size) < (dtype == SAMPAN_BFLOAT16 ? 2e-2 : 1e-5),
+          "token by token gives what the whole gives");
+    check(sampan_session_feed(pieces, one, 1, b) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "room for 0"),
+          "a full cache");
     check(sampan_session_position(pieces) == TOKENS, "position");
     check(sampan_accumulate(e, x, y, 1, 1) == SAMPAN_BAD_ARGUMENT, "training without training");
     double loss;
@@ -141,18 +173,30 @@ static void refusals(void) {
     fill(x, y);
     check(sampan_update(e, 1e-3, &loss, &gradient) == SAMPAN_BAD_ARGUMENT, "an update of nothing");
     check(sampan_accumulate(e, x, y, 1, TOKENS + 1) == SAMPAN_BAD_ARGUMENT, "a long sequence");
-    check(sampan_accumulate(e, x, y, 0, 5) == SAMPAN_BAD_ARGUMENT && sampan_accumulate(e, x, y, INT64_MAX, 5) == SAMPAN_BAD_ARGUMENT, "a batch's size");
+    check(sampan_accumulate(e, x, y, 0, 5) == SAMPAN_BAD_ARGUMENT
+              && sampan_accumulate(e, x, y, INT64_MAX, 5) == SAMPAN_BAD_ARGUMENT,
+          "a batch's size");
     x[3] = VOCAB;
-    check(sampan_accumulate(e, x, y, BATCH, TOKENS) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "token 30"), "a token out of range");
+    check(sampan_accumulate(e, x, y, BATCH, TOKENS) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "token 30"),
+          "a token out of range");
     x[3] = 0, y[4] = -2;
-    check(sampan_accumulate(e, x, y, BATCH, TOKENS) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "target -2"), "a target out of range");
-    check(sampan_read(e, SAMPAN_WEIGHT, -1, value) && sampan_read(e, 9, 0, value) && sampan_write(e, SAMPAN_GRADIENT, 0, value), "tensors that are not there");
-    check(sampan_accumulate(e, NULL, y, 1, 1) && sampan_accumulate(e, x, NULL, 1, 1) && sampan_loss(e, x, y, 1, 1, NULL), "a missing array");
-    check(sampan_read(e, SAMPAN_WEIGHT, 0, NULL) && sampan_write(e, SAMPAN_WEIGHT, 0, NULL) && strstr(sampan_error(e), "missing"), "a missing tensor");
+    check(sampan_accumulate(e, x, y, BATCH, TOKENS) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "target -2"),
+          "a target out of range");
+    check(sampan_read(e, SAMPAN_WEIGHT, -1, value) && sampan_read(e, 9, 0, value)
+              && sampan_write(e, SAMPAN_GRADIENT, 0, value),
+          "tensors that are not there");
+    check(sampan_accumulate(e, NULL, y, 1, 1) && sampan_accumulate(e, x, NULL, 1, 1)
+              && sampan_loss(e, x, y, 1, 1, NULL),
+          "a missing array");
+    check(sampan_read(e, SAMPAN_WEIGHT, 0, NULL) && sampan_write(e, SAMPAN_WEIGHT, 0, NULL)
+              && strstr(sampan_error(e), "missing"),
+          "a missing tensor");
     check(sampan_set_step(e, -1, 0) == SAMPAN_BAD_ARGUMENT, "a negative step");
     check(sampan_set_step(e, 1, 2) == SAMPAN_BAD_ARGUMENT, "more updates applied than made");
     for (int32_t i = 0; i < BATCH * TOKENS; i++) y[i] = -1;
-    check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-3, &loss, &gradient) && loss == 0.0 && gradient == 0.0, "no targets at all");
+    check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-3, &loss, &gradient) && loss == 0.0
+              && gradient == 0.0,
+          "no targets at all");
     sampan_session *session;
     check(sampan_session_create(&session, e, 0) == SAMPAN_BAD_ARGUMENT && !session, "a session of nothing");
     sampan_destroy(e);
@@ -175,13 +219,17 @@ static void not_finite(int32_t family, int32_t dtype, int32_t threads) {
     before[1] = INFINITY;
     sampan_write(e, SAMPAN_WEIGHT, 0, before);
     check(!sampan_accumulate(e, x, y, BATCH, TOKENS), sampan_error(e));
-    check(sampan_update(e, 1e-2, &loss, &norm) == SAMPAN_NOT_FINITE && !isfinite(loss) && strstr(sampan_error(e), p.name), "not finite, and named");
+    check(sampan_update(e, 1e-2, &loss, &norm) == SAMPAN_NOT_FINITE && !isfinite(loss)
+              && strstr(sampan_error(e), p.name),
+          "not finite, and named");
     check(sampan_get_step(e) == 1 && sampan_get_applied(e) == 0, "counted, not applied");
     sampan_read(e, SAMPAN_WEIGHT, 0, after);
     check(!memcmp(before, after, bytes), "the weights stay as they are");
     before[1] = 0.0f;
     sampan_write(e, SAMPAN_WEIGHT, 0, before);
-    check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-2, &loss, &norm) && isfinite(loss) && isfinite(norm), "and it goes on");
+    check(!sampan_accumulate(e, x, y, BATCH, TOKENS) && !sampan_update(e, 1e-2, &loss, &norm) && isfinite(loss)
+              && isfinite(norm),
+          "and it goes on");
     check(sampan_get_step(e) == 2 && sampan_get_applied(e) == 1, "applied");
     free(before);
     free(after);

@@ -1,5 +1,6 @@
-/* test_llmc.c: llm.c's files: what is read of them, that damaged ones are refused and never crash, and the order of batches.
-   Every prefix and many changes of a small file of each kind are read; meant for the sanitizers:  make test SANITIZE=1
+/* test_llmc.c: llm.c's files: what is read of them, that damaged ones are refused and never crash, and the order of
+   batches. Every prefix and many changes of a small file of each kind are read; meant for the sanitizers:  make test
+   SANITIZE=1
 
    Whether the numbers are llm.c's is tested in tests/test_llmc.py. */
 
@@ -7,13 +8,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../llmc.h"
+#include "program/llmc.h"
 #include "check.h"
 
 static char message[4608];
 
 /* A model of L blocks, C wide, V tokens (VP with padding), and B sequences of T tokens. */
-enum { L = 2, H = 2, C = 4, P = 6, V = 11, VP = 128, B = 2, T = 5, FLOATS = (VP + P + 2) * C + L * (12 * C * C + 13 * C) };
+enum {
+    L = 2,
+    H = 2,
+    C = 4,
+    P = 6,
+    V = 11,
+    VP = 128,
+    B = 2,
+    T = 5,
+    FLOATS = (VP + P + 2) * C + L * (12 * C * C + 13 * C)
+};
 static float weights[FLOATS];
 
 static int32_t header[256];
@@ -29,18 +40,22 @@ static char *file_of(const int32_t *first, int32_t count, const void *body, size
 static char *model_file(int32_t version) {
     uint16_t halves[FLOATS];
     for (int32_t i = 0; i < FLOATS; i++) {
-        weights[i] = i >= V * C && i < VP * C ? 0.0f : (float)(i % 120 + 1) / 128.0f;                      /* exact in bfloat16 */
+        weights[i] = i >= V * C && i < VP * C ? 0.0f : (float)(i % 120 + 1) / 128.0f; /* exact in bfloat16 */
         uint32_t word;
         memcpy(&word, &weights[i], 4);
         halves[i] = (uint16_t)(word >> 16);
     }
-    return file_of((int32_t[]){20240326, version, P, V, L, H, C, VP}, 8, version == 3 ? (void *)weights : (void *)halves, FLOATS * (version == 3 ? 4 : 2));
+    return file_of((int32_t[]){20240326, version, P, V, L, H, C, VP}, 8,
+                   version == 3 ? (void *)weights : (void *)halves, FLOATS * (version == 3 ? 4 : 2));
 }
 
 static sampan_engine *open_engine(sampan_config *c, const char *from) {
     sampan_engine *e;
     *c = (sampan_config){.struct_size = sizeof *c, .training = 1, .threads = 1, .beta1 = 0.9, .beta2 = 0.95};
-    if (llmc_read_config(c, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) { check(0, message); exit(1); }
+    if (llmc_read_config(c, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) {
+        check(0, message);
+        exit(1);
+    }
     return e;
 }
 
@@ -53,26 +68,31 @@ static void weights_checks(void) {
         write_file("model.bin", file, size);
         check(llmc_recognizes(path), "its magic number");
         sampan_engine *e = open_engine(&c, path);
-        check(c.n_layer == L && c.n_head == H && c.n_embd == C && c.block_size == P && c.vocab_size == V && c.bias == 1 && c.n_inner == 4 * C, "sizes");
+        check(c.n_layer == L && c.n_head == H && c.n_embd == C && c.block_size == P && c.vocab_size == V && c.bias == 1
+                  && c.n_inner == 4 * C,
+              "sizes");
         check(!llmc_load_weights(e, &c, path, message, sizeof message), message);
         for (int64_t i = 0; i < sampan_count_parameters(e); i++) {
             sampan_parameter p;
             sampan_get_parameter(e, i, &p);
             sampan_read(e, SAMPAN_WEIGHT, i, values);
             if (!strcmp(p.name, "wpe.weight")) check(!memcmp(values, weights + VP * C, P * C * 4), "wpe");
-            if (!strcmp(p.name, "h.1.ln_1.weight")) check(!memcmp(values, weights + (VP + P + 1) * C, C * 4), "the second block's, behind the first's of its kind");
+            if (!strcmp(p.name, "h.1.ln_1.weight"))
+                check(!memcmp(values, weights + (VP + P + 1) * C, C * 4),
+                      "the second block's, behind the first's of its kind");
             if (!strcmp(p.name, "ln_f.bias")) check(!memcmp(values, weights + FLOATS - C, C * 4), "the last");
         }
         sampan_destroy(e);
 
         const char changes[] = {0, 1, 2, 3, 0x7f, (char)0x80, (char)0xff};
-        for (size_t n = 0; n < 36; n++)                                        /* each byte of the header */
+        for (size_t n = 0; n < 36; n++) /* each byte of the header */
             for (size_t k = 0; k < sizeof changes; k++) {
                 char kept = file[n];
                 file[n] = changes[k];
                 write_file("damaged.bin", file, size);
                 int32_t failed = llmc_read_config(&c, path, message, sizeof message);
-                check(failed == 0 || strlen(message) > strlen(path), "a changed header is read or refused in a sentence");
+                check(failed == 0 || strlen(message) > strlen(path),
+                      "a changed header is read or refused in a sentence");
                 check(failed || (c.n_embd > 0 && (int64_t)c.n_embd * c.vocab_size < FLOATS), "a size beyond the file");
                 file[n] = kept;
             }
@@ -83,7 +103,8 @@ static void weights_checks(void) {
         file[1024 + V * C * (version == 3 ? 4 : 2) + 3] = 1;
         write_file("damaged.bin", file, size);
         e = open_engine(&c, path);
-        check(llmc_load_weights(e, &c, path, message, sizeof message) && strstr(message, "beyond its vocabulary"), "a padding that is not zero");
+        check(llmc_load_weights(e, &c, path, message, sizeof message) && strstr(message, "beyond its vocabulary"),
+              "a padding that is not zero");
         sampan_destroy(e);
         free(file);
     }
@@ -116,7 +137,8 @@ static void state_checks(void) {
         check(!llmc_state_read_gradient(&s, &c, &p, values), "a gradient");
         if (!strcmp(p.name, "wte.weight")) check(values[0] == BEFORE, "the first");
         if (!strcmp(p.name, "ln_f.bias")) check(values[C - 1] == BEFORE + FLOATS - 1, "the last");
-        if (!strcmp(p.name, "h.1.mlp.c_proj.weight")) check(values[0] == BEFORE + FLOATS - 2 * C - L * C - 4 * C * C, "one between");
+        if (!strcmp(p.name, "h.1.mlp.c_proj.weight"))
+            check(values[0] == BEFORE + FLOATS - 2 * C - L * C - 4 * C * C, "one between");
     }
     llmc_state_close(&s);
     const char changes[] = {0, 1, 0x7f, (char)0x80, (char)0xff};
@@ -134,7 +156,8 @@ static void state_checks(void) {
     }
     write_file("state.bin", file, size);
     c.n_inner++;
-    check(llmc_state_open(&s, path, &c, message, sizeof message) && strstr(message, "gpt2"), "of a model that llm.c has not");
+    check(llmc_state_open(&s, path, &c, message, sizeof message) && strstr(message, "gpt2"),
+          "of a model that llm.c has not");
     free(file);
     sampan_destroy(e);
 }
@@ -152,7 +175,8 @@ static void tokens_checks(void) {
     check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 0, message, sizeof message) && b.per_epoch == BATCHES, message);
     for (int64_t i = 0; i < 2 * BATCHES; i++) {
         check(!llmc_batches_read(&b, i, x, y, message, sizeof message), message);
-        for (int32_t j = 0; j < BATCH * BLOCK; j++) check(x[j] == i % BATCHES * BATCH * BLOCK + j && y[j] == x[j] + 1, "the file's order");
+        for (int32_t j = 0; j < BATCH * BLOCK; j++)
+            check(x[j] == i % BATCHES * BATCH * BLOCK + j && y[j] == x[j] + 1, "the file's order");
     }
     llmc_batches_free(&b);
     check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 1, message, sizeof message), message);
@@ -165,9 +189,11 @@ static void tokens_checks(void) {
         }
         for (int32_t i = 0; i < BATCHES; i++) check(seen[i] == 1, "each batch once an epoch");
     }
-    check(memcmp(order[0], order[1], sizeof order[0]) && memcmp(order[1], order[2], sizeof order[0]), "another order each epoch");
+    check(memcmp(order[0], order[1], sizeof order[0]) && memcmp(order[1], order[2], sizeof order[0]),
+          "another order each epoch");
     llmc_batches_free(&b);
-    check(llmc_batches_create(&b, &t, 25, 4, 1, message, sizeof message) && strstr(message, "a batch needs 101"), "a file that is too short");
+    check(llmc_batches_create(&b, &t, 25, 4, 1, message, sizeof message) && strstr(message, "a batch needs 101"),
+          "a file that is too short");
     tokens_close(&t);
     for (size_t n = 0; n < 1024 + sizeof ids; n++) {
         write_file("damaged.bin", file, n);

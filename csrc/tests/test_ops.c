@@ -1,27 +1,30 @@
-/* test_ops.c: every op's backward pass against finite differences of its forward pass, for every instruction set of this machine
-   and 1 to 3 threads; and the parts of ops that are not differentiated against plain loops in double.
+/* test_ops.c: every op's backward pass against finite differences of its forward pass, for every instruction set of
+   this machine and 1 to 3 threads; and the parts of ops that are not differentiated against plain loops in double.
 
        make test
 
-   The error is relative, over a whole tensor, and a reference that is zero fails too. It does not test speed, or whole models
-   (tests/test_engine.c, and tests/test_c_engine.py against PyTorch). */
+   The error is relative, over a whole tensor, and a reference that is zero fails too. It does not test speed, or whole
+   models (tests/test_engine.c, and tests/test_c_engine.py against PyTorch). */
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../bfloat16.h"
-#include "../cpu.h"
-#include "../ops.h"
+#include "platform/bfloat16.h"
+#include "platform/cpu.h"
+#include "ops/ops.h"
 #define LANES 4
-#include "../vec.h"
+#include "ops/vec.h"
 
 static int32_t checks, failures;
 
 static void check(int32_t good, const char *what, double value) {
     checks++;
-    if (!good) { failures++; printf("FAILED %s: %g\n", what, value); }
+    if (!good) {
+        failures++;
+        printf("FAILED %s: %g\n", what, value);
+    }
 }
 
 static uint64_t state = 1;
@@ -40,7 +43,8 @@ static float *random_floats(int64_t n) {
 }
 static parameter random_parameter(int64_t rows, int64_t columns) {
     int64_t size = rows * (columns ? columns : 1);
-    parameter p = {.rows = rows, .columns = columns, .size = size, .value = random_floats(size), .gradient = random_floats(size)};
+    parameter p = {
+        .rows = rows, .columns = columns, .size = size, .value = random_floats(size), .gradient = random_floats(size)};
     p.bfloat16 = keep((size_t)size * sizeof(uint16_t));
     for (int64_t i = 0; i < size; i++) p.bfloat16[i] = bfloat16_from_float(p.value[i]);
     return p;
@@ -57,7 +61,11 @@ typedef struct trial {
     void (*forward)(const team *t, struct trial *s), (*backward)(const team *t, struct trial *s);
     float *out, *dout;
     int64_t out_size;
-    struct { const char *name; float *x, *dx; int64_t size; } input[INPUTS];
+    struct {
+        const char *name;
+        float *x, *dx;
+        int64_t size;
+    } input[INPUTS];
     int64_t B, T, C, H, KV, D, V, M;
     const int32_t *ids;
     parameter w, v, b;                /* parameters, as an op needs them */
@@ -91,7 +99,10 @@ static void trial_check(trial *s) {
         for (int64_t i = 0; i < s->input[k].size; i += every) {
             float kept = x[i];
             double at[4];
-            for (int32_t j = 0; j < 4; j++) { x[i] = kept + h * (float)((int32_t[]){-2, -1, 1, 2})[j]; at[j] = trial_value(s); }
+            for (int32_t j = 0; j < 4; j++) {
+                x[i] = kept + h * (float)((int32_t[]){-2, -1, 1, 2})[j];
+                at[j] = trial_value(s);
+            }
             x[i] = kept;
             double slope = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12.0 * (double)h);    /* error of order h^4 */
             difference += (slope - (double)s->input[k].dx[i]) * (slope - (double)s->input[k].dx[i]);
@@ -106,8 +117,12 @@ static void trial_check(trial *s) {
 
 /* ---- the ops ---- */
 
-static void embedding_f(const team *t, trial *s) { s->op->embedding_forward(t, s->out, s->ids, &s->w, &s->v, s->B, s->T, s->C, 0); }
-static void embedding_b(const team *t, trial *s) { s->op->embedding_backward(t, s->dout, s->ids, &s->w, &s->v, 1, s->B, s->T, s->C); }
+static void embedding_f(const team *t, trial *s) {
+    s->op->embedding_forward(t, s->out, s->ids, &s->w, &s->v, s->B, s->T, s->C, 0);
+}
+static void embedding_b(const team *t, trial *s) {
+    s->op->embedding_backward(t, s->dout, s->ids, &s->w, &s->v, 1, s->B, s->T, s->C);
+}
 
 static void norm_f(const team *t, trial *s) {
     s->op->norm_forward(t, s->out, s->stats, s->x, &s->w, s->flag ? &s->b : NULL, s->M, s->C, s->flag, 1e-5f);
@@ -142,7 +157,9 @@ static void rotary_b(const team *t, trial *s) {
     s->op->rotary_backward(t, s->dx, s->more, s->stats, s->B, s->T, s->H, s->KV, s->D);
 }
 static void linear_f(const team *t, trial *s) { s->op->linear_forward(t, s->out, s->x, &s->w, &s->b, s->more, s->M); }
-static void linear_b(const team *t, trial *s) { s->op->linear_backward(t, s->dx, s->dout, s->x, NULL, &s->w, &s->b, s->M); }
+static void linear_b(const team *t, trial *s) {
+    s->op->linear_backward(t, s->dx, s->dout, s->x, NULL, &s->w, &s->b, s->M);
+}
 
 /* two layers, because the gelu of the first is undone in the backward pass of the second; w: first, v: second */
 static void gelu_f(const team *t, trial *s) {
@@ -155,33 +172,74 @@ static void gelu_b(const team *t, trial *s) {
 }
 static attention attention_of(trial *s) {
     int64_t width = (s->H + 2 * s->KV) * s->D;
-    return (attention){
-        .B = s->B, .T = s->T, .S = s->T, .H = s->H, .KV = s->KV, .D = s->D, .q = s->x, .q_batch = s->T * width, .q_row = width,
-        .k = matmul_rows(s->x + s->H * s->D, width), .v = matmul_rows(s->x + (s->H + s->KV) * s->D, width),
-        .kv_batch = s->T * width, .kv_head = s->D, .y = s->out, .lse = s->lse, .scratch = s->scratch, .scratch_stride = attention_scratch(s->T),
-        .drop = s->drop, .dy = s->dout, .dqkv = s->dx,
-    };
+    return (attention){.B = s->B,
+                       .T = s->T,
+                       .S = s->T,
+                       .H = s->H,
+                       .KV = s->KV,
+                       .D = s->D,
+                       .q = s->x,
+                       .q_batch = s->T * width,
+                       .q_row = width,
+                       .k = matmul_rows(s->x + s->H * s->D, width),
+                       .v = matmul_rows(s->x + (s->H + s->KV) * s->D, width),
+                       .kv_batch = s->T * width,
+                       .kv_head = s->D,
+                       .y = s->out,
+                       .lse = s->lse,
+                       .scratch = s->scratch,
+                       .scratch_stride = attention_scratch(s->T),
+                       .drop = s->drop,
+                       .dy = s->dout,
+                       .dqkv = s->dx};
 }
-static void attention_f(const team *t, trial *s) { attention a = attention_of(s); s->op->attention_forward(t, &a); }
-static void attention_b(const team *t, trial *s) { attention a = attention_of(s); s->op->attention_backward(t, &a); }
+static void attention_f(const team *t, trial *s) {
+    attention a = attention_of(s);
+    s->op->attention_forward(t, &a);
+}
+static void attention_b(const team *t, trial *s) {
+    attention a = attention_of(s);
+    s->op->attention_backward(t, &a);
+}
 static void swiglu_f(const team *t, trial *s) { s->op->swiglu_forward(t, s->out, s->x, s->M, s->C); }
 static void swiglu_b(const team *t, trial *s) { s->op->swiglu_backward(t, s->dx, s->dout, s->x, s->M, s->C); }
-static void dropout_f(const team *t, trial *s) { s->op->dropout_forward(t, s->out, s->x, s->more, s->M, s->C, s->drop); }
+static void dropout_f(const team *t, trial *s) {
+    s->op->dropout_forward(t, s->out, s->x, s->more, s->M, s->C, s->drop);
+}
 static void dropout_b(const team *t, trial *s) { s->op->dropout_forward(t, s->dx, s->dout, NULL, s->M, s->C, s->drop); }
 
 /* its backward pass is of the sum of the losses, so dout is 1 */
-static void loss_f(const team *t, trial *s) { s->op->loss_forward_backward(t, s->out, NULL, s->more, 4, s->x, s->ids, &s->w, s->M); }
-static void loss_b(const team *t, trial *s) { s->op->loss_forward_backward(t, s->out, s->dx, s->more, 4, s->x, s->ids, &s->w, s->M); }
-
+static void loss_f(const team *t, trial *s) {
+    s->op->loss_forward_backward(t, s->out, NULL, s->more, 4, s->x, s->ids, &s->w, s->M);
+}
+static void loss_b(const team *t, trial *s) {
+    s->op->loss_forward_backward(t, s->out, s->dx, s->more, 4, s->x, s->ids, &s->w, s->M);
+}
 
 static void ops_check(int32_t isa, int32_t n_threads) {
     thread_pool *pool;
     matmul_context *matmul;
-    if (pool_create(&pool, n_threads) || matmul_create(&matmul, pool, isa)) { check(0, "creating a pool", n_threads); return; }
+    if (pool_create(&pool, n_threads) || matmul_create(&matmul, pool, isa)) {
+        check(0, "creating a pool", n_threads);
+        return;
+    }
     enum { B = 2, T = 7, M = B * T, C = 19, H = 4, KV = 2, D = 6, V = 21, WIDTH = (H + 2 * KV) * D };
-    const trial base = {.op = ops_for_isa(isa), .pool = pool, .matmul = matmul, .B = B, .T = T, .M = M, .C = C, .H = H, .KV = KV, .D = D, .V = V};
+    const trial base = {.op = ops_for_isa(isa),
+                        .pool = pool,
+                        .matmul = matmul,
+                        .B = B,
+                        .T = T,
+                        .M = M,
+                        .C = C,
+                        .H = H,
+                        .KV = KV,
+                        .D = D,
+                        .V = V};
     int32_t ids[M], targets[M];
-    for (int32_t i = 0; i < M; i++) { ids[i] = (i * 5) % V; targets[i] = i % 4 == 1 ? -1 : (i * 3) % V; }
+    for (int32_t i = 0; i < M; i++) {
+        ids[i] = (i * 5) % V;
+        targets[i] = i % 4 == 1 ? -1 : (i * 3) % V;
+    }
 
     trial s = base;
     s.name = "embedding", s.forward = embedding_f, s.backward = embedding_b, s.ids = ids;
@@ -191,11 +249,13 @@ static void ops_check(int32_t isa, int32_t n_threads) {
     s.input[1].name = "wpe", s.input[1].x = s.v.value, s.input[1].dx = s.v.gradient, s.input[1].size = s.v.size;
     trial_check(&s);
 
-#define ADD_INPUT(k, what, from, to, n) (s.input[k].name = what, s.input[k].x = from, s.input[k].dx = to, s.input[k].size = n)
+#define ADD_INPUT(k, what, from, to, n) \
+    (s.input[k].name = what, s.input[k].x = from, s.input[k].dx = to, s.input[k].size = n)
     for (int32_t centered = 0; centered < 2; centered++) {
         s = base;
         s.name = centered ? "LayerNorm" : "RMSNorm", s.forward = norm_f, s.backward = norm_b, s.flag = centered;
-        s.w = random_parameter(C, 0), s.b = random_parameter(C, 0), s.x = random_floats(M * C), s.dx = random_floats(M * C), s.stats = random_floats(2 * M);
+        s.w = random_parameter(C, 0), s.b = random_parameter(C, 0), s.x = random_floats(M * C),
+        s.dx = random_floats(M * C), s.stats = random_floats(2 * M);
         s.out_size = M * C, s.out = random_floats(M * C), s.dout = random_floats(M * C);
         ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, C);
         if (centered) ADD_INPUT(2, "bias", s.b.value, s.b.gradient, C);
@@ -204,22 +264,30 @@ static void ops_check(int32_t isa, int32_t n_threads) {
 
     s = base;
     s.name = "head norm", s.forward = head_norm_f, s.backward = head_norm_b;
-    s.w = random_parameter(D, 0), s.v = random_parameter(D, 0), s.x = random_floats(M * WIDTH), s.dx = random_floats(M * WIDTH);
+    s.w = random_parameter(D, 0), s.v = random_parameter(D, 0), s.x = random_floats(M * WIDTH),
+    s.dx = random_floats(M * WIDTH);
     s.more = random_floats(M * (H + KV) * D), s.stats = random_floats(M * (H + KV));
     s.out_size = M * WIDTH, s.out = random_floats(M * WIDTH), s.dout = random_floats(M * WIDTH);
-    ADD_INPUT(0, "qkv", s.x, s.dx, M * WIDTH), ADD_INPUT(1, "q weight", s.w.value, s.w.gradient, D), ADD_INPUT(2, "k weight", s.v.value, s.v.gradient, D);
+    ADD_INPUT(0, "qkv", s.x, s.dx, M * WIDTH), ADD_INPUT(1, "q weight", s.w.value, s.w.gradient, D),
+        ADD_INPUT(2, "k weight", s.v.value, s.v.gradient, D);
     trial_check(&s);
 
-    s.name = "rotary", s.forward = rotary_f, s.backward = rotary_b, s.more = random_floats(T * D), s.stats = random_floats(T * D);
-    for (int32_t i = 0; i < T * D / 2; i++) { s.more[i] = cosf(1.7f * (float)i); s.stats[i] = sinf(1.7f * (float)i); }
+    s.name = "rotary", s.forward = rotary_f, s.backward = rotary_b, s.more = random_floats(T * D),
+    s.stats = random_floats(T * D);
+    for (int32_t i = 0; i < T * D / 2; i++) {
+        s.more[i] = cosf(1.7f * (float)i);
+        s.stats[i] = sinf(1.7f * (float)i);
+    }
     s.input[1].x = NULL;
     trial_check(&s);
 
     s = base;
     s.name = "linear", s.forward = linear_f, s.backward = linear_b;
-    s.w = random_parameter(23, C), s.b = random_parameter(23, 0), s.x = random_floats(M * C), s.dx = random_floats(M * C), s.more = random_floats(M * 23);
+    s.w = random_parameter(23, C), s.b = random_parameter(23, 0), s.x = random_floats(M * C),
+    s.dx = random_floats(M * C), s.more = random_floats(M * 23);
     s.out_size = M * 23, s.out = random_floats(M * 23), s.dout = random_floats(M * 23);
-    ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, s.w.size), ADD_INPUT(2, "bias", s.b.value, s.b.gradient, 23);
+    ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, s.w.size),
+        ADD_INPUT(2, "bias", s.b.value, s.b.gradient, 23);
     ADD_INPUT(3, "residual", s.more, s.dout, M * 23);
     trial_check(&s);
 
@@ -244,12 +312,14 @@ static void ops_check(int32_t isa, int32_t n_threads) {
         }
 
     s = base;
-    s.name = "swiglu", s.forward = swiglu_f, s.backward = swiglu_b, s.x = random_floats(M * 2 * C), s.dx = random_floats(M * 2 * C);
+    s.name = "swiglu", s.forward = swiglu_f, s.backward = swiglu_b, s.x = random_floats(M * 2 * C),
+    s.dx = random_floats(M * 2 * C);
     s.out_size = M * C, s.out = random_floats(M * C), s.dout = random_floats(M * C);
     ADD_INPUT(0, "gate and up", s.x, s.dx, M * 2 * C);
     trial_check(&s);
 
-    s.name = "dropout", s.forward = dropout_f, s.backward = dropout_b, s.drop = (dropout){0.4f, 5}, s.more = random_floats(M * C);
+    s.name = "dropout", s.forward = dropout_f, s.backward = dropout_b, s.drop = (dropout){0.4f, 5},
+    s.more = random_floats(M * C);
     ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "residual", s.more, s.dout, M * C);
     trial_check(&s);
 
@@ -276,7 +346,8 @@ static void exp_check(void) {
     }
     check(worst < 1.5e-7, "vec_exp, largest relative error", worst);
     vec special = vec_exp((vec){NAN, -INFINITY, -200.0f, 0.0f});
-    check(isnan(special[0]) && special[1] < 2e-38f && special[2] < 2e-38f && special[3] == 1.0f, "vec_exp of special values", (double)special[3]);
+    check(isnan(special[0]) && special[1] < 2e-38f && special[2] < 2e-38f && special[3] == 1.0f,
+          "vec_exp of special values", (double)special[3]);
 }
 
 static void optimizer_check(int32_t isa) {
@@ -287,26 +358,45 @@ static void optimizer_check(int32_t isa) {
     p.exp_avg = random_floats(N), p.exp_avg_sq = random_floats(N);
     double sums[2], exact = 0.0, worst = 0.0, worst_moment = 0.0;
     op->squares_sum(&t, sums, p.gradient, N);
-    for (int32_t i = 0; i < N; i++) { exact += (double)p.gradient[i] * (double)p.gradient[i]; p.exp_avg_sq[i] = 0.1f + p.exp_avg_sq[i] * p.exp_avg_sq[i]; }
+    for (int32_t i = 0; i < N; i++) {
+        exact += (double)p.gradient[i] * (double)p.gradient[i];
+        p.exp_avg_sq[i] = 0.1f + p.exp_avg_sq[i] * p.exp_avg_sq[i];
+    }
     check(fabs(sums[0] + sums[1] - exact) < 1e-6 * exact, "squares_sum", sums[0] + sums[1] - exact);
     float *w = random_floats(N), *m = random_floats(N), *v = random_floats(N);
-    memcpy(w, p.value, N * sizeof(float)), memcpy(m, p.exp_avg, N * sizeof(float)), memcpy(v, p.exp_avg_sq, N * sizeof(float));
+    memcpy(w, p.value, N * sizeof(float)), memcpy(m, p.exp_avg, N * sizeof(float)),
+        memcpy(v, p.exp_avg_sq, N * sizeof(float));
     double lr = 1e-2, b1 = 0.9, b2 = 0.95, decay = 0.1, scale = 0.7, step = 3;
-    adamw a = {.gradient_scale = (float)scale, .keep = (float)(1 - lr * decay), .step_size = (float)(lr / (1 - pow(b1, step))), .beta2 = (float)b2,
-               .rest1 = (float)(1 - b1), .rest2 = (float)(1 - b2), .inverse_correction = (float)(1 / sqrt(1 - pow(b2, step))), .eps = 1e-8f};
+    adamw a = {.gradient_scale = (float)scale,
+               .keep = (float)(1 - lr * decay),
+               .step_size = (float)(lr / (1 - pow(b1, step))),
+               .beta2 = (float)b2,
+               .rest1 = (float)(1 - b1),
+               .rest2 = (float)(1 - b2),
+               .inverse_correction = (float)(1 / sqrt(1 - pow(b2, step))),
+               .eps = 1e-8f};
     op->adamw_update(&t, &p, &a);
     for (int32_t i = 0; i < N; i++) {
-        double g = (double)p.gradient[i] * scale, m1 = b1 * (double)m[i] + (1 - b1) * g, v1 = b2 * (double)v[i] + (1 - b2) * g * g;
-        double w1 = (double)w[i] * (1 - lr * decay) - lr * (m1 / (1 - pow(b1, step))) / (sqrt(v1 / (1 - pow(b2, step))) + 1e-8);
+        double g = (double)p.gradient[i] * scale, m1 = b1 * (double)m[i] + (1 - b1) * g,
+               v1 = b2 * (double)v[i] + (1 - b2) * g * g;
+        double w1 = (double)w[i] * (1 - lr * decay)
+                    - lr * (m1 / (1 - pow(b1, step))) / (sqrt(v1 / (1 - pow(b2, step))) + 1e-8);
         worst = fmax(worst, fabs(w1 - (double)p.value[i]));
         worst_moment = fmax(worst_moment, fmax(fabs(m1 - (double)p.exp_avg[i]), fabs(v1 - (double)p.exp_avg_sq[i])));
         if (p.bfloat16[i] != bfloat16_from_float(p.value[i])) check(0, "adamw's bfloat16 copy", i);
     }
     check(worst < 1e-6, "adamw weights", worst);                         /* values are of size 1 */
     check(worst_moment < 2e-7, "adamw moments", worst_moment);
-    for (int32_t i = 0; i < N; i++) { uint32_t bits = (uint32_t)dropout_key((uint64_t)i, 3); memcpy(&p.value[i], &bits, 4); }
+    for (int32_t i = 0; i < N; i++) {
+        uint32_t bits = (uint32_t)dropout_key((uint64_t)i, 3);
+        memcpy(&p.value[i], &bits, 4);
+    }
     op->bfloat16_copy(&t, p.bfloat16, p.value, N);
-    for (int32_t i = 0; i < N; i++) if (p.bfloat16[i] != bfloat16_from_float(p.value[i])) { check(0, "bfloat16_copy", i); break; }
+    for (int32_t i = 0; i < N; i++)
+        if (p.bfloat16[i] != bfloat16_from_float(p.value[i])) {
+            check(0, "bfloat16_copy", i);
+            break;
+        }
 }
 
 static void dropout_check(int32_t isa) {
@@ -327,7 +417,7 @@ static void dropout_check(int32_t isa) {
     }
     double n = M * C, sigma = sqrt(0.75 * 0.25 / n);
     check(fabs(kept / n - 0.75) < 5 * sigma, "dropout's share", kept / n);
-    sigma = sqrt(0.5625 * 0.4375 / n) * 1.5;                             /* pairs that share an element are not independent */
+    sigma = sqrt(0.5625 * 0.4375 / n) * 1.5; /* pairs that share an element are not independent */
     check(fabs(both / n - 0.5625) < 5 * sigma, "dropout under two keys", both / n);
     check(fabs(neighbours / (n - M) - 0.5625) < 5 * sigma, "dropout of neighbours in a row", neighbours / (n - M));
     check(fabs(below / (n - C) - 0.5625) < 5 * sigma, "dropout of neighbours in a column", below / (n - C));

@@ -1,22 +1,25 @@
-/* test_readers.c: JSON, safetensors, model folders, token files and vocabularies: what they read, and that damaged ones are refused
-   and never crash. Every prefix and every one-byte change of small good files is read; meant for the sanitizers:  make test SANITIZE=1 */
+/* test_readers.c: JSON, safetensors, model folders, token files and vocabularies: what they read, and that damaged ones
+   are refused and never crash. Every prefix and every one-byte change of small good files is read; meant for the
+   sanitizers:  make test SANITIZE=1 */
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../folder.h"
-#include "../json.h"
-#include "../safetensors.h"
-#include "../text.h"
-#include "../tokens.h"
+#include "platform/file.h"
+#include "program/folder.h"
+#include "program/json.h"
+#include "program/safetensors.h"
+#include "program/text.h"
+#include "program/tokens.h"
 #include "check.h"
 
 static char message[4608];
 
 static void json_checks(void) {
     json doc;
-    const char *good = " {\"a\": [1, -2.5e3, true, null], \"b\\u00e9\\n\": \"\\ud83d\\ude00x\", \"o\": {\"k\": false}} ";
+    const char
+        *good = " {\"a\": [1, -2.5e3, true, null], \"b\\u00e9\\n\": \"\\ud83d\\ude00x\", \"o\": {\"k\": false}} ";
     check(!json_parse(&doc, good, (int64_t)strlen(good)), doc.message);
     int64_t a = json_find(&doc, 0, "a"), second = doc.values[doc.values[a].first].next;
     check(doc.values[a].count == 4 && doc.values[second].number == -2500.0, "numbers");
@@ -25,8 +28,9 @@ static void json_checks(void) {
     check(json_number(&doc, a, "k", 7.0) == 7.0 && !json_find(&doc, 0, "z"), "what is not there");
     json_free(&doc);
 
-    const char *bad[] = {"", "{", "[1,]", "{\"a\" 1}", "{\"a\":1,}", "{1:2}", "nul", "tru", "\"", "\"\\u12\"", "\"\\ud800\"", "\"\\x\"", "1 2", "-", "01x", "+1", "nan",
-                         "[1 2]", "\"a\nb\"", "1e", "inf"};
+    const char *bad[] = {"",    "{",  "[1,]",      "{\"a\" 1}",   "{\"a\":1,}", "{1:2}", "nul",
+                         "tru", "\"", "\"\\u12\"", "\"\\ud800\"", "\"\\x\"",    "1 2",   "-",
+                         "01x", "+1", "nan",       "[1 2]",       "\"a\nb\"",   "1e",    "inf"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         check(json_parse(&doc, bad[i], (int64_t)strlen(bad[i])) && doc.message[0], bad[i]);
         json_free(&doc);
@@ -36,16 +40,17 @@ static void json_checks(void) {
     check(json_parse(&doc, deep, sizeof deep) && strstr(doc.message, "levels"), "5000 levels");
     json_free(&doc);
     int64_t many = (int64_t)JSON_VALUES_MOST * 2 + 1;
-    char *dense = malloc((size_t)many);                                  /* [0,0,0,...]: a value more than is read */
+    char *dense = malloc((size_t)many); /* [0,0,0,...]: a value more than is read */
     for (int64_t i = 0; i < many; i++) dense[i] = i == 0 ? '[' : i == many - 1 ? ']' : i % 2 ? '0' : ',';
     check(json_parse(&doc, dense, many) && strstr(doc.message, "more values"), "too many values");
     dense[many - 3] = ']';
-    check(!json_parse(&doc, dense, many - 2) && doc.values[0].count == JSON_VALUES_MOST - 1, "as many values as are read");
+    check(!json_parse(&doc, dense, many - 2) && doc.values[0].count == JSON_VALUES_MOST - 1,
+          "as many values as are read");
     json_free(&doc);
     free(dense);
     for (size_t n = 0; n < strlen(good); n++)
         for (int32_t byte = -1; byte < 256; byte++) {
-            char *copy = malloc(strlen(good) + 1);                       /* exactly as long as it is, for the sanitizer */
+            char *copy = malloc(strlen(good) + 1); /* exactly as long as it is, for the sanitizer */
             memcpy(copy, good, strlen(good) + 1);
             if (byte >= 0) copy[n] = (char)byte;
             json_parse(&doc, copy, byte >= 0 ? (int64_t)strlen(good) : (int64_t)n);
@@ -60,13 +65,18 @@ static void safetensors_checks(void) {
     safetensors file;
     char target[1200];
     snprintf(target, sizeof target, "%s/model.safetensors", directory);
-    const safetensor tensors[] = {{.name = "one", .rank = 1, .shape = {3}, .elements = 3}, {.name = "two", .rank = 2, .shape = {2, 2}, .elements = 4}};
+    const safetensor tensors[] = {{.name = "one", .rank = 1, .shape = {3}, .elements = 3},
+                                  {.name = "two", .rank = 2, .shape = {2, 2}, .elements = 4}};
     const float one[] = {1, 2, 3}, two[] = {4, 5, 6, 7};
-    check(!safetensors_begin(&w, target, tensors, 2) && !safetensors_append(&w, one, 3) && !safetensors_append(&w, two, 4) && !safetensors_commit(&w), "writing");
+    check(!safetensors_begin(&w, target, tensors, 2) && !safetensors_append(&w, one, 3)
+              && !safetensors_append(&w, two, 4) && !safetensors_commit(&w),
+          "writing");
     check(!safetensors_open(&file, target, message, sizeof message), message);
     const safetensor *t = safetensors_find(&file, "two");
     float values[4] = {0};
-    check(t && t->rank == 2 && t->shape[0] == 2 && !safetensors_read(&file, t, values) && !memcmp(values, two, sizeof two), "reading what was written");
+    check(t && t->rank == 2 && t->shape[0] == 2 && !safetensors_read(&file, t, values)
+              && !memcmp(values, two, sizeof two),
+          "reading what was written");
     check(!safetensors_find(&file, "three") && file.count == 2, "names");
     safetensors_close(&file);
 
@@ -74,7 +84,7 @@ static void safetensors_checks(void) {
     char *good = file_read(target, &size, message, sizeof message);
     check(good != NULL, message);
     for (int64_t n = 0; n < size; n++)
-        for (int32_t change = 0; change < 6; change++) {                 /* cut short; or one byte is another */
+        for (int32_t change = 0; change < 6; change++) { /* cut short; or one byte is another */
             char *copy = malloc((size_t)size);
             memcpy(copy, good, (size_t)size);
             if (change) copy[n] = (char)(uint8_t[]){0, 0, 0xff, '9', '{', (uint8_t)(copy[n] + 1)}[change];
@@ -88,22 +98,30 @@ static void safetensors_checks(void) {
         }
     free(good);
 
-    const uint16_t halves[] = {0x3c00, 0xc000, 0x0001, 0x7bff};           /* 1, -2, 2^-24, 65504 */
+    const uint16_t halves[] = {0x3c00, 0xc000, 0x0001, 0x7bff}; /* 1, -2, 2^-24, 65504 */
     char raw[200];
-    int n = snprintf(raw + 8, sizeof raw - 8, "{\"h\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[8,16]}}");
+    int n = snprintf(raw + 8, sizeof raw - 8,
+                     "{\"h\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"BF16\","
+                     "\"shape\":[4],\"data_offsets\":[8,16]}}");
     memset(raw, 0, 8);
     raw[0] = (char)n;
     memcpy(raw + 8 + n, halves, 8);
     memcpy(raw + 16 + n, halves, 8);
     write_file("half.safetensors", raw, (size_t)(24 + n));
     check(!safetensors_open(&file, path, message, sizeof message), message);
-    check(!safetensors_read(&file, safetensors_find(&file, "h"), values) && values[0] == 1.0f && values[1] == -2.0f && values[2] == 0x1p-24f && values[3] == 65504.0f, "float16");
-    check(!safetensors_read(&file, safetensors_find(&file, "b"), values) && values[0] == 0.0078125f && values[1] == -2.0f, "bfloat16");
+    check(!safetensors_read(&file, safetensors_find(&file, "h"), values) && values[0] == 1.0f && values[1] == -2.0f
+              && values[2] == 0x1p-24f && values[3] == 65504.0f,
+          "float16");
+    check(!safetensors_read(&file, safetensors_find(&file, "b"), values) && values[0] == 0.0078125f
+              && values[1] == -2.0f,
+          "bfloat16");
     safetensors_close(&file);
-    check(safetensors_open(&file, "/no/such/file", message, sizeof message) && strstr(message, "/no/such/file"), "a file that is not there");
+    check(safetensors_open(&file, "/no/such/file", message, sizeof message) && strstr(message, "/no/such/file"),
+          "a file that is not there");
 }
 
-/* What libFuzzer and the safetensors library have in common: tensors that share bytes or a name are no file of theirs. */
+/* What libFuzzer and the safetensors library have in common: tensors that share bytes or a name are no file of theirs.
+ */
 static void refuse_header(const char *header, size_t bytes, const char *expected) {
     safetensors file;
     char raw[512] = {(char)strlen(header)};
@@ -115,8 +133,12 @@ static void refuse_header(const char *header, size_t bytes, const char *expected
 }
 
 static void header_checks(void) {
-    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "share bytes");
-    refuse_header("{\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[2,4]}}", 4, "same name");
+    refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":["
+                  "2],\"data_offsets\":[4,12]}}",
+                  12, "share bytes");
+    refuse_header("{\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"F16\",\"shape\":["
+                  "1],\"data_offsets\":[2,4]}}",
+                  4, "same name");
     refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, "shape");
     refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "shape");
     refuse_header("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 4, "outside");
@@ -126,8 +148,16 @@ static void header_checks(void) {
 /* A config.json of a few bytes that names absurd sizes is refused before memory is asked for. */
 static void folder_checks(void) {
     const char *sizes[] = {
-        "\"n_layer\": 65536, \"n_head\": 1, \"n_embd\": 1, \"n_inner\": 1, \"vocab_size\": 1, \"n_positions\": 1", "\"vocab_size\": 268435456", "\"n_embd\": 12000000",
-        "\"n_positions\": 16777216", "\"n_inner\": 268435456", "\"n_embd\": 1e300", "\"n_layer\": 1e9", "\"n_head\": -1", "\"n_head\": 0.5", "\"vocab_size\": 1e999",
+        "\"n_layer\": 65536, \"n_head\": 1, \"n_embd\": 1, \"n_inner\": 1, \"vocab_size\": 1, \"n_positions\": 1",
+        "\"vocab_size\": 268435456",
+        "\"n_embd\": 12000000",
+        "\"n_positions\": 16777216",
+        "\"n_inner\": 268435456",
+        "\"n_embd\": 1e300",
+        "\"n_layer\": 1e9",
+        "\"n_head\": -1",
+        "\"n_head\": 0.5",
+        "\"vocab_size\": 1e999",
     };
     sampan_config config = {0};
     double *frequencies;
@@ -140,9 +170,13 @@ static void folder_checks(void) {
     }
     char weights[2000] = {0};
     write_file("model.safetensors", weights, sizeof weights);
-    const char *rotary = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"hidden_size\": 8, \"intermediate_size\": 8, \"vocab_size\": 8, \"max_position_embeddings\": 16000000}";
+    const char
+        *rotary = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"hidden_size\": "
+                  "8, \"intermediate_size\": 8, \"vocab_size\": 8, \"max_position_embeddings\": 16000000}";
     write_file("config.json", rotary, strlen(rotary));
-    check(folder_read_config(&config, &frequencies, directory, message, sizeof message) && strstr(message, "max_position_embeddings"), "a table of positions");
+    check(folder_read_config(&config, &frequencies, directory, message, sizeof message)
+              && strstr(message, "max_position_embeddings"),
+          "a table of positions");
     remove(path);
 }
 
@@ -157,23 +191,31 @@ static void tokens_checks(void) {
     check(!tokens_open(&t, directory, "train", 100, message, sizeof message) && t.count == 100, message);
     check(!windows_create(&w, &t, 8, 1337, message, sizeof message), message);
     int32_t x[13 * 8], y[13 * 8], seen[100] = {0};
-    for (int64_t epoch = 0; epoch < 3; epoch++) {                        /* every window once an epoch */
+    for (int64_t epoch = 0; epoch < 3; epoch++) { /* every window once an epoch */
         memset(seen, 0, sizeof seen);
         check(!windows_read(&w, epoch * w.per_epoch, w.per_epoch, x, y, message, sizeof message), message);
-        for (int64_t i = 0; i < w.per_epoch * 8; i++) { check(y[i] == x[i] + 1, "targets are one later"); seen[x[i]]++; }
+        for (int64_t i = 0; i < w.per_epoch * 8; i++) {
+            check(y[i] == x[i] + 1, "targets are one later");
+            seen[x[i]]++;
+        }
         for (int32_t i = 0; i < 100; i++) check(seen[i] <= 1, "a token is read once");
     }
-    check(tokens_read_window(&t, 95, 8, x, y, message, sizeof message) && tokens_read_window(&t, -1, 8, x, y, message, sizeof message), "beyond the file");
-    check(windows_create(&w, &t, 100, 1, message, sizeof message) && strstr(message, "a block needs 101"), "a file that is too short");
+    check(tokens_read_window(&t, 95, 8, x, y, message, sizeof message)
+              && tokens_read_window(&t, -1, 8, x, y, message, sizeof message),
+          "beyond the file");
+    check(windows_create(&w, &t, 100, 1, message, sizeof message) && strstr(message, "a block needs 101"),
+          "a file that is too short");
     tokens_close(&t);
     ids[50] = 60000;
     write_file("train.bin", ids, sizeof ids);
     check(!tokens_open(&t, directory, "train", 100, message, sizeof message), message);
-    check(tokens_read_window(&t, 45, 8, x, y, message, sizeof message) && strstr(message, "token 60000 at 50"), "an id out of range");
+    check(tokens_read_window(&t, 45, 8, x, y, message, sizeof message) && strstr(message, "token 60000 at 50"),
+          "an id out of range");
     tokens_close(&t);
     write_file("train.bin", ids, 99);
     check(tokens_open(&t, directory, "train", 100, message, sizeof message), "half a token");
-    check(tokens_open(&t, directory, "train", 99, message, sizeof message) && strstr(message, "vocabulary"), "a smaller model");
+    check(tokens_open(&t, directory, "train", 99, message, sizeof message) && strstr(message, "vocabulary"),
+          "a smaller model");
     write_file("meta.json", "{\"dtype\": \"float8\"}", 19);
     check(tokens_open(&t, directory, "train", 100, message, sizeof message), "an unknown dtype");
 }
@@ -181,11 +223,15 @@ static void tokens_checks(void) {
 static void text_checks(void) {
     vocabulary v;
     int32_t ids[8];
-    const char *characters = "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"\\u4e16\": 2}}}";
+    const char
+        *characters = "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"\\u4e16\": 2}}}";
     write_file("tokenizer.json", characters, strlen(characters));
     check(!vocabulary_read(&v, path, message, sizeof message), message);
-    check(vocabulary_encode(&v, "\xe4\xb8\x96\na", ids, 8) == 3 && ids[0] == 2 && ids[1] == 1 && ids[2] == 0, "characters");
-    check(vocabulary_encode(&v, "b", ids, 8) == -1 && vocabulary_encode(&v, "\xe4", ids, 8) == -1 && vocabulary_encode(&v, "aaaa", ids, 3) == -1, "what cannot be encoded");
+    check(vocabulary_encode(&v, "\xe4\xb8\x96\na", ids, 8) == 3 && ids[0] == 2 && ids[1] == 1 && ids[2] == 0,
+          "characters");
+    check(vocabulary_encode(&v, "b", ids, 8) == -1 && vocabulary_encode(&v, "\xe4", ids, 8) == -1
+              && vocabulary_encode(&v, "aaaa", ids, 3) == -1,
+          "what cannot be encoded");
     vocabulary_free(&v);
     const char *bytes = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}";
     write_file("tokenizer.json", bytes, strlen(bytes));

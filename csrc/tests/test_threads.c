@@ -1,8 +1,10 @@
-/* test_threads.c: the pool calls everyone once, a barrier lets no one through early, more threads than cores only take longer. */
+/* test_threads.c: the pool calls everyone once, a barrier lets no one through early, more threads than cores only take
+ * longer. */
 
 #include <stdatomic.h>
 #include <stdio.h>
-#include "../threads.h"
+#include "platform/cpu.h"
+#include "platform/threads.h"
 
 enum { ROUNDS = 2000, REGIONS = 300, MAX_THREADS = 9 };
 
@@ -35,7 +37,9 @@ static int test_pool(int32_t n_threads) {
     for (int region = 0; region < REGIONS; region++) pool_run(m.pool, meet, &m);
     for (int32_t thread = 0; thread < n_threads; thread++) failures += atomic_load(&m.calls[thread]) != REGIONS;
     failures += atomic_load(&m.early) != 0 || pool_count_threads(m.pool) != n_threads;
-    if (failures) printf("FAIL %d threads: %d came through a barrier early, or a thread was not called once a region\n", n_threads, atomic_load(&m.early));
+    if (failures)
+        printf("FAIL %d threads: %d came through a barrier early, or a thread was not called once a region\n",
+               n_threads, atomic_load(&m.early));
     pool_destroy(m.pool);
     return failures;
 }
@@ -69,9 +73,9 @@ int main(void) {
     for (int32_t n_threads = 1; n_threads <= MAX_THREADS; n_threads++) failures += test_pool(n_threads);
     thread_pool *pool;
     failures += pool_create(&pool, 0) != POOL_BAD_COUNT || pool != NULL;
-    failures += pool_count_threads(NULL) != 1 || pool_count_cores() < 1;
+    failures += pool_count_threads(NULL) != 1 || cpu_count_cores() < 1;
     pool_barrier(NULL);
     pool_destroy(NULL);
-    printf("threads    1 to %d threads on %d cores, %d failures\n", MAX_THREADS, pool_count_cores(), failures);
+    printf("threads    1 to %d threads on %d cores, %d failures\n", MAX_THREADS, cpu_count_cores(), failures);
     return failures > 0;
 }

@@ -1,0 +1,183 @@
+/* ops.h: everything that a GPT's forward and backward pass call, and the optimizer.
+
+   An op is called by every thread of a parallel region with the same arguments. It takes its share of the work, and
+   returns when all of its output is there for every thread (it ends with a barrier). The result never depends on the
+   number of threads: a sum is either of one thread or over fixed pieces.
+
+   The sources are the .inc files of this folder. isa_*.c include all of them (table.inc), each for one instruction set,
+   so the ops are reached through a table of functions that is chosen when an engine is created:
+
+       const ops *op = ops_for_isa(cpu_best_isa());
+       op->norm_forward(t, out, stats, x, weight, bias, rows, columns, 1, eps);
+
+   Letters, everywhere: B sequences of T tokens, M = B * T rows; C channels; H heads and KV key-value heads of D
+   channels; F the width inside the MLP; V the vocabulary. Buffers are float32, by rows, without gaps unless a stride
+   says so. */
+
+#ifndef SAMPAN_OPS_H
+#define SAMPAN_OPS_H
+
+#include <stdint.h>
+#include "matmul/matmul.h"
+#include "platform/threads.h"
+
+/* One thread's place in a region. */
+typedef struct team {
+    thread_pool *pool;
+    matmul_context *matmul;
+    int32_t thread, n_threads;
+    int32_t precision;                /* MATMUL_FLOAT32 | MATMUL_BFLOAT16 */
+    int32_t fresh; /* 1: gradients of parameters are overwritten (first micro-batch), 0: added to */
+} team;
+
+/* A tensor that is trained. What an engine does not need is NULL. */
+typedef struct parameter {
+    char name[40]; /* "h.0.attn.c_attn.weight" */
+    int64_t rows, columns; /* a matrix is (out, in); a vector has columns 0 */
+    int64_t size; /* elements */
+    float *value; /* NULL if only `bfloat16` is kept (a matrix, in bfloat16, not training) */
+    uint16_t *bfloat16; /* a rounded copy of a matrix, where products are bfloat16 */
+    float *gradient, *exp_avg, *exp_avg_sq; /* a matrix of Muon's has its momentum in exp_avg, and no exp_avg_sq */
+} parameter;
+
+/* Which elements dropout keeps is a function of this key, the row and the column. p = 0: no dropout. */
+typedef struct dropout {
+    float p;
+    uint64_t key; /* of (seed, step, micro-batch, place in the model): dropout_key() */
+} dropout;
+
+/* Causal attention of T queries per sequence over S >= T keys: query i sees keys 0 .. S - T + i. Head h uses key-value
+ * head h / (H / KV). */
+typedef struct attention {
+    int64_t B, T, S, H, KV, D;
+    const float *q; /* (b, t, h) at q + b * q_batch + t * q_row + h * D */
+    int64_t q_batch, q_row;
+    matmul_matrix k, v; /* (b, kv, s) at data + b * kv_batch + kv * kv_head + s * row_stride, in elements */
+    int64_t kv_batch, kv_head;
+    float *y; /* (B, T, H * D) */
+    float *lse; /* (B, H, T) log of the sum of the exponentials, for the backward pass, or NULL */
+    float *scratch; /* attention_scratch() floats for each thread */
+    int64_t scratch_stride;
+    dropout drop; /* of the probabilities */
+    const float *dy; /* backward only: like y; and out: (M, (H + 2 KV) * D), all of it written */
+    float *dqkv;
+} attention;
+
+/* One step of AdamW, in the constants that an element needs. */
+typedef struct adamw {
+    float gradient_scale; /* of the mean, and of clipping */
+    float keep; /* 1 - learning_rate * weight_decay, for matrices */
+    float step_size; /* learning_rate / (1 - beta1^step) */
+    float beta2, rest1, rest2; /* rest = 1 - beta */
+    float inverse_correction; /* 1 / sqrt(1 - beta2^step) */
+    float eps;
+} adamw;
+
+/* Rows of a parameter that are a matrix of their own: q, k and v of c_attn, gate and up of c_fc; else all of them. */
+typedef struct hidden_matrix {
+    parameter *of;
+    int64_t first_row, rows;
+} hidden_matrix;
+
+/* One step of Muon. */
+typedef struct muon {
+    float gradient_scale, keep; /* as AdamW's */
+    float
+        learning_rate; /* of a matrix that is not higher than wide; a higher one gets sqrt(rows / columns) times that */
+    float momentum, rest; /* rest = 1 - momentum */
+} muon;
+
+/* Floats of scratch for a matrix: two copies of it and two of its smaller Gram matrix, which `next` in muon.inc also
+ * holds. */
+static inline int64_t muon_scratch(int64_t rows, int64_t columns) {
+    int64_t smaller = rows < columns ? rows : columns;
+    return 2 * (rows * columns + smaller * smaller);
+}
+
+enum { ATTENTION_STRIP = 64 }; /* queries at a time: a strip of scores is (64, S), never (T, S) */
+static inline int64_t attention_scratch(int64_t S) { return 2 * (int64_t)ATTENTION_STRIP * S; }
+
+typedef struct ops {
+    void (*zero)(const team *t, float *x, int64_t n);
+
+    /* out (B, C): the last row of each sequence of x (B, T, C) */
+    void (*last_rows)(const team *t, float *out, const float *x, int64_t B, int64_t T, int64_t C);
+
+    /* x (B*T, C) = wte[id] + wpe[start + t]; wpe NULL: tokens only */
+    void (*embedding_forward)(const team *t, float *x, const int32_t *ids, const parameter *wte, const parameter *wpe,
+                              int64_t B, int64_t T, int64_t C, int64_t start);
+    void (*embedding_backward)(const team *t, const float *dx, const int32_t *ids, parameter *wte, parameter *wpe,
+                               int32_t wte_is_fresh, int64_t B, int64_t T, int64_t C);
+
+    /* out (M, C) = (x - mean) * rstd * weight + bias; stats (M, 2) = mean, rstd. centered 0: RMSNorm, mean is 0. bias
+     * may be NULL. */
+    void (*norm_forward)(const team *t, float *out, float *stats, const float *x, const parameter *weight,
+                         const parameter *bias, int64_t M, int64_t C, int32_t centered, float eps);
+    void (*norm_backward)(const team *t, float *dx, const float *dout, const float *x, const float *stats,
+                          parameter *weight, parameter *bias, int64_t M, int64_t C, int32_t centered); /* adds to dx */
+
+    /* RMSNorm of every head of q and k, in place in qkv (M, (H + 2 KV) * D); raw (M, (H + KV) * D) keeps what they
+     * were, stats (M, H + KV) rstd */
+    void (*head_norm_forward)(const team *t, float *qkv, float *raw, float *stats, const parameter *q_weight,
+                              const parameter *k_weight, int64_t M, int64_t H, int64_t KV, int64_t D, float eps);
+    void (*head_norm_backward)(const team *t, float *dqkv, const float *raw, const float *stats, parameter *q_weight,
+                               parameter *k_weight, int64_t M, int64_t H, int64_t KV, int64_t D);
+
+    /* turns channel pairs (i, i + D/2) of q and k, in place in qkv, by their position's angle; cosine, sine
+     * (block_size, D/2) */
+    void (*rotary_forward)(const team *t, float *qkv, const float *cosine, const float *sine, int64_t B, int64_t T,
+                           int64_t H, int64_t KV, int64_t D, int64_t start);
+    void (*rotary_backward)(const team *t, float *dqkv, const float *cosine, const float *sine, int64_t B, int64_t T,
+                            int64_t H, int64_t KV, int64_t D);
+
+    /* out (M, N) = x (M, K) w^T + bias, + residual if there is one; w is (N, K) */
+    void (*linear_forward)(const team *t, float *out, const float *x, const parameter *weight, const parameter *bias,
+                           const float *residual, int64_t M);
+    /* the same, and out = gelu(pre), pre (M, N) = x w^T + bias */
+    void (*linear_gelu_forward)(const team *t, float *out, float *pre, const float *x, const parameter *weight,
+                                const parameter *bias, int64_t M);
+    /* dx (M, K); `pre` (M, K), if not NULL: x was gelu(pre), and dx becomes the gradient of pre */
+    void (*linear_backward)(const team *t, float *dx, const float *dout, const float *x, const float *pre,
+                            parameter *weight, parameter *bias, int64_t M);
+
+    /* puts k and v of qkv (B, T, (H + 2 KV) * D) at `position` of keys and values (B, KV, S, D) of `type` */
+    void (*cache_append)(const team *t, void *keys, void *values, int32_t type, const float *qkv, int64_t B, int64_t T,
+                         int64_t H, int64_t KV, int64_t D, int64_t S, int64_t position);
+    void (*attention_forward)(const team *t, const attention *a);
+    void (*attention_backward)(const team *t, const attention *a);
+
+    /* out (M, F) = silu(gate) * up; gate_up (M, 2 F) */
+    void (*swiglu_forward)(const team *t, float *out, const float *gate_up, int64_t M, int64_t F);
+    void (*swiglu_backward)(const team *t, float *dgate_up, const float *dout, const float *gate_up, int64_t M,
+                            int64_t F);
+
+    /* out (M, C) = residual + dropped x; residual may be NULL. The backward pass is the same call on gradients, without
+     * residual. */
+    void (*dropout_forward)(const team *t, float *out, const float *x, const float *residual, int64_t M, int64_t C,
+                            dropout d);
+
+    /* losses (M) of logits x w^T against targets (-1: ignored, loss 0), `chunk` rows of logits (chunk, V) at a time.
+       dx not NULL: also dx (M, C) and the gradient of w, of the sum of the losses. */
+    void (*loss_forward_backward)(const team *t, float *losses, float *dx, float *logits, int64_t chunk, const float *x,
+                                  const int32_t *targets, parameter *weight, int64_t M);
+
+    /* sums[i] = sum of squares of the i-th OPTIM_PIECE elements of x (n) */
+    void (*squares_sum)(const team *t, double *sums, const float *x, int64_t n);
+    void (*adamw_update)(const team *t, parameter *p, const adamw *a);
+    void (*muon_update)(const team *t, const hidden_matrix *w, const muon *u, float *scratch); /* by one thread */
+    void (*bfloat16_copy)(const team *t, uint16_t *out, const float *x, int64_t n);
+} ops;
+
+enum { OPTIM_PIECE = 65536 };
+
+const ops *ops_for_isa(int32_t isa);
+
+/* A key of the words' values and order (splitmix64 over them). */
+static inline uint64_t dropout_key(uint64_t key, uint64_t word) {
+    uint64_t z = (key ^ word) + 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+#endif

@@ -1,0 +1,53 @@
+/* cpu.h: which instruction set to use, decided at run time, so that one library runs on every CPU of its architecture;
+   and how many cores.
+
+   A function for one instruction set is compiled with TARGET_AVX2 etc. before it, whatever the compiler's flags, and
+   called only when cpu_best_isa() says so:
+
+       #if CPU_X86
+       TARGET_AVX2 static void scale_avx2(float *x, int64_t n) { ... _mm256_mul_ps ... }
+       #endif
+*/
+
+#ifndef SAMPAN_CPU_H
+#define SAMPAN_CPU_H
+
+#include <stdint.h>
+
+/* In order: a machine that has one has those before it (of its architecture). */
+enum { ISA_NONE = -2, ISA_BEST = -1, ISA_C = 0, ISA_NEON, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_COUNT };
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define CPU_X86 1
+#else
+#define CPU_X86 0
+#endif
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define CPU_NEON 1
+#else
+#define CPU_NEON 0
+#endif
+
+#define TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#define TARGET_AVX512BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+
+/* Whether this CPU and operating system can run it. */
+int32_t cpu_has_isa(int32_t isa);
+
+/* The best one that the machine has, or the one that the environment variable SAMPAN_ISA names
+   (c, neon, avx2, avx512, avx512bf16); ISA_NONE if the machine has not got that, rather than silently another. */
+int32_t cpu_best_isa(void);
+
+/* Cores that this process may use, at least 1: the default for --threads. They are the physical cores among the CPUs
+   that the process is allowed (on Apple silicon the fast ones), or fewer where a container's CPU quota (control groups
+   1 and 2) is less, rounded down. */
+int32_t cpu_count_cores(void);
+
+/* The same with every hardware thread of a core counted: more threads than that take turns. */
+int32_t cpu_count_logical(void);
+
+/* "avx512bf16" etc., as SAMPAN_ISA spells it. */
+const char *cpu_isa_name(int32_t isa);
+
+#endif

@@ -1,0 +1,336 @@
+/* llmc.c: see llmc.h. */
+
+#include "platform/file.h"
+#include "llmc.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include "platform/bfloat16.h"
+#include "platform/memory.h"
+
+enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 20240327, TOKENS = 20240520 };
+enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };
+enum { PADDED_TO = 128 };             /* rows of the token embedding's gradient in a debug state */
+
+static int32_t complain(FILE *stream, const char *path, const char *what, char *message, int64_t message_size) {
+    if (stream) fclose(stream);
+    snprintf(message, (size_t)message_size, "%s: %s", path, what);
+    return 1;
+}
+
+/* The header, and the bytes behind it; NULL with a message where it is not of this kind. */
+static FILE *open_kind(const char *path, int32_t magic, const char *kind, int32_t header[HEADER], int64_t *bytes,
+                       char *message, int64_t message_size) {
+    FILE *stream = fopen(path, "rb");
+    if (!stream || fread(header, 4, HEADER, stream) != HEADER || header[0] != magic) {
+        if (stream) snprintf(message, (size_t)message_size, "%s: not %s of llm.c's", path, kind);
+        else snprintf(message, (size_t)message_size, "%s: %s", path, strerror(errno));
+        if (stream) fclose(stream);
+        return NULL;
+    }
+    *bytes = file_seek(stream, 0, SEEK_END) ? -1 : (int64_t)file_tell(stream) - HEADER_BYTES;
+    return stream;
+}
+
+int32_t llmc_recognizes(const char *path) {
+    int32_t magic = 0;
+    FILE *stream = fopen(path, "rb");
+    if (!stream) return 0;
+    int32_t found = fread(&magic, 4, 1, stream) == 1 && magic == MODEL;
+    fclose(stream);
+    return found;
+}
+
+/* ---- tensors: llm.c has each kind for all blocks before the next kind ---- */
+
+static const struct {
+    const char *name;
+    int64_t squares, rows;
+} OF_A_BLOCK[] = {       /* squares * C * C + rows * C floats */
+                  {"ln_1.weight", 0, 1},      {"ln_1.bias", 0, 1},          {"attn.c_attn.weight", 3, 0},
+                  {"attn.c_attn.bias", 0, 3}, {"attn.c_proj.weight", 1, 0}, {"attn.c_proj.bias", 0, 1},
+                  {"ln_2.weight", 0, 1},      {"ln_2.bias", 0, 1},          {"mlp.c_fc.weight", 4, 0},
+                  {"mlp.c_fc.bias", 0, 4},    {"mlp.c_proj.weight", 4, 0},  {"mlp.c_proj.bias", 0, 1}};
+
+/* Where a parameter begins, in elements behind the first; where it ends is the next one's, or the name NULL's: all of
+ * them. */
+static int64_t find_offset(const sampan_config *c, int64_t padded, const char *name) {
+    int64_t C = c->n_embd, offset = (padded + c->block_size) * C, layer = 0;
+    int n = 0;
+    if (name && !strcmp(name, "wte.weight")) return 0;
+    if (name && !strcmp(name, "wpe.weight")) return padded * C;
+    if (name) sscanf(name, "h.%" SCNd64 ".%n", &layer, &n);
+    for (size_t i = 0; i < sizeof OF_A_BLOCK / sizeof *OF_A_BLOCK; i++) {
+        int64_t size = (OF_A_BLOCK[i].squares * C + OF_A_BLOCK[i].rows) * C;
+        if (n && !strcmp(name + n, OF_A_BLOCK[i].name)) return offset + layer * size;
+        offset += c->n_layer * size;
+    }
+    return offset + (!name ? 2 * C : strcmp(name, "ln_f.weight") ? C : 0);
+}
+
+/* All elements, without wrapping around; -1: no file has so many. */
+static int64_t count_elements(const sampan_config *c, int64_t padded) {
+    int64_t C = c->n_embd, blocks, tables;
+    if (!size_multiply(&blocks, C, 12 * C + 13) || !size_multiply(&blocks, blocks, c->n_layer)
+        || !size_multiply(&tables, C, padded + c->block_size + 2))
+        return -1;
+    return blocks / 2 + tables / 2 < (int64_t)1 << 60 ? blocks + tables : -1;
+}
+
+/* `count` elements of `width` bytes, 4 or 2 (bfloat16), from the byte `offset` on. */
+static int32_t read_values(FILE *stream, int64_t offset, int64_t width, int64_t count, float *values) {
+    if (file_seek(stream, offset, SEEK_SET)) return 1;
+    if (width == 4) return fread(values, 4, (size_t)count, stream) != (size_t)count;
+    uint16_t piece[4096];
+    for (int64_t i = 0; i < count; i += 4096) {
+        int64_t n = count - i < 4096 ? count - i : 4096;
+        if (fread(piece, 2, (size_t)n, stream) != (size_t)n) return 1;
+        for (int64_t j = 0; j < n; j++) values[i + j] = bfloat16_to_float(piece[j]);
+    }
+    return 0;
+}
+
+/* ---- weights ---- */
+
+typedef struct weights {
+    FILE *stream;
+    int64_t padded, width;
+} weights;
+
+/* Opens the file and fills in the config's sizes. */
+static int32_t weights_open(weights *w, sampan_config *c, const char *path, char *message, int64_t message_size) {
+    int32_t h[HEADER];
+    int64_t bytes;
+    if (!(w->stream = open_kind(path, MODEL, "weights", h, &bytes, message, message_size))) return 1;
+    if (h[1] != FLOAT32_VERSION && h[1] != BFLOAT16_VERSION)
+        return complain(w->stream, path, "a version of llm.c's weights that is neither 3 (float32) nor 5 (bfloat16)",
+                        message, message_size);
+    for (int32_t i = 2; i < 8; i++)
+        if (h[i] < 1 || h[i] > 1 << 28)
+            return complain(w->stream, path, "its header has a size that no model has", message, message_size);
+    if (h[7] < h[3] || h[6] % h[5])
+        return complain(w->stream, path, "its header has sizes that do not fit together", message, message_size);
+    c->family = SAMPAN_GPT2;
+    c->block_size = h[2];
+    c->vocab_size = h[3];
+    c->n_layer = h[4];
+    c->n_head = c->n_kv_head = h[5];
+    c->n_embd = h[6];
+    w->padded = h[7];
+    w->width = h[1] == FLOAT32_VERSION ? 4 : 2;
+    int64_t elements = count_elements(c, w->padded);
+    if (elements < 0 || bytes % w->width || bytes / w->width != elements)
+        return complain(w->stream, path, "its length is not what its header says; it is not whole", message,
+                        message_size);
+    c->n_inner = 4 * c->n_embd;
+    c->head_dim = c->n_embd / c->n_head;
+    c->bias = c->tie_word_embeddings = 1;
+    c->norm_eps = 1e-5f;
+    return 0;
+}
+
+int32_t llmc_read_config(sampan_config *config, const char *path, char *message, int64_t message_size) {
+    weights w;
+    if (weights_open(&w, config, path, message, message_size)) return 1;
+    fclose(w.stream);
+    return 0;
+}
+
+/* 1: the rows of the token embedding beyond the vocabulary are all zero. */
+static int32_t padding_is_zero(const weights *w, const sampan_config *c) {
+    float piece[1024];
+    int64_t end = w->padded * c->n_embd;
+    for (int64_t i = (int64_t)c->vocab_size * c->n_embd; i < end; i += 1024) {
+        int64_t n = end - i < 1024 ? end - i : 1024;
+        if (read_values(w->stream, HEADER_BYTES + i * w->width, w->width, n, piece)) return 0;
+        for (int64_t j = 0; j < n; j++)
+            if (piece[j] != 0.0f) return 0;
+    }
+    return 1;
+}
+
+int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, char *message,
+                          int64_t message_size) {
+    weights w;
+    sampan_config c = *config;
+    if (weights_open(&w, &c, path, message, message_size)) return 1;
+    if (!padding_is_zero(&w, &c))
+        return complain(w.stream, path, "the rows beyond its vocabulary are not zero", message, message_size);
+    const char *complaint = NULL;
+    for (int64_t i = 0; i < sampan_count_parameters(engine) && !complaint; i++) {
+        sampan_parameter p;
+        sampan_get_parameter(engine, i, &p);
+        int64_t count = p.rows * (p.columns ? p.columns : 1);
+        float *values = malloc((size_t)count * sizeof(float));
+        if (!values) complaint = "no memory to read it";
+        else if (read_values(w.stream, HEADER_BYTES + find_offset(&c, w.padded, p.name) * w.width, w.width, count,
+                             values))
+            complaint = "cannot be read";
+        else if (sampan_write(engine, SAMPAN_WEIGHT, i, values)) complaint = sampan_error(engine);
+        free(values);
+    }
+    if (complaint) return complain(w.stream, path, complaint, message, message_size);
+    fclose(w.stream);
+    return 0;
+}
+
+int32_t llmc_save_config(const sampan_config *c, const char *folder, char *message, int64_t message_size) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    FILE *stream = fopen(path, "wb");
+    if (!stream) return complain(NULL, path, strerror(errno), message, message_size);
+    fprintf(stream, "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
+    fprintf(stream, "  \"vocab_size\": %d,\n  \"n_positions\": %d,\n  \"n_embd\": %d,\n", (int)c->vocab_size,
+            (int)c->block_size, (int)c->n_embd);
+    fprintf(stream, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"layer_norm_epsilon\": 1e-05,\n", (int)c->n_layer,
+            (int)c->n_head);
+    fprintf(stream, "  \"activation_function\": \"gelu_new\",\n  \"tie_word_embeddings\": true\n}\n");
+    int32_t failed = ferror(stream);
+    if (fclose(stream) || failed) return complain(NULL, path, "cannot be written", message, message_size);
+    return 0;
+}
+
+/* ---- tokens ---- */
+
+int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *message, int64_t message_size) {
+    int32_t h[HEADER];
+    int64_t bytes;
+    *t = (tokens){.width = 2, .begin = HEADER_BYTES, .vocab_size = vocab_size};
+    snprintf(t->path, sizeof t->path, "%s", path);
+    if (!(t->stream = open_kind(path, TOKENS, "a token file", h, &bytes, message, message_size))) return 1;
+    const char *wrong = h[1] != TOKENS_VERSION ? "a version of llm.c's token files that is not 1"
+                        : h[2] < 1 || bytes != (int64_t)h[2] * t->width
+                            ? "its length is not what its header says; it is not whole"
+                            : NULL;
+    t->count = h[2];
+    if (!wrong) return 0;
+    complain(t->stream, path, wrong, message, message_size);
+    t->stream = NULL;
+    return 1;
+}
+
+/* ---- batches ---- */
+
+static void twister_seed(llmc_batches *b, uint32_t seed) {
+    b->twister[0] = seed;
+    for (uint32_t i = 1; i < 624; i++)
+        b->twister[i] = 1812433253u * (b->twister[i - 1] ^ (b->twister[i - 1] >> 30)) + i;
+    b->used = 624;
+}
+
+static uint32_t twister_next(llmc_batches *b) {
+    uint32_t *s = b->twister;
+    if (b->used == 624) {
+        for (int32_t i = 0; i < 624; i++) {
+            uint32_t y = (s[i] & 0x80000000u) | (s[(i + 1) % 624] & 0x7fffffffu);
+            s[i] = s[(i + 397) % 624] ^ (y >> 1) ^ (y & 1u ? 0x9908b0dfu : 0u);
+        }
+        b->used = 0;
+    }
+    uint32_t y = s[b->used++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+/* Each epoch's order is drawn from where the epoch before stopped (Fisher and Yates, from the end). */
+static void shuffle_epoch(llmc_batches *b) {
+    for (int64_t i = 0; i < b->per_epoch; i++) b->place[i] = (int32_t)i;
+    for (int64_t i = b->per_epoch - 1; i > 0; i--) {
+        int64_t j = twister_next(b) % (uint32_t)(i + 1);
+        int32_t other = b->place[j];
+        b->place[j] = b->place[i];
+        b->place[i] = other;
+    }
+    b->shuffles++;
+}
+
+int32_t llmc_batches_create(llmc_batches *b, tokens *source, int64_t batch, int64_t block, int32_t shuffled,
+                            char *message, int64_t message_size) {
+    *b = (llmc_batches){
+        .source = source, .batch = batch, .block = block, .per_epoch = (source->count - 1) / (batch * block)};
+    if (b->per_epoch < 1) {
+        snprintf(message, (size_t)message_size, "%s has %lld tokens, and a batch needs %lld", source->path,
+                 (long long)source->count, (long long)(batch * block + 1));
+        return 1;
+    }
+    twister_seed(b, 42);
+    if (shuffled && (b->per_epoch > INT32_MAX || !(b->place = malloc((size_t)b->per_epoch * sizeof *b->place)))) {
+        snprintf(message, (size_t)message_size, "no memory to shuffle %lld batches", (long long)b->per_epoch);
+        return 1;
+    }
+    return 0;
+}
+
+void llmc_batches_free(llmc_batches *b) {
+    free(b->place);
+    *b = (llmc_batches){0};
+}
+
+int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, char *message, int64_t message_size) {
+    while (b->place && b->shuffles <= index / b->per_epoch) shuffle_epoch(b);
+    int64_t within = index % b->per_epoch, first = (b->place ? b->place[within] : within) * b->batch;
+    for (int64_t i = 0; i < b->batch; i++)
+        if (tokens_read_window(b->source, (first + i) * b->block, b->block, x + i * b->block, y + i * b->block, message,
+                               message_size))
+            return 1;
+    return 0;
+}
+
+/* ---- debug states ---- */
+
+int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c, char *message, int64_t message_size) {
+    int32_t h[HEADER];
+    int64_t bytes, logits;
+    *s = (llmc_state){.padded = (c->vocab_size + PADDED_TO - 1) / PADDED_TO * PADDED_TO};
+    int64_t parameters = count_elements(c, s->padded);
+    if (c->family != SAMPAN_GPT2 || !c->tie_word_embeddings || c->n_inner != 4 * c->n_embd)
+        return complain(NULL, path,
+                        "a debug state is of a gpt2 with a tied head and an MLP of 4 n_embd, and this model is not one",
+                        message, message_size);
+    FILE *stream = open_kind(path, STATE, "a debug state", h, &bytes, message, message_size);
+    if (!stream) return 1;
+    if (h[1] != STATE_VERSION)
+        return complain(stream, path, "a version of llm.c's debug states that is not 2", message, message_size);
+    s->B = h[2];
+    s->T = h[3];
+    int32_t plausible = s->B > 0 && s->T > 0 && s->T <= c->block_size && parameters > 0
+                        && size_multiply(&logits, s->B * s->T, (int64_t)c->vocab_size + 2);
+    if (!plausible || bytes % 4 || bytes / 4 - parameters - 1 != logits)
+        return complain(stream, path, "its length is not that of a debug state of this model", message, message_size);
+    int64_t count = s->B * s->T;
+    float loss;
+    s->stream = stream;
+    s->x = malloc((size_t)count * 4);
+    s->y = malloc((size_t)count * 4);
+    int32_t failed = !s->x || !s->y || file_seek(stream, HEADER_BYTES, SEEK_SET)
+                     || fread(s->x, 4, (size_t)count, stream) != (size_t)count
+                     || fread(s->y, 4, (size_t)count, stream) != (size_t)count
+                     || read_values(stream, HEADER_BYTES + 4 * logits, 4, 1, &loss);
+    if (failed) {
+        llmc_state_close(s);
+        return complain(NULL, path, "cannot be read", message, message_size);
+    }
+    s->loss = (double)loss;
+    return 0;
+}
+
+void llmc_state_close(llmc_state *s) {
+    if (s->stream) fclose(s->stream);
+    free(s->x);
+    free(s->y);
+    *s = (llmc_state){0};
+}
+
+int32_t llmc_state_read_logits(llmc_state *s, const sampan_config *c, int64_t b, int64_t t, float *logits) {
+    int64_t before = 2 * s->B * s->T + (b * s->T + t) * c->vocab_size;
+    return read_values(s->stream, HEADER_BYTES + 4 * before, 4, c->vocab_size, logits);
+}
+
+int32_t llmc_state_read_gradient(llmc_state *s, const sampan_config *c, const sampan_parameter *p, float *gradient) {
+    int64_t before = s->B * s->T * ((int64_t)c->vocab_size + 2) + 1 + find_offset(c, s->padded, p->name);
+    return read_values(s->stream, HEADER_BYTES + 4 * before, 4, p->rows * (p->columns ? p->columns : 1), gradient);
+}

@@ -1,0 +1,75 @@
+/* llmc.h: llm.c's files, read: weights, token files, the debug state of its test; and the order in which it takes
+   batches.
+
+       if (llmc_recognizes("gpt2_124M.bin")) ...
+       sampan_config config = {0};                       // then: training, dtype, threads, ... as the caller likes
+       if (llmc_read_config(&config, "gpt2_124M.bin", message, size)) ...
+       ...sampan_create()...
+       if (llmc_load_weights(engine, &config, "gpt2_124M.bin", message, size)) ...
+
+   Each begins with 256 int32: a magic number, a version, sizes. A file's length is checked against them before anything
+   is allocated. Little-endian machines only, like the files.
+
+   What it does not do: write (exchange/llmc.py does), several shards, Llama 3's files, optimizer states, the tokenizer
+   file. */
+
+#ifndef SAMPAN_LLMC_H
+#define SAMPAN_LLMC_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include "sampan.h"
+#include "tokens.h"
+
+/* 1: the file begins as weights of llm.c's do. */
+int32_t llmc_recognizes(const char *path);
+
+/* Each returns 0, or 1 with a sentence in `message`. */
+int32_t llmc_read_config(sampan_config *config, const char *path, char *message, int64_t message_size);
+int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, char *message,
+                          int64_t message_size);
+int32_t llmc_save_config(const sampan_config *config, const char *folder, char *message,
+                         int64_t message_size);    /* config.json */
+int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *message, int64_t message_size);
+
+/* ---- batches ---- */
+
+/* A batch is `batch` x `block` tokens that lie end to end; the rest of the file is left out. In the file's order; or
+   shuffled anew for each epoch by the same random numbers as llm.c's train_gpt2. */
+typedef struct llmc_batches {
+    tokens *source;
+    int64_t batch, block, per_epoch, shuffles;
+    int32_t *place;                   /* (per_epoch) of the epoch that was shuffled last; NULL: the file's order */
+    uint32_t twister[624];            /* MT19937 (Matsumoto & Nishimura 1998) */
+    int32_t used;                     /* numbers of it */
+} llmc_batches;
+
+int32_t llmc_batches_create(llmc_batches *b, tokens *source, int64_t batch, int64_t block, int32_t shuffled,
+                            char *message, int64_t message_size);
+void llmc_batches_free(llmc_batches *b);
+
+/* x, y (batch, block); where they are shuffled, the epochs of `index` ascend from call to call. */
+int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, char *message, int64_t message_size);
+
+/* ---- debug states ---- */
+
+/* What a model computes from one batch, kept to test another program: inputs, targets, logits, loss, gradients. */
+typedef struct llmc_state {
+    FILE *stream;
+    int64_t B, T, padded;             /* rows of the token embedding's gradient */
+    int32_t *x, *y;                   /* (B, T) */
+    double loss;
+} llmc_state;
+
+/* Of the model that `config` describes. */
+int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *config, char *message,
+                        int64_t message_size);
+void llmc_state_close(llmc_state *s);
+
+/* Logits (vocab_size) after token t of sequence b; the gradient of the parameter of that name, in its shape. 0, or 1 if
+ * it cannot be read. */
+int32_t llmc_state_read_logits(llmc_state *s, const sampan_config *config, int64_t b, int64_t t, float *logits);
+int32_t llmc_state_read_gradient(llmc_state *s, const sampan_config *config, const sampan_parameter *p,
+                                 float *gradient);
+
+#endif

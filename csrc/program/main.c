@@ -1,0 +1,673 @@
+/* main.c: sampan-c, the stand-alone program: trains and samples with no Python at all.
+
+       make && build/sampan-c train --init_from ../out/shakespeare --out_dir ../out/mine --data_dir ../data/shakespeare
+       build/sampan-c sample --out_dir ../out/mine --start "ROMEO:" --temperature 0.8
+
+   It starts from the weights of a folder, a run's of `sampan train` or any of Hugging Face's (config.json,
+   model.safetensors; the settings in its run.json are the defaults, flags override them), and reads the data folder's
+   train.bin and val.bin. Flags are those of config.py, as --key value or --key=value; loss lines, batches, evaluation
+   windows and schedule are the package's, so the numbers are too. The best weights go to out_dir, which becomes such a
+   folder; without --init_from it is one already.
+
+   It reads llm.c's files as well, and then trains as its train_gpt2 does, with the same losses; and it can be tested as
+   that is:
+
+       build/sampan-c train --recipe llmc --init_from gpt2_124M.bin --out_dir ../out/gpt2 \
+           --input_bin tiny_shakespeare_train.bin --input_val_bin tiny_shakespeare_val.bin
+       build/sampan-c test --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin   (status 1: they differ)
+
+   What it does not do: begin from nothing (`sampan train --max_iters 0` writes a fresh model), keep the optimizer for a
+   resume, prepare text, draw the package's samples (its random numbers are numpy's; temperature 0 gives the same text).
+ */
+
+#include <stddef.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "platform/clock.h"
+#include "platform/file.h"
+#include "folder.h"
+#include "llmc.h"
+#include "text.h"
+#include "tokens.h"
+
+/* ---- settings: one table; config.py's names and defaults ---- */
+
+typedef struct settings {
+    char out_dir[2048], init_from[2048], data_dir[2048], dtype[16], start[8192], optimizer[16];
+    char recipe[16], order[16], input_bin[2048], input_val_bin[2048], debug_state[2048]; /* of this program alone */
+    int64_t batch_size, block_size, gradient_accumulation_steps, max_iters, warmup_iters, lr_decay_iters, eval_interval,
+        eval_iters, log_interval;
+    int64_t threads, seed, num_samples, max_new_tokens, top_k;
+    int64_t decay_lr, eval_only, gradient_checkpointing;
+    double learning_rate, min_lr, weight_decay, beta1, beta2, momentum, adamw_lr_ratio, grad_clip, dropout, temperature;
+} settings;
+
+enum { TEXT, WHOLE, REAL, FLAG };
+typedef struct setting {
+    const char *name;
+    int32_t kind;
+    size_t offset;
+    double low, high;
+    size_t size;
+} setting;
+#define ROW(field, kind, low, high) {#field, kind, offsetof(settings, field), low, high, sizeof((settings *)0)->field}
+static const setting SETTINGS[] = {ROW(out_dir, TEXT, 0, 0),
+                                   ROW(init_from, TEXT, 0, 0),
+                                   ROW(data_dir, TEXT, 0, 0),
+                                   ROW(dtype, TEXT, 0, 0),
+                                   ROW(start, TEXT, 0, 0),
+                                   ROW(optimizer, TEXT, 0, 0),
+                                   ROW(momentum, REAL, 0, 0.999999),
+                                   ROW(adamw_lr_ratio, REAL, 0, 1e9),
+                                   ROW(gradient_checkpointing, FLAG, 0, 1),
+                                   ROW(recipe, TEXT, 0, 0),
+                                   ROW(order, TEXT, 0, 0),
+                                   ROW(input_bin, TEXT, 0, 0),
+                                   ROW(input_val_bin, TEXT, 0, 0),
+                                   ROW(debug_state, TEXT, 0, 0),
+                                   ROW(batch_size, WHOLE, 1, 1e6),
+                                   ROW(block_size, WHOLE, 0, 1e7),
+                                   ROW(gradient_accumulation_steps, WHOLE, 1, 1e9),
+                                   ROW(max_iters, WHOLE, 0, 1e15),
+                                   ROW(warmup_iters, WHOLE, 0, 1e15),
+                                   ROW(lr_decay_iters, WHOLE, 0, 1e15),
+                                   ROW(eval_interval, WHOLE, 1, 1e15),
+                                   ROW(eval_iters, WHOLE, 1, 1e9),
+                                   ROW(log_interval, WHOLE, 1, 1e15),
+                                   ROW(threads, WHOLE, 0, 1024),
+                                   ROW(seed, WHOLE, 0, 9e15),
+                                   ROW(num_samples, WHOLE, 1, 1e5),
+                                   ROW(max_new_tokens, WHOLE, 0, 1e12),
+                                   ROW(top_k, WHOLE, 0, 1e9),
+                                   ROW(decay_lr, FLAG, 0, 1),
+                                   ROW(eval_only, FLAG, 0, 1),
+                                   ROW(learning_rate, REAL, 0, 1e9),
+                                   ROW(min_lr, REAL, 0, 1e9),
+                                   ROW(weight_decay, REAL, 0, 1e9),
+                                   ROW(beta1, REAL, 0, 0.999999),
+                                   ROW(beta2, REAL, 0, 0.999999),
+                                   ROW(grad_clip, REAL, 0, 1e9),
+                                   ROW(dropout, REAL, 0, 0.99),
+                                   ROW(temperature, REAL, 0, 1e9)};
+
+static const settings DEFAULTS = {.out_dir = "out",
+                                  .dtype = "auto",
+                                  .start = "\n",
+                                  .order = "windows",
+                                  .optimizer = "adamw",
+                                  .batch_size = 12,
+                                  .gradient_accumulation_steps = 40,
+                                  .max_iters = 600000,
+                                  .warmup_iters = 2000,
+                                  .lr_decay_iters = 600000,
+                                  .eval_interval = 2000,
+                                  .eval_iters = 200,
+                                  .log_interval = 1,
+                                  .seed = 1337,
+                                  .num_samples = 1,
+                                  .max_new_tokens = 500,
+                                  .top_k = 200,
+                                  .decay_lr = 1,
+                                  .learning_rate = 6e-4,
+                                  .min_lr = 6e-5,
+                                  .weight_decay = 0.1,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.95,
+                                  .momentum = 0.95,
+                                  .adamw_lr_ratio = 0.2,
+                                  .grad_clip = 1.0,
+                                  .temperature = 0.8};
+
+/* ---- errors: the program's only way out before its end ---- */
+
+static void fail(const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    fputs("sampan-c: ", stderr);
+    vfprintf(stderr, format, values);
+    fputc('\n', stderr);
+    va_end(values);
+    exit(2);
+}
+
+static void require(int32_t failed, const char *message) {
+    if (failed) fail("%s", message);
+}
+
+static void *allocate(int64_t count, size_t width) {
+    void *p = calloc((size_t)count, width);
+    if (!p) fail("no memory for %lld values", (long long)count);
+    return p;
+}
+
+static const setting *find_setting(const char *name, size_t length) {
+    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++)
+        if (strlen(SETTINGS[i].name) == length && !strncmp(SETTINGS[i].name, name, length)) return &SETTINGS[i];
+    return NULL;
+}
+
+static void set_number(settings *s, const setting *row, double number, const char *shown) {
+    if (!(number >= row->low && number <= row->high))
+        fail("%s=%s: expected a number from %g to %g", row->name, shown, row->low, row->high);
+    if (row->kind != REAL && number != floor(number)) fail("%s=%s: expected a whole number", row->name, shown);
+    void *field = (char *)s + row->offset;
+    if (row->kind == REAL) *(double *)field = number;
+    else *(int64_t *)field = (int64_t)number;
+}
+
+static void set_text(settings *s, const setting *row, const char *text) {
+    if (row->kind == TEXT) {
+        if (strlen(text) >= row->size) fail("%s is too long", row->name);
+        memcpy((char *)s + row->offset, text, strlen(text) + 1);
+        return;
+    }
+    char *end;
+    double number = strtod(text, &end);
+    if (row->kind == FLAG && (!strcmp(text, "True") || !strcmp(text, "true"))) number = 1, end = "";
+    else if (row->kind == FLAG && (!strcmp(text, "False") || !strcmp(text, "false"))) number = 0, end = "";
+    else if (!strcmp(text, "auto") || !strcmp(text, "None")) number = 0, end = "";
+    else if (end == text) end = "not a number";
+    if (*end) fail("%s=%s: expected %s", row->name, text, row->kind == FLAG ? "True or False" : "a number");
+    set_number(s, row, number, text);
+}
+
+/* Settings of run.json, where there is one; those that this program has not are another's business. */
+static void read_run(settings *s, const char *folder) {
+    char path[4096], message[256];
+    int64_t size;
+    json doc;
+    snprintf(path, sizeof path, "%s/run.json", folder);
+    char *text = file_read(path, &size, message, sizeof message);
+    if (!text) return;
+    if (json_parse(&doc, text, size)) fail("%s: %s", path, doc.message);
+    free(text);
+    int64_t object = json_find(&doc, 0, "settings");
+    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
+        const setting *row = &SETTINGS[i];
+        int64_t at = json_find(&doc, object, row->name);
+        if (!at || !strcmp(row->name, "out_dir") || !strcmp(row->name, "init_from")) continue;
+        const json_value *v = &doc.values[at];
+        if (v->type == JSON_STRING) set_text(s, row, v->string);
+        else if (v->type == JSON_NUMBER && row->kind != TEXT) set_number(s, row, v->number, row->name);
+        else if ((v->type == JSON_TRUE || v->type == JSON_FALSE) && row->kind == FLAG)
+            set_number(s, row, v->type == JSON_TRUE, row->name);
+        else if (v->type == JSON_NULL && row->kind == WHOLE && row->low == 0) set_number(s, row, 0, row->name);
+    }
+    const char *data = json_string(&doc, json_find(&doc, 0, "data"), "folder", NULL);
+    if (data) set_text(s, find_setting("data_dir", 8), data);
+    json_free(&doc);
+}
+
+/* What llm.c's train_gpt2 has compiled in. */
+static void use_recipe(settings *s) {
+    if (!s->recipe[0]) return;
+    if (strcmp(s->recipe, "llmc")) fail("recipe=%s: expected llmc", s->recipe);
+    s->batch_size = 4;
+    s->block_size = 64;
+    s->gradient_accumulation_steps = 1;
+    s->max_iters = 41;
+    s->eval_interval = 10;
+    s->eval_iters = 5;
+    s->learning_rate = 1e-4;
+    s->decay_lr = 0;
+    snprintf(s->optimizer, sizeof s->optimizer, "adamw");
+    s->beta1 = 0.9;
+    s->beta2 = 0.999;
+    s->weight_decay = s->grad_clip = s->dropout = 0.0;
+    snprintf(s->dtype, sizeof s->dtype, "float32");
+    snprintf(s->order, sizeof s->order, "llmc");
+}
+
+/* --key value and --key=value. Twice: first for the folders and the recipe, which come between defaults and flags. */
+static void read_flags(settings *s, int argc, char **argv, int32_t only_sources) {
+    for (int i = 2; i < argc; i++) {
+        const char *key = argv[i], *equals = strchr(key, '='), *value;
+        if (strncmp(key, "--", 2)) fail("%s: expected --key value or --key=value", key);
+        key += 2;
+        size_t length = equals ? (size_t)(equals - key) : strlen(key);
+        const setting *row = !strncmp(key, "prompt", 6) && length == 6 ? find_setting("start", 5)
+                                                                       : find_setting(key, length);
+        if (!row) fail("unknown setting %.*s", (int)length, key);
+        if (equals) value = equals + 1;
+        else if (++i < argc) value = argv[i];
+        else fail("%s needs a value", row->name);
+        int32_t is_source = !strcmp(row->name, "out_dir") || !strcmp(row->name, "init_from")
+                            || !strcmp(row->name, "recipe");
+        if (!only_sources || is_source) set_text(s, row, value);
+    }
+}
+
+/* ---- the model of the folder ---- */
+
+typedef struct program {
+    settings s;
+    sampan_config config;
+    int32_t is_llmc; /* the weights are a file of llm.c's, and not a folder */
+    sampan_engine *engine;
+} program;
+
+static const char *source_folder(const settings *s) { return s->init_from[0] ? s->init_from : s->out_dir; }
+
+/* The bytes of folder/name; NULL where there is no such file, or no folder. */
+static char *read_member(const char *folder, const char *name, int64_t *size) {
+    char path[4096], message[256];
+    if (!folder[0]) return NULL;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return file_read(path, size, message, sizeof message);
+}
+
+/* Makes out_dir a model's folder like the one that training starts from; refuses to spoil what is there. */
+static void prepare_out_dir(const program *p) {
+    static const char *const DESCRIPTION[] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
+    const settings *s = &p->s;
+    char message[4608];
+    int64_t size;
+    char *kept = read_member(s->out_dir, s->init_from[0] ? "model.safetensors" : "run.json", &size);
+    if (kept && s->init_from[0]) fail("%s already holds a model; choose another --out_dir", s->out_dir);
+    if (kept)
+        fail("%s holds a run of sampan train, with its own progress: start from it with --init_from %s, and name "
+             "another --out_dir",
+             s->out_dir, s->out_dir);
+    free(kept);
+    if (!s->init_from[0]) return;
+    file_make_folder(s->out_dir);
+    for (size_t i = 0; i < sizeof DESCRIPTION / sizeof *DESCRIPTION; i++) {
+        char *text = read_member(p->is_llmc ? s->data_dir : s->init_from, DESCRIPTION[i], &size), path[4096];
+        if (!text || (p->is_llmc && i == 0)) continue;
+        snprintf(path, sizeof path, "%s/%s", s->out_dir, DESCRIPTION[i]);
+        FILE *file = fopen(path, "wb");
+        if (!file || fwrite(text, 1, (size_t)size, file) != (size_t)size || fclose(file))
+            fail("%s: cannot be written", path);
+        free(text);
+    }
+    if (p->is_llmc) require(llmc_save_config(&p->config, s->out_dir, message, sizeof message), message);
+}
+
+/* Ids mean something only under the tokenizer that the model was trained with. */
+static void check_tokenizer(const settings *s) {
+    int64_t size, data_size;
+    char *ours = read_member(source_folder(s), "tokenizer.json", &size),
+         *data = read_member(s->data_dir, "tokenizer.json", &data_size);
+    if (ours && data && (size != data_size || memcmp(ours, data, (size_t)size)))
+        fail("%s was prepared with another tokenizer than that of %s", s->data_dir, source_folder(s));
+    free(ours);
+    free(data);
+}
+
+static void program_open(program *p, int32_t training) {
+    settings *s = &p->s;
+    sampan_config *c = &p->config;
+    char message[4608];
+    double *frequencies = NULL;
+    const char *source = source_folder(s);
+    p->is_llmc = llmc_recognizes(source);
+    const int32_t is_muon = !strcmp(s->optimizer, "muon");
+    if (!is_muon && strcmp(s->optimizer, "adamw")) fail("optimizer=%s: expected adamw or muon", s->optimizer);
+    *c = (sampan_config){.struct_size = sizeof *c,
+                         .training = training,
+                         .threads = (int32_t)s->threads,
+                         .beta1 = s->beta1,
+                         .beta2 = s->beta2,
+                         .weight_decay = s->weight_decay,
+                         .grad_clip = s->grad_clip,
+                         .momentum = s->momentum,
+                         .adamw_lr_ratio = s->adamw_lr_ratio,
+                         .optimizer = is_muon ? SAMPAN_MUON : SAMPAN_ADAMW,
+                         .gradient_checkpointing = (int32_t)s->gradient_checkpointing,
+                         .seed = (uint64_t)s->seed,
+                         .dropout = (float)s->dropout};
+    if (!strcmp(s->dtype, "auto")) c->dtype = sampan_preferred_dtype();
+    else if (!strcmp(s->dtype, "bfloat16")) c->dtype = SAMPAN_BFLOAT16;
+    else if (!strcmp(s->dtype, "float32")) c->dtype = SAMPAN_FLOAT32;
+    else fail("dtype=%s: expected auto, float32 or bfloat16", s->dtype);
+    if (p->is_llmc) require(llmc_read_config(c, source, message, sizeof message), message);
+    else require(folder_read_config(c, &frequencies, source, message, sizeof message), message);
+    if (s->block_size > c->block_size)
+        fail("block_size=%lld: the model has %d", (long long)s->block_size, (int)c->block_size);
+    if (!s->block_size) s->block_size = c->block_size;
+    require(sampan_create(&p->engine, c, message, sizeof message), message);
+    free(frequencies);
+    c->rotary_frequencies = NULL;
+    if (p->is_llmc) require(llmc_load_weights(p->engine, c, source, message, sizeof message), message);
+    else require(folder_load_weights(p->engine, c, source, message, sizeof message), message);
+    fprintf(stderr, "%s: %s\n", source, sampan_description(p->engine));
+}
+
+/* ---- train: loop.py's loop ---- */
+
+static double learning_rate(const settings *s, int64_t step) {
+    int64_t end = s->lr_decay_iters ? s->lr_decay_iters : s->max_iters;
+    if (!s->decay_lr) return s->learning_rate;
+    if (step < s->warmup_iters) return s->learning_rate * (double)(step + 1) / (double)(s->warmup_iters + 1);
+    if (step >= end) return s->min_lr;
+    double done = (double)(step - s->warmup_iters) / (double)(end - s->warmup_iters);
+    return s->min_lr + 0.5 * (1.0 + cos(3.14159265358979323846 * done)) * (s->learning_rate - s->min_lr);
+}
+
+/* Mean loss over data.py's evaluation_batches: fixed windows that cover the split evenly; in another order, llm.c's:
+ * the first ones. */
+static double evaluate(program *p, tokens *split, int32_t *x, int32_t *y) {
+    const settings *s = &p->s;
+    char message[4608];
+    int64_t block = s->block_size, available = (split->count - 1) / block;
+    if (available < 1)
+        fail("%s has %lld tokens, and a block needs %lld", split->path, (long long)split->count,
+             (long long)(block + 1));
+    int64_t count = available < s->batch_size * s->eval_iters ? available : s->batch_size * s->eval_iters;
+    int32_t evenly = !strcmp(s->order, "windows");
+    int64_t rest = split->count - 1 - available * block, whole = evenly && count == available && rest > 0,
+            total = count + whole;
+    double sum = 0.0, targets = 0.0;
+    for (int64_t first = 0; first < total; first += s->batch_size) {
+        int64_t n = total - first < s->batch_size ? total - first : s->batch_size, ignored = 0;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t window = first + i, start = window < count ? (evenly ? window * available / count : window) * block
+                                                               : split->count - 1 - block;
+            require(tokens_read_window(split, start, block, x + i * block, y + i * block, message, sizeof message),
+                    message);
+            if (window == count) { /* the last window shares targets with the one before */
+                ignored = block - rest;
+                for (int64_t j = 0; j < ignored; j++) y[i * block + j] = -1;
+            }
+        }
+        double loss;
+        require(sampan_loss(p->engine, x, y, n, block, &loss), sampan_error(p->engine));
+        sum += loss * (double)(n * block - ignored);
+        targets += (double)(n * block - ignored);
+    }
+    return sum / targets;
+}
+
+/* model.py's flops_per_token */
+static double count_flops(const program *p) {
+    const sampan_config *c = &p->config;
+    double multiplied = 0.0;
+    for (int64_t i = 0; i < sampan_count_parameters(p->engine); i++) {
+        sampan_parameter row;
+        sampan_get_parameter(p->engine, i, &row);
+        int32_t looked_up = !strcmp(row.name, "wpe.weight")
+                            || (!strcmp(row.name, "wte.weight") && !c->tie_word_embeddings);
+        if (!looked_up) multiplied += (double)row.rows * (double)(row.columns ? row.columns : 1);
+    }
+    return 6.0 * multiplied + 12.0 * c->n_layer * c->n_head * c->head_dim * (double)p->s.block_size;
+}
+
+/* A split of the data folder, or the token file of llm.c's that stands for it. */
+static void open_split(const program *p, tokens *t, const char *split, const char *file) {
+    char message[4608];
+    if (file[0]) require(llmc_open_tokens(t, file, p->config.vocab_size, message, sizeof message), message);
+    else if (!p->s.data_dir[0]) fail("no data: give --data_dir, or --input_bin and --input_val_bin");
+    else require(tokens_open(t, p->s.data_dir, split, p->config.vocab_size, message, sizeof message), message);
+}
+
+static void train(program *p) {
+    settings *s = &p->s;
+    char message[4608];
+    program_open(p, 1);
+    tokens train_tokens, val_tokens;
+    windows order;
+    llmc_batches batches = {0};
+    int32_t in_windows = !strcmp(s->order, "windows"), shuffled = !strcmp(s->order, "llmc");
+    if (!in_windows && !shuffled && strcmp(s->order, "file"))
+        fail("order=%s: expected windows (shuffled), file (from its beginning) or llmc (its shuffle)", s->order);
+    check_tokenizer(s);
+    open_split(p, &train_tokens, "train", s->input_bin);
+    open_split(p, &val_tokens, "val", s->input_val_bin);
+    if (!s->eval_only) prepare_out_dir(p);
+    require(windows_create(&order, &train_tokens, s->block_size, (uint64_t)s->seed, message, sizeof message), message);
+    if (!in_windows)
+        require(llmc_batches_create(&batches, &train_tokens, s->batch_size, s->block_size, shuffled, message,
+                                    sizeof message),
+                message);
+    int32_t *x = allocate(s->batch_size * s->block_size, sizeof *x),
+            *y = allocate(s->batch_size * s->block_size, sizeof *y);
+    int64_t per_step = s->batch_size * s->gradient_accumulation_steps;
+    double best = INFINITY, peak, flops = count_flops(p) * (double)per_step * (double)s->block_size;
+    require(sampan_measure_peak(p->engine, &peak), sampan_error(p->engine));
+
+    for (int64_t step = 0;; step++) {
+        if (step % s->eval_interval == 0 || step >= s->max_iters) {
+            double train_loss = evaluate(p, &train_tokens, x, y), val_loss = evaluate(p, &val_tokens, x, y);
+            printf("step %lld: train loss %.4f, val loss %.4f\n", (long long)step, train_loss, val_loss);
+            fflush(stdout);
+            if (val_loss < best) {
+                best = val_loss;
+                if (!s->eval_only)
+                    require(folder_save_weights(p->engine, &p->config, s->out_dir, message, sizeof message), message);
+            }
+        }
+        if (step >= s->max_iters || s->eval_only) break;
+
+        double start = clock_seconds(), loss, norm;
+        for (int64_t first = 0; first < per_step; first += s->batch_size) {
+            int64_t window = step * per_step + first;
+            int32_t failed = in_windows
+                                 ? windows_read(&order, window, s->batch_size, x, y, message, sizeof message)
+                                 : llmc_batches_read(&batches, window / s->batch_size, x, y, message, sizeof message);
+            require(failed, message);
+            require(sampan_accumulate(p->engine, x, y, s->batch_size, s->block_size), sampan_error(p->engine));
+        }
+        int32_t code = sampan_update(p->engine, learning_rate(s, step), &loss, &norm);
+        if (code == SAMPAN_NOT_FINITE)
+            fail("step %lld: %s (loss %f); lower --learning_rate", (long long)step, sampan_error(p->engine), loss);
+        require(code, sampan_error(p->engine));
+        double seconds = clock_seconds() - start;
+        if (step % s->log_interval == 0) {
+            printf("iter %lld: loss %.4f, time %.2fms, mfu %.2f%%\n", (long long)step, loss, 1000.0 * seconds,
+                   100.0 * flops / seconds / peak);
+            fflush(stdout);
+        }
+    }
+    free(x);
+    free(y);
+    llmc_batches_free(&batches);
+    tokens_close(&train_tokens);
+    tokens_close(&val_tokens);
+}
+
+/* ---- test: against llm.c's debug state ---- */
+
+static const double TOLERANCE = 1e-3; /* of a value, or of its row's root mean square where that is more */
+
+static double root_mean_square(const float *x, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum / (double)n);
+}
+
+/* The largest error of found (rows, columns) relative to the larger of the wanted value and its row's root mean square,
+   or a thousandth of the whole tensor's: in a row that ought to be zero there is only rounding. Infinite where a value
+   is not a number, or a zero is missed. */
+static double largest_error(const float *found, const float *wanted, int64_t rows, int64_t columns) {
+    double largest = 0.0, least = 1e-3 * root_mean_square(wanted, rows * columns);
+    for (int64_t i = 0; i < rows; i++) {
+        double row = root_mean_square(wanted + i * columns, columns);
+        for (int64_t j = i * columns; j < (i + 1) * columns; j++) {
+            double scale = fmax(fmax(fabs((double)wanted[j]), row), least),
+                   error = fabs((double)found[j] - (double)wanted[j]);
+            if (error == 0.0) continue;
+            error = error / scale <= INFINITY ? error / scale : INFINITY;
+            largest = fmax(largest, error);
+        }
+    }
+    return largest;
+}
+
+/* One line; 1 where the error is too large. */
+static int test_report(const char *name, double error) {
+    int wrong = !(error <= TOLERANCE);
+    printf("%-24s %.1e%s\n", name, error, wrong ? "  WRONG" : "");
+    return wrong;
+}
+
+static int test_logits(program *p, llmc_state *state) {
+    int64_t V = p->config.vocab_size;
+    float *logits = allocate(state->B * V, sizeof *logits), *wanted = allocate(V, sizeof *wanted);
+    int32_t *ids = allocate(state->B, sizeof *ids);
+    double error = 0.0;
+    sampan_session *session;
+    require(sampan_session_create(&session, p->engine, state->B), sampan_error(p->engine));
+    for (int64_t t = 0; t < state->T; t++) {
+        for (int64_t b = 0; b < state->B; b++) ids[b] = state->x[b * state->T + t];
+        require(sampan_session_feed(session, ids, 1, logits), sampan_error(p->engine));
+        for (int64_t b = 0; b < state->B; b++) {
+            require(llmc_state_read_logits(state, &p->config, b, t, wanted), "the debug state cannot be read");
+            error = fmax(error, largest_error(logits + b * V, wanted, 1, V));
+        }
+    }
+    sampan_session_destroy(session);
+    free(logits);
+    free(wanted);
+    free(ids);
+    return test_report("logits", error);
+}
+
+/* Every value of every gradient. Returns how many lines were wrong. */
+static int test(program *p) {
+    char message[4608];
+    llmc_state state;
+    double loss;
+    int wrong = 0;
+    if (!strcmp(p->s.dtype, "auto")) snprintf(p->s.dtype, sizeof p->s.dtype, "float32");
+    p->s.dropout = 0.0;
+    program_open(p, 1);
+    require(llmc_state_open(&state, p->s.debug_state, &p->config, message, sizeof message), message);
+    require(sampan_loss(p->engine, state.x, state.y, state.B, state.T, &loss), sampan_error(p->engine));
+    printf("%lld sequences of %lld tokens, loss %f; relative errors:\n", (long long)state.B, (long long)state.T, loss);
+    wrong += test_logits(p, &state);
+    wrong += test_report("loss", fabs(loss - state.loss) / fabs(state.loss));
+    require(sampan_accumulate(p->engine, state.x, state.y, state.B, state.T), sampan_error(p->engine));
+    for (int64_t i = 0; i < sampan_count_parameters(p->engine); i++) {
+        sampan_parameter row;
+        sampan_get_parameter(p->engine, i, &row);
+        int64_t columns = row.columns ? row.columns : row.rows, rows = row.columns ? row.rows : 1;
+        float *found = allocate(rows * columns, sizeof *found), *wanted = allocate(rows * columns, sizeof *wanted);
+        require(sampan_read(p->engine, SAMPAN_GRADIENT, i, found), sampan_error(p->engine));
+        require(llmc_state_read_gradient(&state, &p->config, &row, wanted), "the debug state cannot be read");
+        wrong += test_report(row.name, largest_error(found, wanted, rows, columns));
+        free(found);
+        free(wanted);
+    }
+    llmc_state_close(&state);
+    puts(wrong ? "the debug state is NOT what this model computes" : "everything agrees");
+    return wrong;
+}
+
+/* ---- sample ---- */
+
+static uint64_t random_state;
+static double random_uniform(void) { /* SplitMix64, in [0, 1) */
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0;
+}
+
+static int descending(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* A token from softmax(logits / temperature) over the top_k likeliest, with all that equal the last of them. `spare`
+ * has n floats. */
+static int32_t draw(const float *logits, float *spare, int64_t n, double temperature, int64_t top_k) {
+    int64_t likeliest = 0;
+    for (int64_t i = 1; i < n && !isnan(logits[likeliest]); i++)
+        if (!(logits[i] <= logits[likeliest])) likeliest = i; /* or the first NaN */
+    if (!isfinite(logits[likeliest]))
+        fail("the model's output is not finite; its weights are damaged, or its training diverged");
+    if (temperature == 0.0) return (int32_t)likeliest;
+    float least = -INFINITY;
+    if (top_k > 0 && top_k < n) {
+        memcpy(spare, logits, (size_t)n * sizeof(float));
+        qsort(spare, (size_t)n, sizeof(float), descending);
+        least = spare[top_k - 1];
+    }
+    double total = 0.0, seen = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        spare[i] = logits[i] < least ? 0.0f : (float)exp(((double)logits[i] - (double)logits[likeliest]) / temperature);
+        total += (double)spare[i];
+    }
+    double target = random_uniform() * total;
+    for (int64_t i = 0; i < n; i++)
+        if ((seen += (double)spare[i]) > target) return (int32_t)i;
+    return (int32_t)likeliest;
+}
+
+static void sample(program *p) {
+    settings *s = &p->s;
+    char message[4608], path[4096];
+    vocabulary v;
+    program_open(p, 0);
+    snprintf(path, sizeof path, "%s/tokenizer.json", s->out_dir);
+    require(vocabulary_read(&v, path, message, sizeof message), message);
+    int64_t V = p->config.vocab_size, block = p->config.block_size, prompt = (int64_t)strlen(s->start) + 1,
+            total = prompt + s->max_new_tokens;
+    int32_t *ids = allocate(total, sizeof *ids);
+    float *logits = allocate(V, sizeof *logits), *spare = allocate(V, sizeof *spare);
+    prompt = vocabulary_encode(&v, s->start, ids, prompt);
+    if (prompt < 0) fail("the prompt has a character that the vocabulary lacks");
+    if (prompt == 0) ids[prompt++] = 0;
+    random_state = (uint64_t)s->seed;
+    for (int64_t number = 0; number < s->num_samples; number++) {
+        sampan_session *session = NULL;
+        int64_t count = prompt, fed = prompt > block ? prompt - block : 0;
+        for (int64_t i = 0; i < prompt; i++) vocabulary_print(&v, ids[i], stdout);
+        for (; count < prompt + s->max_new_tokens; count++) {
+            if (session
+                && sampan_session_position(session) == block) { /* full: again from the newer half, as sample.py */
+                sampan_session_destroy(session);
+                session = NULL;
+                fed = count - (block / 2 > 0 ? block / 2 : 1);
+            }
+            if (!session) require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
+            require(sampan_session_feed(session, ids + fed, count - fed, logits), sampan_error(p->engine));
+            fed = count;
+            ids[count] = draw(logits, spare, V, s->temperature, s->top_k);
+            vocabulary_print(&v, ids[count], stdout);
+            fflush(stdout);
+        }
+        putchar('\n');
+        sampan_session_destroy(session);
+    }
+    free(ids);
+    free(logits);
+    free(spare);
+    vocabulary_free(&v);
+}
+
+static int print_help(void) {
+    puts("sampan-c train  --init_from RUN --out_dir NEW --data_dir DATA [--key value ...]\n"
+         "sampan-c sample --out_dir RUN [--start TEXT] [--key value ...]\n"
+         "sampan-c train  --recipe llmc --init_from gpt2_124M.bin --input_bin TRAIN.bin --input_val_bin VAL.bin "
+         "--out_dir NEW\n"
+         "sampan-c test   --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin\n\nKeys, with the meanings "
+         "of `sampan train --help`:");
+    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) printf("  --%s\n", SETTINGS[i].name);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    int32_t trains = argc > 1 && !strcmp(argv[1], "train"), samples = argc > 1 && !strcmp(argv[1], "sample"),
+            tests = argc > 1 && !strcmp(argv[1], "test");
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) return print_help();
+    if (!trains && !samples && !tests)
+        fail("usage: sampan-c train|sample|test --out_dir FOLDER [--key value ...]; sampan-c --help lists the keys");
+    static program p; /* large, and zero */
+    p.s = DEFAULTS;
+    read_flags(&p.s, argc, argv, 1);
+    if (samples && p.s.init_from[0]) fail("init_from is train's: sample reads --out_dir");
+    read_run(&p.s, source_folder(&p.s));
+    use_recipe(&p.s);
+    read_flags(&p.s, argc, argv, 0);
+    int status = 0;
+    if (trains) train(&p);
+    else if (samples) sample(&p);
+    else status = test(&p) > 0;
+    sampan_destroy(p.engine);
+    return status;
+}
