@@ -17,11 +17,12 @@ import numpy as np
 from contest import contest, load_nanogpt, machine
 from step import SHAPES
 
-from sampan.checkpoint import save_model
+from sampan.checkpoint.folder import save_model
 from sampan.config import ModelConfig, SampleConfig, change
-from sampan.engine import engines_here, open_engine
-from sampan.model import initialize, resolve
-from sampan.sample import generate
+from sampan.engine.open import engines_here, open_engine
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
+from sampan.sampling.draw import generate
 
 WORKS = {"characters": ("shakespeare", 64, 2000), "gpt2": ("gpt2_1x1024", 1024, 64)}  # shape, block_size, tokens
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from contest import contest, machine
 
-from sampan import tokenizer as tokenizers
+import sampan.tokens.tokenizer
 from sampan.config import DataConfig
-from sampan.data import prepare
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
+from sampan.tokens.kinds import gpt2_tokenizer, train_bpe
 
 
 def prepare_once(path: str, kind: str):
@@ -38,13 +39,13 @@ def prepare_once(path: str, kind: str):
 
 def against_tiktoken(text: str, threads: int) -> None:
     try:
-        ours = tokenizers.gpt2()
+        ours = gpt2_tokenizer()
     except UserError as error:
         print(f"  gpt2: {error}; a BPE of this text stands for it")
-        ours = tokenizers.train_bpe([text], 50257)
+        ours = train_bpe([text], 50257)
     theirs = ours.fast  # tiktoken's own Encoding
     pieces = [text[i : i + (1 << 16)] for i in range(0, len(text), 1 << 16)]
-    tokenizers.cores = lambda: threads
+    sampan.tokens.tokenizer.cores = lambda: threads
     contest(
         {
             "ours, encode": lambda: ours.encode(text),
@@ -68,7 +69,7 @@ def compare_speeds(path: str, threads: int) -> None:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        tokenizers.train_bpe([text], 8192)
+        train_bpe([text], 8192)
         times.append(time.perf_counter() - start)
     print(f"  learning bpe:8192            {statistics.median(times):10.2f} s")
 

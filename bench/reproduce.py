@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 from contest import machine
 
-from sampan.checkpoint import Run as Folder, load_model
+from sampan.checkpoint.folder import load_model
+from sampan.checkpoint.run import Run as Folder
 from sampan.config import change
-from sampan.data import open_folder
-from sampan.engine import open_engine
+from sampan.data.meta import open_folder
+from sampan.engine.open import open_engine
 
 BUILT = Path(__file__).resolve().parents[1] / "csrc" / "build"  # where `make -C csrc` puts sampan-c
 SAMPLES = 1000  # random windows of a split, to see how much they differ

@@ -14,9 +14,11 @@ from pathlib import Path
 from contest import contest, load_nanogpt, machine, random_batch
 
 from sampan.config import TrainConfig, change
-from sampan.engine import engines_here, open_engine
+from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
-from sampan.model import flops_per_token, initialize, resolve
+from sampan.model.count import flops_per_token
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
 
 SHAPES = {
     "shakespeare": dict(n_layer=4, n_head=4, n_embd=128, vocab_size=65, batch_size=12, block_size=64),

@@ -11,7 +11,8 @@ import hypothesis
 import pytest
 
 from sampan.config import FAMILIES, ModelConfig
-from sampan.model import initialize, resolve
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
 
 hypothesis.settings.register_profile(
     "sampan", max_examples=50, deadline=None, database=None, derandomize=True, print_blob=False
@@ -79,8 +80,8 @@ def make_folder(tmp_path):
     """make_folder(name, family="gpt2", **shape): a model's folder, initial weights and a char tokenizer."""
 
     def make(name: str = "model", family: str = "gpt2", text: str | None = None, seed: int = 1, **shape) -> Path:
-        from sampan.checkpoint import save_model
-        from sampan.tokenizer import characters
+        from sampan.checkpoint.folder import save_model
+        from sampan.tokens.kinds import characters
 
         tokenizer = characters(text or readable(2000), end_of_text=True)
         model = tiny_config(family, vocab_size=tokenizer.vocab_size, **shape)
@@ -93,7 +94,7 @@ def make_folder(tmp_path):
 @pytest.fixture(params=["c", "torch"])
 def engine_name(request) -> str:
     """Each engine in turn."""
-    from sampan.engine import engines_here
+    from sampan.engine.open import engines_here
 
     if request.param not in engines_here():
         pytest.skip(f"the {request.param} engine is not installed")

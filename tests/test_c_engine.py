@@ -14,16 +14,18 @@ import pytest
 
 from sampan.config import FAMILIES, OPTIMIZERS, ModelConfig, SampleConfig, TrainConfig
 from sampan.errors import UserError
-from sampan.model import count_parameters, initialize, parameters, resolve
+from sampan.model.count import count_parameters
+from sampan.model.parameters import initialize, parameters
+from sampan.model.shape import resolve
 
 try:
-    from sampan.c_engine import CEngine, load_library
+    from sampan.engine.c import CEngine, load_library
 
     load_library()
 except UserError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-torch_engine = pytest.importorskip("sampan.torch_engine")
+torch_engine = pytest.importorskip("sampan.engine.torch.engine")
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's own RMSNorm under autocast
 
 SEEDS = range(12)

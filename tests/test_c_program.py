@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampan import tokenizer as tokenizers
-from sampan.checkpoint import load_model, save_model
+from sampan.checkpoint.folder import load_model, save_model
 from sampan.config import ModelConfig, SampleConfig, TrainConfig
-from sampan.data import EvaluationBatches, Windows
+from sampan.data.windows import EvaluationBatches, Windows
 from sampan.errors import UserError
-from sampan.loop import evaluate, learning_rate
-from sampan.model import initialize, resolve
-from sampan.sample import generate
+from sampan.evaluation.losses import evaluate
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
+from sampan.sampling.draw import generate
+from sampan.tokens.kinds import characters
+from sampan.training.schedule import learning_rate
 
 try:
-    from sampan.c_engine import CEngine, load_library
+    from sampan.engine.c import CEngine, load_library
 
     load_library()
 except UserError as error:
@@ -43,7 +45,7 @@ def program(*arguments) -> subprocess.CompletedProcess:
 def run(request, tmp_path):
     """(data folder, model folder, config, tokenizer)"""
     text = "to be or not to be, that is the question: " * 20
-    tokenizer = tokenizers.characters(text)
+    tokenizer = characters(text)
     ids = tokenizer.encode(text).astype(np.uint16)
     data = tmp_path / "data"
     data.mkdir()
@@ -180,6 +182,6 @@ def test_it_writes_beside_a_run_and_never_over_it(run, tmp_path):
     (model / "run.json").write_text("{}")
     over = program("train", "--out_dir", model, *few)
     assert over.returncode == 2 and "--init_from" in over.stderr
-    (data / "tokenizer.json").write_text(tokenizers.characters("another").to_json())
+    (data / "tokenizer.json").write_text(characters("another").to_json())
     other = program("train", "--init_from", model, "--out_dir", tmp_path / "third", *few)
     assert other.returncode == 2 and "another tokenizer" in other.stderr

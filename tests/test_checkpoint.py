@@ -6,17 +6,20 @@ That transformers reads the folders, and we its, is in test_transformers.py.
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from sampan import checkpoint
-from sampan.checkpoint import Progress, Run
+import sampan
+from sampan.checkpoint.folder import load_model, load_model_config, save_model, writing
+from sampan.checkpoint.run import Progress, Run
 from sampan.config import ModelConfig, TrainConfig
 from sampan.errors import UserError
-from sampan.model import initialize, parameters, resolve
-from sampan.tokenizer import characters
+from sampan.model.parameters import initialize, parameters
+from sampan.model.shape import resolve
+from sampan.tokens.kinds import characters
 
 TOKENIZER = characters("abcdefgh\n")
 CONFIG = resolve(ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))
@@ -82,7 +85,7 @@ def test_death_at_any_point_of_a_save_leaves_one_whole_step(run, monkeypatch, ca
 
     for owner, name in ((safetensors.numpy, "save_file"), (os, "fsync"), (os, "replace")):
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
-    monkeypatch.setattr(checkpoint.Path, "unlink", lambda self, missing_ok=False: None)  # the dead tidy nothing
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # the dead tidy nothing
     died = False
     try:
         run.save_last(CONFIG, weights(2), state(2), Progress(step=2))
@@ -115,7 +118,7 @@ def test_a_really_full_disk():
         pytest.skip("no /dev/full here")
     with (
         pytest.raises(UserError, match="the disk is full"),
-        checkpoint.writing(checkpoint.Path("/dev")),
+        writing(Path("/dev")),
         open("/dev/full", "wb", buffering=0) as file,
     ):
         file.write(b"x")
@@ -129,18 +132,18 @@ def test_best_and_last_are_described(run):
 
 
 def test_a_bias_free_gpt2_stays_so(tmp_path):
-    checkpoint.save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
-    assert not CONFIG.bias and checkpoint.load_model_config(tmp_path) == CONFIG
+    save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
+    assert not CONFIG.bias and load_model_config(tmp_path) == CONFIG
     stored = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     assert "transformer.h.0.attn.c_attn.bias" in stored  # transformers' GPT-2 has them
 
 
 def test_block_size_is_cropped_but_not_extended(tmp_path):
-    checkpoint.save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
-    config, loaded = checkpoint.load_model(tmp_path, block_size=5)
+    save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
+    config, loaded = load_model(tmp_path, block_size=5)
     assert config.block_size == 5 and np.array_equal(loaded["wpe.weight"], weights(1)["wpe.weight"][:5])
     with pytest.raises(UserError, match="not extended"):
-        checkpoint.load_model(tmp_path, block_size=9)
+        load_model(tmp_path, block_size=9)
 
 
 def edit_config(folder, **changes):
@@ -192,11 +195,11 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_is_refused_with_one_sentence(damage, tmp_path):
     harm, word = DAMAGES[damage]
-    checkpoint.save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
-    checkpoint.load_model(tmp_path)
+    save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
+    load_model(tmp_path)
     harm(tmp_path)
     with pytest.raises(UserError, match=word) as error:
-        checkpoint.load_model(tmp_path)
+        load_model(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -214,7 +217,7 @@ def test_no_pickle_is_ever_loaded():
     import ast
     from pathlib import Path
 
-    for path in Path(checkpoint.__file__).parent.glob("*.py"):
+    for path in Path(sampan.__file__).parent.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         imported = {a.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import) for a in n.names}
         assert not imported & {"pickle", "dill", "joblib", "shelve", "marshal"}, path

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from conftest import readable
 
-from sampan.cli import main
-from sampan.compare import compare, table
+from sampan.cli.main import main
 from sampan.config import DataConfig
-from sampan.data import prepare
-from sampan.tokenizer import train_bpe
+from sampan.data.compare import compare_tokenizers, table
+from sampan.data.prepare import prepare
+from sampan.tokens.kinds import train_bpe
 
 CHINESE = "".join(chr(0x4E00 + i * 7 % 900) + "，"[: i % 5 == 0] for i in range(9000))
 
@@ -17,7 +17,7 @@ CHINESE = "".join(chr(0x4E00 + i * 7 % 900) + "，"[: i % 5 == 0] for i in range
 @pytest.mark.parametrize(("text", "recommended"), [(readable(6000), "char"), (CHINESE, "char+bytes")])
 def test_the_mark_is_what_the_text_gets_and_the_figures_are_the_tokenizers_own(text, recommended):
     Path("a.txt").write_text(text, encoding="utf-8")
-    result = compare("a.txt", DataConfig())
+    result = compare_tokenizers("a.txt", DataConfig())
     rows = {row.name: row for row in result.rows}
     assert result.recommended == prepare("a.txt", DataConfig()).meta["tokenizer"] == recommended
     assert "fetched" in rows["gpt2"].left_out or "cannot get" in rows["gpt2"].left_out
@@ -39,4 +39,4 @@ def test_the_table_fits_and_nothing_is_written(capfd):
     shown = capfd.readouterr().out
     assert all(len(line) <= 80 for line in shown.splitlines()) and "* " in shown and "gpt2 is left out" in shown
     assert {p.name for p in Path().iterdir()} <= {"a.txt", ".cache"}
-    assert shown.rstrip("\n").splitlines()[0] == table(compare("a.txt", DataConfig())).splitlines()[0]
+    assert shown.rstrip("\n").splitlines()[0] == table(compare_tokenizers("a.txt", DataConfig())).splitlines()[0]

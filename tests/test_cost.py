@@ -14,9 +14,12 @@ from conftest import tiny_config
 
 import sampan
 from sampan.config import FAMILIES, ModelConfig, TrainConfig
-from sampan.cost import Costs, bytes_of, measure, memory_parts, run_seconds, save_seconds
-from sampan.engine import open_engine
-from sampan.model import count_parameters, initialize, resolve
+from sampan.engine.open import open_engine
+from sampan.model.count import count_parameters
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
+from sampan.training.cost import Costs, memory_parts, run_seconds, save_seconds, time_step
+from sampan.units import bytes_of
 
 GROWTH = """
 import json, sys
@@ -56,7 +59,7 @@ def test_a_measurement_leaves_the_engine_as_it_was(engine_name):
         engine=engine_name, device="cpu", batch_size=2, gradient_accumulation_steps=2, block_size=16, optimizer="muon"
     )
     engines = [open_engine(model, config) for _ in range(2)]
-    costs = measure(engines[0], model, config, seconds=0.0)
+    costs = time_step(engines[0], model, config, seconds=0.0)
     assert costs.step > 0 and costs.window > 0
     x = np.arange(32, dtype=np.int32).reshape(2, 16) % 65
     for engine in engines:

@@ -21,25 +21,21 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import pre_tokenizers
 
 import sampan
-from sampan import data as data_module, sources
+import sampan.data.prepare
+import sampan.data.survey
+import sampan.text.parts
+import sampan.text.sources
 from sampan.config import DataConfig
-from sampan.data import (
-    EvaluationBatches,
-    Survey,
-    Windows,
-    choose_tokenizer,
-    count_characters,
-    open_folder,
-    prepare,
-    read_through,
-    sample_text,
-    segments,
-    shuffle,
-    split_blocks,
-)  # fmt: skip
+from sampan.data.meta import open_folder
+from sampan.data.prepare import prepare, segments, split_blocks
+from sampan.data.survey import Survey, count_characters, read_through, sample_text
+from sampan.data.windows import EvaluationBatches, Windows, shuffle
 from sampan.errors import UserError
-from sampan.sources import find
-from sampan.tokenizer import END, Tokenizer, characters, code_points, train_bpe
+from sampan.text.characters import END, code_points
+from sampan.text.sources import find_source
+from sampan.tokens.choose import choose_tokenizer
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.tokenizer import Tokenizer
 
 TEXT = readable(2000) + "三块木板。\n"
 CHAR = DataConfig(tokenizer="char")
@@ -419,13 +415,18 @@ BAD_SOURCES = {
     "controls": (bytes(range(1, 256)), r"a\.txt cannot be read as utf-8.*--encoding"),
 }
 BAD_JSONL = {
-    "not json": ("{", 1), "a number": ("1", 1), "a list": ('["text"]', 1), "no text": ('{"txt": "a"}', 1),
+    "not json": ("{", 1),
+    "a number": ("1", 1),
+    "a list": ('["text"]', 1),
+    "no text": ('{"txt": "a"}', 1),
     "null": ("null", 1),
-    "text is a number": ('{"text": 1}', 1), "second line": ('{"text": "a"}\n{"text": null}', 2),
+    "text is a number": ('{"text": 1}', 1),
+    "second line": ('{"text": "a"}\n{"text": null}', 2),
     "deep": ("[" * 100_000, 1),
-    "after an empty line": ('{"text": "a"}\n\n{}', 3), "half a surrogate pair": ('{"text": "a\\ud800"}', 1),
+    "after an empty line": ('{"text": "a"}\n\n{}', 3),
+    "half a surrogate pair": ('{"text": "a\\ud800"}', 1),
     "long number": ('{"text": "a", "n": ' + "9" * 5000 + "}", 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("raw", "sentence"), BAD_SOURCES.values(), ids=BAD_SOURCES)
@@ -512,7 +513,7 @@ def test_a_full_disk_at_any_moment_is_one_sentence_and_leaves_no_half(monkeypatc
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(descriptor)
 
-        monkeypatch.setattr(data_module.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         try:
             prepare("a.txt", CHAR)
         except UserError as error:
@@ -540,7 +541,7 @@ def test_a_sync_that_fails_on_the_first_preparation_leaves_nothing(monkeypatch):
 
     write("a.txt")
     with monkeypatch.context() as patch:
-        patch.setattr(data_module.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left"):
             prepare("a.txt", CHAR)
     assert not snapshot()
@@ -591,8 +592,8 @@ def made(kind: str):
 
 
 def test_a_word_longer_than_any_block_is_cut_and_given_back(monkeypatch):
-    monkeypatch.setattr(data_module, "LONGEST", 100)
-    monkeypatch.setattr(sources, "BLOCK", 64)
+    monkeypatch.setattr(sampan.data.prepare, "LONGEST", 100)
+    monkeypatch.setattr(sampan.text.sources, "BLOCK", 64)
     data = prepare(write("a.txt", "a" * 1000 + " b"), DataConfig(tokenizer="bpe:257"))
     assert text_of(data, "train") + text_of(data, "val") == "a" * 1000 + " b"
 
@@ -604,7 +605,7 @@ def test_small_blocks_give_the_files_of_large_ones(monkeypatch, tokenizer):
     prepare("texts", config)
     files = {k: v for k, v in snapshot().items() if "meta" not in k}
     shutil.rmtree("data")
-    monkeypatch.setattr(sources, "BLOCK", 97), monkeypatch.setattr(sources, "CHUNK", 61)
+    monkeypatch.setattr(sampan.text.sources, "BLOCK", 97), monkeypatch.setattr(sampan.text.parts, "CHUNK", 61)
     prepare("texts", config)
     assert {k: v for k, v in snapshot().items() if "meta" not in k} == files
 
@@ -630,11 +631,11 @@ def test_what_train_has_once_is_spelt_in_bytes():
 
 
 def test_a_long_text_is_learnt_from_blocks_all_over_it(monkeypatch):
-    monkeypatch.setattr(data_module, "SAMPLE", 3000), monkeypatch.setattr(sources, "BLOCK", 300)
+    monkeypatch.setattr(sampan.data.survey, "SAMPLE", 3000), monkeypatch.setattr(sampan.text.sources, "BLOCK", 300)
     text = "".join(readable(1000, seed=i) for i in range(20))
     data = prepare(write("a.txt", text), DataConfig(tokenizer="bpe:300"))
     assert 1000 < data.meta["trained_on"] <= 3000 and "trained on" in "\n".join(data.summary())
-    survey = read_through(find(["a.txt"], CHAR), None)
+    survey = read_through(find_source(["a.txt"], CHAR), None)
     assert survey.sample[-1][0] > 15_000
     assert all(text[at : at + len(block)] == block for at, block in survey.sample)
     assert "".join(sample_text(survey, len(text))) == "".join(block for _, block in survey.sample)
@@ -670,7 +671,7 @@ def test_a_large_text_is_not_read_to_see_that_it_is_the_same(monkeypatch):
     os.utime("a.txt", (1, 1))
     made = prepare("a.txt", DataConfig())
     with monkeypatch.context() as patch:
-        patch.setattr(data_module, "read_through", lambda *_: pytest.fail("it is read"))
+        patch.setattr(sampan.data.survey, "read_through", lambda *_: pytest.fail("it is read"))
         assert prepare("a.txt", DataConfig()).meta["stamp"] == made.meta["stamp"] is not None
         assert prepare("a.txt", CHAR).folder == made.folder
     write("a.txt", TEXT[:-1] + "!")  # a file of now: its time may stay when it changes again
@@ -682,12 +683,12 @@ def test_a_kill_at_any_moment_leaves_nothing_half_done():
     write("a.txt")
     code = (
         "import sys, os, signal\n"
-        f"sys.path.insert(0, {str(Path(data_module.__file__).parents[1])!r})\n"
-        "from sampan import data\nfrom sampan.config import DataConfig\n"
+        f"sys.path.insert(0, {str(Path(sampan.__file__).parents[1])!r})\n"
+        "from sampan.data.prepare import prepare\nfrom sampan.config import DataConfig\n"
         "calls, real = 0, os.replace\n"
         "def replace(*a):\n    global calls\n    calls += 1\n"
         "    if calls == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)\n    real(*a)\n"
-        "os.replace = replace\ndata.prepare('a.txt', DataConfig())\n"
+        "os.replace = replace\nprepare('a.txt', DataConfig())\n"
     )
     for n in (1, 2, 3, 5):
         assert subprocess.run([sys.executable, "-c", code, str(n)]).returncode == -signal.SIGKILL

@@ -24,12 +24,13 @@ import torch
 from conftest import readable, tiny_config
 from rich.cells import cell_len
 
-from sampan import corpus
-from sampan.checkpoint import save_model
-from sampan.cli import main, make_parser
+import sampan.text.corpora
+from sampan.checkpoint.folder import save_model
+from sampan.cli.main import COMMANDS, main
 from sampan.config import check_keys
-from sampan.model import initialize
-from sampan.tokenizer import train_bpe
+from sampan.model.parameters import initialize
+from sampan.text.corpora import CORPORA
+from sampan.tokens.kinds import train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
 C_PROGRAM = ROOT / "csrc" / "build" / "sampan-c"
@@ -96,7 +97,7 @@ def stand_ins(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMPAN_MIRROR", str(mirror))
     texts = {"shakespeare": plays(), "tinyshakespeare": plays(), "sanzijing": novel(1500), "shuihu": novel(15_000)}
     known = []
-    for entry in corpus.CORPORA:
+    for entry in CORPORA:
         if entry.name in texts:
             raw = texts[entry.name].encode()
             (mirror / entry.file.name).write_bytes(raw)
@@ -104,7 +105,7 @@ def stand_ins(monkeypatch, tmp_path):
                 entry, file=dataclasses.replace(entry.file, sha256=hashlib.sha256(raw).hexdigest(), urls=())
             )
         known.append(entry)
-    monkeypatch.setattr(corpus, "CORPORA", tuple(known))
+    monkeypatch.setattr(sampan.text.corpora, "CORPORA", tuple(known))
 
     for name in ("sanzijing", "shuihu"):
         Path(f"{name}.txt").write_text(texts[name], encoding="utf-8")
@@ -200,12 +201,12 @@ def test_a_command_is_in_a_block_marked_sh_and_output_fits(name):
 )
 def test_a_command_in_a_sentence_has_settings_that_exist(path):
     """Such as `sampan export RUN --to gguf`; --key and VALUE are read, nothing is run."""
-    known = make_parser()[1]
+    known = COMMANDS
     for command in re.findall(r"`sampan ((?!-)[a-z]\w* [^`\n]+)`", path.read_text(encoding="utf-8")):
         words = shlex.split(command.replace("...", ""))
         flags = [word[2:].split("=")[0] for word in words if word.startswith("--")]
         options = {"resume", "overwrite", "compare", "help", "prompt"}
-        check_keys(known[words[0]][1], [flag for flag in flags if flag not in options], command)
+        check_keys(known[words[0]][0], [flag for flag in flags if flag not in options], command)
 
 
 # ---- the languages ----

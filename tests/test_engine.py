@@ -11,8 +11,9 @@ import torch
 from test_transformers import random_config, random_weights, relative_error
 
 from sampan.config import OPTIMIZERS, TrainConfig, change
-from sampan.engine import open_engine, physical_cores
-from sampan.model import parameters
+from sampan.engine.open import open_engine
+from sampan.machine import physical_cores
+from sampan.model.parameters import parameters
 
 SEEDS = range(6)
 
@@ -132,7 +133,7 @@ def test_muon_updates_equal_its_definition(seed, engine_name):
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32), (3, 40)])
 def test_muon_equals_torchs(shape):
     """torch.optim.Muon rounds its products to bfloat16, 8 bits: that is the tolerance."""
-    from sampan.torch_muon import Muon
+    from sampan.engine.torch.muon import Muon
 
     rng = torch.Generator().manual_seed(shape[0])
     ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))

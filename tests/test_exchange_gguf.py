@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from conftest import readable, tiny_config
 
-from sampan.checkpoint import save_model
-from sampan.cli import main
+from sampan.checkpoint.folder import save_model
+from sampan.cli.main import main
 from sampan.config import ExportConfig
 from sampan.errors import UserError
-from sampan.exchange import export_model, gguf as ours
-from sampan.model import parameters
-from sampan.tokenizer import Tokenizer, characters, train_bpe
+from sampan.exchange import gguf as ours
+from sampan.exchange.convert import export_model
+from sampan.model.parameters import parameters
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -117,7 +119,7 @@ def test_the_order_of_rows_is_that_of_neighbouring_pairs():
 
 @pytest.mark.parametrize("dtype", ["f32", "q8_0"])
 def test_the_file_says_what_it_is(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(ours, "find", lambda library: None)  # as where llama-cpp-python is not installed
+    monkeypatch.setattr(ours, "find_library", lambda library: None)  # as where llama-cpp-python is not installed
     folder = model_folder(tmp_path, kind="char with an end")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     lines = export_model(str(folder), ExportConfig(to="gguf", dtype=dtype, out="here/x.gguf"))
@@ -159,7 +161,7 @@ def test_what_cannot_be_carried_is_refused(case, tmp_path, capsys):
 
 def test_numbers_beyond_float16(tmp_path):
     folder = model_folder(tmp_path)
-    from sampan.checkpoint import load_model, load_tokenizer
+    from sampan.checkpoint.folder import load_model, load_tokenizer
 
     config, weights = load_model(folder)
     weights["wte.weight"][0, 0] = 1e6

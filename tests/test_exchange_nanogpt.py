@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from sampan.checkpoint import Run, load_model, load_tokenizer
-from sampan.cli import main
+from sampan.checkpoint.folder import load_model, load_tokenizer
+from sampan.checkpoint.run import Run
+from sampan.cli.main import main
 from sampan.config import ImportConfig, ModelConfig, TrainConfig, change
-from sampan.engine import open_engine
+from sampan.engine.open import open_engine
+from sampan.engine.torch.model import GPT
 from sampan.errors import UserError
-from sampan.exchange import import_path
-from sampan.loop import train
-from sampan.model import initialize, resolve
-from sampan.plan import make_plan
-from sampan.tokenizer import characters
-from sampan.torch_model import GPT
+from sampan.exchange.convert import import_path
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
+from sampan.tokens.kinds import characters
+from sampan.training.loop import train
+from sampan.training.plan import make_plan
 
 BETAS, DECAY, RATE = (0.9, 0.99), 0.1, 1e-2
 

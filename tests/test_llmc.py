@@ -15,16 +15,18 @@ import pytest
 from conftest import readable, tiny_config
 from hypothesis import given, settings, strategies as st
 
-from sampan import tokenizer as tokenizers
-from sampan.checkpoint import load_model, load_tokenizer, save_model
-from sampan.cli import main
+import sampan.tokens.kinds
+from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
+from sampan.cli.main import main
 from sampan.config import DataConfig, TrainConfig
-from sampan.data import open_folder, prepare
-from sampan.engine import open_engine
+from sampan.data.meta import open_folder
+from sampan.data.prepare import prepare
+from sampan.engine.open import open_engine
 from sampan.errors import UserError
 from sampan.exchange import llmc
-from sampan.model import initialize, parameters
-from sampan.tokenizer import END_OF_TEXT, characters, train_bpe
+from sampan.model.parameters import initialize, parameters
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.tokenizer import END_OF_TEXT
 
 PROGRAM = Path(__file__).parents[1] / "csrc" / "build" / "sampan-c"
 V, VP = 65, 128  # tiny_config's vocabulary, and padded
@@ -290,7 +292,7 @@ def test_a_text_is_cut_as_llmcs_script_cuts_it(bpe, monkeypatch):
     parts = ["One.\nTwo.\n\n", "Three.\n\n", "\n\n", "Four.\n"]
     assert ids == [i for part in parts for i in end + bpe.encode(part).tolist()]
     monkeypatch.setattr(llmc, "VAL_TOKENS", 10)
-    monkeypatch.setattr(tokenizers, "gpt2", lambda: bpe)
+    monkeypatch.setattr(sampan.exchange.llmc, "gpt2_tokenizer", lambda: bpe)
     Path("play.txt").write_text(text)
     paths = llmc.write("play.txt", "there")
     assert [p.name for p in paths] == ["play_train.bin", "play_val.bin"]
@@ -315,9 +317,9 @@ def test_a_tokenizer_of_characters_comes_back(has_end):
     header = struct.unpack("<4i", raw[:16])
     assert header == (20240328, 2, made.vocab_size, made.end_of_text if has_end else made.encode("\n")[0])
     assert raw[1024:1026] == b"\x01\n" and (b"\x03" + "船".encode()) in raw
-    assert llmc.read_tokenizer("t.bin").to_json() == made.to_json()
+    assert llmc.read_llmc_tokenizer("t.bin").to_json() == made.to_json()
     Path("t.bin").write_bytes(tokenizer_file([b"b", b"a"]))
-    assert llmc.read_tokenizer("t.bin").encode("ab").tolist() == [1, 0]
+    assert llmc.read_llmc_tokenizer("t.bin").encode("ab").tolist() == [1, 0]
 
 
 @given(st.text(st.sampled_from("abAB .,'\n1é船\u0300"), min_size=1, max_size=300), st.integers(258, 330))
@@ -325,7 +327,7 @@ def test_a_tokenizer_of_characters_comes_back(has_end):
 def test_the_merges_of_a_bpe_are_found_again(text, size):
     made = train_bpe([text * 3], size)
     llmc.write_tokenizer(Path("t.bin"), made)
-    assert llmc.read_tokenizer("t.bin").to_json() == made.to_json()
+    assert llmc.read_llmc_tokenizer("t.bin").to_json() == made.to_json()
 
 
 def tokenizer_file(tokens: list[bytes], version=2, count=None, end=0) -> bytes:
@@ -358,7 +360,7 @@ BYTES = [bytes([b]) for b in range(256)]
 def test_other_tokenizer_files_are_refused(raw, said):
     Path("t.bin").write_bytes(raw)
     with pytest.raises(UserError, match=said):
-        llmc.read_tokenizer("t.bin")
+        llmc.read_llmc_tokenizer("t.bin")
 
 
 # ---- damaged files ----

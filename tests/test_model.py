@@ -5,7 +5,9 @@ import pytest
 
 from sampan.config import FAMILIES, ModelConfig
 from sampan.errors import UserError
-from sampan.model import count_parameters, flops_per_token, initialize, parameters, resolve
+from sampan.model.count import count_parameters, flops_per_token
+from sampan.model.parameters import initialize, parameters
+from sampan.model.shape import resolve
 
 GPT2 = resolve(ModelConfig(bias=True, vocab_size=50257))
 

@@ -6,24 +6,26 @@ import pytest
 from conftest import readable
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from sampan import recipe
+import sampan.training.recipe
 from sampan.config import SIZES, DataConfig, TrainConfig, build
-from sampan.cost import Costs, fit_memory, run_seconds, total_memory
-from sampan.data import prepare
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.model import flops_per_token
-from sampan.plan import make_plan
+from sampan.model.count import flops_per_token
+from sampan.training.cost import Costs, fit_memory, run_seconds, total_memory
+from sampan.training.plan import make_plan
+from sampan.training.recipe import BATCH, EPOCHS, choose, fitting_block, resolved
 
 FLOPS = 2e11  # a second
 
 
+def measure(engine, model, config, seconds=0.0):
+    per_window = flops_per_token(model) * config.block_size / FLOPS
+    return Costs(per_window * config.batch_size * config.gradient_accumulation_steps, per_window / 3)
+
+
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
-    def measure(engine, model, config, seconds=0.0):
-        per_window = flops_per_token(model) * config.block_size / FLOPS
-        return Costs(per_window * config.batch_size * config.gradient_accumulation_steps, per_window / 3)
-
-    monkeypatch.setattr(recipe, "measure", measure)
+    monkeypatch.setattr(sampan.training.recipe, "time_step", measure)
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +35,24 @@ def data(tmp_path_factory):
     return prepare(str(folder / "text.txt"), DataConfig(data_dir=str(folder / "data"), tokenizer="char"))
 
 
-def choose(data, **settings):
+def chosen_for(data, **settings):
     config = build(TrainConfig, settings | {"device": "cpu"})
-    chosen, reasons = recipe.choose(data, settings, config, None)
+    chosen, reasons = choose(data, settings, config, None)
     assert chosen.keys() == reasons.keys() and not chosen.keys() & settings.keys()
     config = build(TrainConfig, settings | chosen | {"device": "cpu"})
-    return config, recipe.resolved(config, data), reasons
+    return config, resolved(config, data), reasons
 
 
 @given(st.lists(st.floats(0.01, 1000), min_size=2, max_size=2).map(sorted))
 @hypothesis_settings(max_examples=25)
 def test_more_minutes_are_never_a_smaller_model_and_are_kept(data, minutes):
-    less, more = (choose(data, minutes=m) for m in minutes)
+    less, more = (chosen_for(data, minutes=m) for m in minutes)
     assert less[0].n_layer <= more[0].n_layer
     for m, (config, model, reasons) in zip(minutes, (less, more), strict=True):
-        costs = recipe.measure(None, model, config)
+        costs = measure(None, model, config)
         assert run_seconds(config, model, data, costs) <= 60 * m * 1.1 + 3 * costs.step
         epochs = config.max_iters * config.batch_size * config.block_size / data.meta["train_tokens"]
-        assert epochs <= recipe.EPOCHS
+        assert epochs <= EPOCHS
         assert (
             "epochs" in reasons["max_iters"] or run_seconds(config, model, data, costs) > 60 * m * 0.8 - 2 * costs.step
         )
@@ -68,7 +70,7 @@ def test_more_minutes_are_never_a_smaller_model_and_are_kept(data, minutes):
     )
 )  # fmt: skip
 def test_what_is_asked_is_kept_and_built_on(data, settings):
-    config, model, _ = choose(data, **settings)
+    config, model, _ = chosen_for(data, **settings)
     for name, value in settings.items():
         assert getattr(config, name) == value, name
     assert model.n_embd % model.n_head == 0
@@ -78,7 +80,7 @@ def test_what_is_asked_is_kept_and_built_on(data, settings):
 
 def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):
     (tmp_path / "short.txt").write_text(readable(2000))
-    config, model, reasons = choose(prepare("short.txt", DataConfig()), minutes=60.0)
+    config, model, reasons = chosen_for(prepare("short.txt", DataConfig()), minutes=60.0)
     assert model.n_layer == SIZES["tiny"] and "epochs" in reasons["max_iters"]
 
 
@@ -87,15 +89,15 @@ def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):
 def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters, asked):
     (tmp_path / "short.txt").write_text(readable(characters))
     data = prepare("short.txt", DataConfig(tokenizer="char", val_fraction=0.3))
-    config, _, reasons = choose(data, **asked)
-    most, usual = data.meta["train_tokens"] / 10, recipe.BATCH["cpu"]
+    config, _, reasons = chosen_for(data, **asked)
+    most, usual = data.meta["train_tokens"] / 10, BATCH["cpu"]
     step = config.batch_size * config.block_size
     assert step <= most or config.batch_size == 1
-    assert asked or config.block_size <= recipe.fitting_block(data)
+    assert asked or config.block_size <= fitting_block(data)
     if most >= usual["batch_size"] * usual["block_size"] and not asked:
         assert step == usual["batch_size"] * usual["block_size"] and "tenth" not in reasons["batch_size"]
     else:  # and not much less, where a split is long enough for the block
-        assert step > most / 2 or config.block_size == recipe.fitting_block(data) or config.batch_size == 12
+        assert step > most / 2 or config.block_size == fitting_block(data) or config.batch_size == 12
         assert asked or "a tenth of the text" in reasons["batch_size"]
 
 
@@ -103,8 +105,8 @@ def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters,
 def test_a_wider_model_is_fine_tuned_at_no_higher_a_rate(data, widths):
     rates = []
     for heads in widths:
-        given = recipe.resolved(build(TrainConfig, {"n_head": heads, "n_embd": 64 * heads, "device": "cpu"}), data)
-        chosen, reasons = recipe.choose(data, {}, TrainConfig(device="cpu"), given)
+        given = resolved(build(TrainConfig, {"n_head": heads, "n_embd": 64 * heads, "device": "cpu"}), data)
+        chosen, reasons = choose(data, {}, TrainConfig(device="cpu"), given)
         assert chosen["decay_lr"] is False and "fine-tuning" in reasons["learning_rate"]
         rates.append(chosen["learning_rate"])
     assert 1e-3 >= rates[0] >= rates[1] >= 3e-5
@@ -131,14 +133,14 @@ def test_a_configuration_keeps_its_own_recipe(tmp_path):
 
 
 def test_fit_chooses_a_size_that_fits(data):
-    large, large_model, _ = choose(data, minutes=600.0, engine="c")
+    large, large_model, _ = chosen_for(data, minutes=600.0, engine="c")
     limit = total_memory(large_model, replace(large, batch_size=1, gradient_checkpointing=True)) - 1000
-    config, model, _ = choose(data, minutes=600.0, engine="c", fit=str(limit))
+    config, model, _ = chosen_for(data, minutes=600.0, engine="c", fit=str(limit))
     assert model.n_layer < large_model.n_layer
     assert total_memory(model, fit_memory(config, model)[0]) <= limit
-    least, least_model, _ = choose(data, size="tiny", max_iters=1, engine="c")
+    least, least_model, _ = chosen_for(data, size="tiny", max_iters=1, engine="c")
     limit = total_memory(least_model, replace(least, batch_size=1, gradient_checkpointing=True)) + 1000
-    config, model, _ = choose(data, minutes=600.0, engine="c", fit=str(limit))  # though larger shapes were measured
+    config, model, _ = chosen_for(data, minutes=600.0, engine="c", fit=str(limit))  # though larger shapes were measured
     assert model.n_layer == SIZES["tiny"] and fit_memory(config, model)[0].batch_size == 1
 
 

@@ -13,16 +13,16 @@ import pytest
 from conftest import readable, tiny_config
 from hypothesis import given, strategies as st
 
-from sampan import recite
-from sampan.checkpoint import Progress, Run
-from sampan.cli import main
+import sampan.report.verbatim
+from sampan.checkpoint.run import Progress, Run
+from sampan.cli.main import main
 from sampan.config import DataConfig, SampleConfig, TrainConfig
-from sampan.data import open_folder, prepare
+from sampan.data.meta import identity, open_folder
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.model import initialize
-from sampan.plan import identity
-from sampan.recite import pieces_of, report, search, training_data
-from sampan.tokenizer import code_points
+from sampan.model.parameters import initialize
+from sampan.report.verbatim import pieces_of, search, training_data, verbatim_report, window_hashes
+from sampan.text.characters import code_points
 
 CHINESE = "舢板有三块木板：准备、训练、写作。一人划桨，一人掌舵，一人舀水，慢慢过了旧桥。\n"
 
@@ -69,8 +69,10 @@ def test_every_run_is_found_and_none_is_made_up(texts, training, least, data):
 
 def test_hashes_that_collide_make_up_nothing(monkeypatch):
     """With a hash of one bit every window is a candidate, and only the comparison of characters is left."""
-    real = recite.window_hashes
-    monkeypatch.setattr(recite, "window_hashes", lambda *a: (real(*a) >> np.uint64(63)) << np.uint64(63))
+    real = window_hashes
+    monkeypatch.setattr(
+        sampan.report.verbatim, "window_hashes", lambda *a: (real(*a) >> np.uint64(63)) << np.uint64(63)
+    )
     rng = random.Random(0)
     for _ in range(40):
         training = "".join(rng.choices("abc", k=80))
@@ -104,7 +106,7 @@ def data(request):
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
 def test_the_pieces_of_a_split_are_its_text(data, size, monkeypatch):
-    monkeypatch.setattr(recite, "PIECE", 1)
+    monkeypatch.setattr(sampan.report.verbatim, "PIECE", 1)
     for split in ("train", "val"):
         pieces = np.concatenate([*pieces_of(data, split, size)])
         assert pieces.tobytes().decode("utf-32-le") == data.tokenizer.decode(data.tokens(split))
@@ -124,7 +126,7 @@ def test_documents_do_not_run_into_each_other():
 def test_the_report_names_share_place_and_longest_run(data):
     text = Path("river.txt").read_text(encoding="utf-8")
     quote = text[400:460]
-    lines = report(["#" * 30 + quote + "@@@", "#" * 27], data)
+    lines = verbatim_report(["#" * 30 + quote + "@@@", "#" * 27], data)
     assert all(len(line) <= 80 for line in lines)
     said = " ".join(lines)
     assert "50.0% of the 120 characters" in said and "runs of 20 or more" in said and "held-out" in said
@@ -132,8 +134,8 @@ def test_the_report_names_share_place_and_longest_run(data):
     at = text.index(quote)
     assert int(place.replace(",", "")) == at + 1 and int(line.replace(",", "")) == text[:at].count("\n") + 1
     assert " ".join(quote.split()) in " ".join(said.split())
-    assert "of 12 or more" in " ".join(report([CHINESE], data))
-    assert report(["", ""], data) == ["check: nothing was written"]
+    assert "of 12 or more" in " ".join(verbatim_report([CHINESE], data))
+    assert verbatim_report(["", ""], data) == ["check: nothing was written"]
 
 
 # ---- the command ----
@@ -176,4 +178,4 @@ def test_a_token_beyond_the_vocabulary_is_one_sentence(data):
     ids[5] = 65535
     ids.tofile(data.folder / "train.bin")
     with pytest.raises(UserError, match="token 65535"):
-        report(["some text that was written"], open_folder(data.folder))
+        verbatim_report(["some text that was written"], open_folder(data.folder))

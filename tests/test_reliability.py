@@ -31,15 +31,17 @@ from test_checkpoint import CONFIG, TOKENIZER, state, step_of, weights
 from test_cli import environment, refused, sampan
 from test_train import result
 
-from sampan import loop
-from sampan.checkpoint import Progress, Run, load_model, read_note
+import sampan.evaluation.losses
+from sampan.checkpoint.folder import load_model
+from sampan.checkpoint.run import Progress, Run, read_note
 from sampan.config import OPTIMIZERS, TrainConfig
-from sampan.engine import engines_here, open_engine
+from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
-from sampan.loop import MOST_REFUSED, Evaluation, Step, train
-from sampan.model import initialize
-from sampan.plan import make_plan
-from sampan.report import Metrics, Picture
+from sampan.model.parameters import initialize
+from sampan.report.metrics import Metrics
+from sampan.report.picture import Picture
+from sampan.training.loop import MOST_REFUSED, Evaluation, Step, train
+from sampan.training.plan import make_plan
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 RECIPE = dict(
@@ -61,7 +63,7 @@ def quick(monkeypatch):
     """What most of the time of such small runs goes into: a sync, and the machine's peak at each evaluation."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for name in engines_here():
-        module = importlib.import_module(f"sampan.{name}_engine")
+        module = importlib.import_module({"c": "sampan.engine.c", "torch": "sampan.engine.torch.engine"}[name])
         monkeypatch.setattr(getattr(module, f"{name.title()}Engine"), "peak_flops", lambda self: 1e12)
 
 
@@ -305,7 +307,7 @@ def test_a_replacement_that_fails_before_its_first_save_changes_nothing(text, mo
     list(train(start(text)))
     before = result("out"), Path("out/run.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", lambda *_: float("nan"))
+        patch.setattr(sampan.training.loop, "evaluate", lambda *_: float("nan"))
         with pytest.raises(UserError, match="nothing was saved"):
             list(train(start(text, overwrite=True, n_embd=8)))
     assert (result("out"), Path("out/run.json").read_bytes()) == before

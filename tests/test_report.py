@@ -14,9 +14,11 @@ from conftest import readable
 
 from sampan.config import TrainConfig
 from sampan.errors import UserError
-from sampan.loop import Evaluation, Step
-from sampan.plan import make_plan
-from sampan.report import PICTURE_POINTS, Live, Picture, consumers, thin
+from sampan.report.consumers import consumers
+from sampan.report.picture import PICTURE_POINTS, Picture, thin
+from sampan.report.terminal import Live
+from sampan.training.loop import Evaluation, Step
+from sampan.training.plan import make_plan
 
 RECORDS = [
     Evaluation(0, 4.25, 4.27, True, 1e-4),

@@ -13,9 +13,11 @@ import pytest
 from conftest import readable
 
 import sampan
-from sampan import cli, config, corpus
-from sampan.config import ExportConfig, ImportConfig, TrainConfig
-from sampan.plan import make_plan
+from sampan.cli.main import make_parser
+from sampan.config import ExportConfig, ImportConfig, TrainConfig, build
+from sampan.config_files import find_file, read_file
+from sampan.text.corpora import find_corpus
+from sampan.training.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "REPRODUCE.md").read_text(encoding="utf-8")
@@ -45,7 +47,7 @@ def printed(document: str) -> list[str]:
 
 def parse(words: list[str]) -> tuple[str, list[str], dict]:
     """(command, what it is of, flags) as the program's own parser reads them; an unknown flag is an error."""
-    args, unknown = cli.make_parser()[0].parse_known_args(words)
+    args, unknown = make_parser().parse_known_args(words)
     assert not unknown
     flags = {name: value for name, value in vars(args).items() if value is not None}
     return flags.pop("command"), flags.pop("source"), flags
@@ -63,14 +65,14 @@ def test_the_program_knows_the_command(command, text):
     name, source, flags = parse(words[words.index("sampan") + 1 :])
     if name == "train":
         (file,) = source
-        settings = config.read_file(config.find_file(file)) | flags
-        assert all(corpus.find(name) for name in config.build(TrainConfig, settings).dataset)
+        settings = read_file(find_file(file)) | flags
+        assert all(find_corpus(name) for name in build(TrainConfig, settings).dataset)
         changed = {"dataset": text, "tokenizer": "char", "init_from": "scratch", "device": "cpu", "engine": "auto"}
         plan = make_plan(None, settings | changed, recipe=False)
         assert plan.config.optimizer == "adamw" and plan.model.family == "gpt2"  # the published recipe, not our own
     else:
         assert len(source) == 1
-        config.build({"export": ExportConfig, "import": ImportConfig}[name], flags)
+        build({"export": ExportConfig, "import": ImportConfig}[name], flags)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sampan-c")])

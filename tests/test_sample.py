@@ -23,14 +23,17 @@ from hypothesis import given, strategies as st
 from tokenizers import decoders
 
 import sampan
-from sampan.checkpoint import save_model
+from sampan.checkpoint.folder import save_model
+from sampan.cli.sample import read_prompt
 from sampan.config import ModelConfig, SampleConfig
-from sampan.engine import open_engine
+from sampan.engine.open import open_engine
 from sampan.errors import UserError
-from sampan.model import initialize
-from sampan.sample import WIDE, Writer, beginning_of_text, draw, generate, read_prompt, write
-from sampan.tokenizer import Tokenizer, characters, train_bpe
-from sampan.utf8 import stream, token_bytes, transitions
+from sampan.model.parameters import initialize
+from sampan.sampling.draw import WIDE, draw, generate
+from sampan.sampling.write import Writer, beginning_of_text, write
+from sampan.tokens.bytes import stream_text, token_bytes, transitions
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.tokenizer import Tokenizer
 
 CHINESE = "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。"
 TEXT = readable(3000)
@@ -226,7 +229,7 @@ def test_logits_that_are_no_numbers_are_one_sentence(bad, temperature):
 
 
 def writer_of(tokenizer, stop=()) -> Writer:
-    return Writer(stream(token_bytes(tokenizer, 351)), tokenizer.end_of_text, stop)
+    return Writer(stream_text(token_bytes(tokenizer, 351)), tokenizer.end_of_text, stop)
 
 
 def written(tokenizer, ids, stop=()) -> list[str]:

@@ -19,13 +19,14 @@ import pytest
 from conftest import readable
 from hypothesis import given, strategies as st
 
-from sampan import sources
-from sampan.cli import main
+import sampan.text.parts
+from sampan.cli.main import main
 from sampan.config import DataConfig
-from sampan.data import prepare
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.sources import clean, find, rechunk
-from sampan.tokenizer import END
+from sampan.text.characters import END
+from sampan.text.formats import clean, rechunk
+from sampan.text.sources import find_source
 
 NOVEL = "第一回　張天師祈禳瘟疫\n\n話說大宋仁宗天子在位，嘉祐三年三月三日五更三點，天子駕坐紫宸殿。\n百官朝賀。\n" * 40
 SIMPLE = "话说大宋仁宗天子在位，嘉祐三年三月三日五更三点，天子驾坐紫宸殿。\n但见：祥云迷凤阁，瑞气罩龙楼。\n" * 40
@@ -40,11 +41,11 @@ def write(name: str, data: str | bytes) -> str:
 
 
 def read(*names: str, **settings) -> str:
-    return "".join(find(names, DataConfig(**settings)).blocks())
+    return "".join(find_source(names, DataConfig(**settings)).blocks())
 
 
 def encoding_of(*names: str, **settings) -> dict:
-    source = find(names, DataConfig(**settings))
+    source = find_source(names, DataConfig(**settings))
     for _ in source.blocks():
         pass
     return source.findings()
@@ -74,10 +75,10 @@ ENCODINGS = {
 @pytest.mark.parametrize(("text", "codec", "label"), ENCODINGS.values(), ids=ENCODINGS)
 @pytest.mark.parametrize("chunk", [1 << 20, 61])
 def test_an_encoding_is_found_and_said(monkeypatch, text, codec, label, chunk):
-    monkeypatch.setattr(sources, "CHUNK", 1 << 20)
-    source = find([write("a.txt", text.encode(codec))], DataConfig())
+    monkeypatch.setattr(sampan.text.parts, "CHUNK", 1 << 20)
+    source = find_source([write("a.txt", text.encode(codec))], DataConfig())
     assert "".join(source.blocks()) == text
-    monkeypatch.setattr(sources, "CHUNK", chunk)  # characters are cut between chunks
+    monkeypatch.setattr(sampan.text.parts, "CHUNK", chunk)  # characters are cut between chunks
     assert "".join(source.blocks()) == text
     assert source.findings() == {"encodings": {label: 1}, "undecodable": 0, "places": []}
 
@@ -220,9 +221,9 @@ def test_sources_are_read_in_the_order_given_and_none_twice():
 def test_a_tree_of_code_is_a_glob():
     write("src/a.py", "a = 1\n"), write("src/x/b.py", "b = 2\n"), write("src/x/c.txt", "no")
     assert read("src/**/*.py") == f"a = 1\n{END}b = 2\n"
-    assert find(["src/**/*.py"], CHAR).name == "src"
+    assert find_source(["src/**/*.py"], CHAR).name == "src"
     with pytest.raises(UserError, match="no file has such a name"):
-        find(["src/**/*.rs"], CHAR)
+        find_source(["src/**/*.rs"], CHAR)
 
 
 def test_a_name_that_looks_like_a_glob_is_a_file_where_there_is_one():
@@ -259,7 +260,7 @@ def test_a_dataset_of_the_hub_is_read_through_the_datasets_library(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", "cache")
     write("web/train.jsonl", jsonl()), write("web/validation.jsonl", jsonl(["val"]))
-    source = find(["hf:./web"], CHAR)
+    source = find_source(["hf:./web"], CHAR)
     assert ["".join(source.blocks()) for _ in range(2)] == [WANTED, WANTED]  # the second from what was kept
     assert source.name == "web" and source.stamp
     assert read("hf:./web::validation") == "val"
@@ -333,6 +334,6 @@ def test_a_zip_bomb_is_read_in_small_memory():
             member.write(b"0" * (1 << 20))
     assert Path("a.zip").stat().st_size < 1 << 20
     tracemalloc.start()
-    assert sum(map(len, find(["a.zip"], CHAR).blocks())) == 200 << 20
+    assert sum(map(len, find_source(["a.zip"], CHAR).blocks())) == 200 << 20
     assert tracemalloc.get_traced_memory()[1] < 40 << 20
     tracemalloc.stop()

@@ -15,9 +15,11 @@ from conftest import readable
 from hypothesis import given, strategies as st
 from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers
 
-from sampan import tokenizer as tokenizers
+import sampan.tokens.tokenizer
 from sampan.errors import UserError
-from sampan.tokenizer import END, SEPARATORS, Tokenizer, characters, first_merges, load, train_bpe
+from sampan.text.characters import END
+from sampan.tokens.kinds import characters, first_merges, train_bpe
+from sampan.tokens.tokenizer import END_OF_TEXT, PIECE, SEPARATORS, Tokenizer, read_tokenizer, split_pieces
 
 CHINESE = "舢板有三块木板：准备、训练、写作。河水很慢，船也很慢。\n"
 HARD = [
@@ -114,7 +116,7 @@ def test_bpe_learns_words():
 def test_ids_are_the_librarys(any_tokenizer, data):
     known = HARD + list(readable(200)) + list(CHINESE)
     text = data.draw(st.lists(st.sampled_from(known), max_size=30).map("".join))
-    if tokenizers.END_OF_TEXT in text:  # "<|endoftext" and "|>" met
+    if END_OF_TEXT in text:  # "<|endoftext" and "|>" met
         return
     ids = any_tokenizer.encode(text)
     inner = reloaded(any_tokenizer)
@@ -125,7 +127,7 @@ def test_ids_are_the_librarys(any_tokenizer, data):
 def test_saved_and_loaded_is_the_same(any_tokenizer, tmp_path):
     text = readable(1000, seed=1) + CHINESE
     (tmp_path / "tokenizer.json").write_text(any_tokenizer.to_json(), encoding="utf-8")
-    again = load(tmp_path / "tokenizer.json")
+    again = read_tokenizer(tmp_path / "tokenizer.json")
     assert again.to_json() == any_tokenizer.to_json()
     assert again.encode(text).tolist() == any_tokenizer.encode(text).tolist() != []
     for name in ("vocab_size", "end_of_text", "is_characters", "may_split"):
@@ -134,9 +136,9 @@ def test_saved_and_loaded_is_the_same(any_tokenizer, tmp_path):
 
 def test_transformers_reads_it_as_the_same(any_tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    from sampan.checkpoint import save_description
+    from sampan.checkpoint.folder import save_description
     from sampan.config import ModelConfig
-    from sampan.model import resolve
+    from sampan.model.shape import resolve
 
     text = readable(500, seed=2) + CHINESE + " a , s . 's  !"  # which a clean-up would change
     model = resolve(ModelConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=any_tokenizer.vocab_size))
@@ -199,20 +201,20 @@ def words_learnt_across_spaces() -> Inner:
 @pytest.mark.parametrize("make", [*UNUSUAL.values(), words_learnt_across_spaces], ids=[*UNUSUAL, "superwords"])
 def test_somebody_elses_tokenizer_encodes_as_the_library_does(monkeypatch, make, kind):
     """Whatever cutting into pieces may do, the ids are those of the whole text."""
-    monkeypatch.setattr(tokenizers, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 50)
     inner, text = make(), long_text(kind)
     assert Tokenizer(inner).encode(text).tolist() == inner.encode(text, add_special_tokens=False).ids
 
 
 def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_path):
     """A tokenizer.json of the hub may ask for both, for batches of a classifier."""
-    monkeypatch.setattr(tokenizers, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 50)
     inner, text = with_settings(), readable(2000)
     wanted = inner.encode(text, add_special_tokens=False).ids
     inner.enable_truncation(8)
     inner.enable_padding(length=64)
     inner.save(str(tmp_path / "tokenizer.json"))
-    assert load(tmp_path / "tokenizer.json").encode(text).tolist() == wanted
+    assert read_tokenizer(tmp_path / "tokenizer.json").encode(text).tolist() == wanted
 
 
 # ---- pieces ----
@@ -220,12 +222,12 @@ def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_p
 
 @given(st.text(alphabet="ab1 \n\u3000中，'-", max_size=200), st.integers(1, 20))
 def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
-    before = tokenizers.PIECE
-    tokenizers.PIECE = size
+    before = sampan.tokens.tokenizer.PIECE
+    sampan.tokens.tokenizer.PIECE = size
     try:
-        pieces = list(tokenizers.split_pieces(text))
+        pieces = list(split_pieces(text))
     finally:
-        tokenizers.PIECE = before
+        sampan.tokens.tokenizer.PIECE = before
     assert "".join(pieces) == text
     assert all(len(p) >= size for p in pieces[:-1])
     assert all(left[-1].isalpha() and right[0] in SEPARATORS for left, right in itertools.pairwise(pieces) if right)
@@ -236,19 +238,19 @@ def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
 def test_pieces_give_the_ids_of_the_whole(monkeypatch, bpe, kind, size):
     text = long_text(kind)
     whole = reloaded(bpe).encode(text, add_special_tokens=False).ids
-    monkeypatch.setattr(tokenizers, "PIECE", size)
-    assert len(list(tokenizers.split_pieces(text))) > 1 or kind == "one word"
+    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", size)
+    assert len(list(split_pieces(text))) > 1 or kind == "one word"
     assert bpe.encode(text).tolist() == whole
 
 
 @given(text=hard_text, size=st.integers(1, 8))
 def test_pieces_of_hard_text_too(bpe, text, size):
-    before = tokenizers.PIECE
-    tokenizers.PIECE = size
+    before = sampan.tokens.tokenizer.PIECE
+    sampan.tokens.tokenizer.PIECE = size
     try:
         ids = bpe.encode(text)
     finally:
-        tokenizers.PIECE = before
+        sampan.tokens.tokenizer.PIECE = before
     assert ids.tolist() == bpe.inner.encode(text, add_special_tokens=False).ids
 
 
@@ -269,7 +271,7 @@ def test_the_fast_way_gives_the_librarys_ids(bpe, text):
 @pytest.mark.parametrize("kind", ["english", "chinese", "spaces", "one word"])
 def test_a_long_text_goes_the_fast_way_and_gives_the_same(bpe, kind):
     text = long_text(kind) * 20
-    assert len(text) > tokenizers.PIECE
+    assert len(text) > PIECE
     wanted = bpe.inner.encode(text, add_special_tokens=False).ids
     assert bpe.encode(text).tolist() == wanted
 
@@ -405,7 +407,7 @@ def test_training_is_deterministic_and_cutting_into_pieces_does_not_change_it(mo
     text = readable(5000) + CHINESE * 10
     first = train_bpe([text], 400).to_json()
     assert train_bpe([text], 400).to_json() == first
-    monkeypatch.setattr(tokenizers, "PIECE", 40)
+    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 40)
     assert train_bpe([text], 400).to_json() == first
     assert train_bpe([readable(5000, seed=9)], 400).to_json() != first
 
@@ -438,22 +440,22 @@ MALFORMED = {
 def test_a_malformed_file_is_one_sentence_with_its_path(text):
     Path("tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        load("tokenizer.json")
+        read_tokenizer("tokenizer.json")
 
 
 def test_a_file_that_is_no_text_or_not_there():
     Path("tokenizer.json").write_bytes(b"\xff\x00\x80")
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        load("tokenizer.json")
+        read_tokenizer("tokenizer.json")
     with pytest.raises(UserError, match=r"nothing\.json.*No such file"):
-        load("nothing.json")
+        read_tokenizer("nothing.json")
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {"a": 0, "b": 0}, {"a": 5, "b": 70_000}, {"a": 4_000_000_000}])
 def test_a_strange_vocabulary_is_read_or_refused(vocabulary):
     Path("tokenizer.json").write_text(broken(lambda c: c["model"].update(vocab=vocabulary)))
     try:
-        tokenizer = load("tokenizer.json")
+        tokenizer = read_tokenizer("tokenizer.json")
     except UserError:
         return
     assert tokenizer.vocab_size == max(vocabulary.values(), default=-1) + 1

@@ -22,13 +22,13 @@ from test_cli import environment
 from test_reliability import losses
 from test_train import RECIPE, result
 
-from sampan.checkpoint import Run
+from sampan.checkpoint.run import Run
+from sampan.engine.torch.processes import agree_on_store
 from sampan.errors import UserError
-from sampan.loop import Step, train
-from sampan.plan import make_plan
+from sampan.training.loop import Step, train
+from sampan.training.plan import make_plan
 
 torch = pytest.importorskip("torch")
-from sampan.torch_engine import meet  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in Linux's /proc")
 SETTINGS = RECIPE | dict(max_iters=12, lr_decay_iters=12, eval_interval=2, log_interval=1, engine="torch")
@@ -111,7 +111,7 @@ def test_processes_of_one_start_meet_each_other_and_no_dead_ones():
 
             def one(rank):
                 time.sleep(pauses[rank])
-                place = meet(store, rank, len(pauses), limit)
+                place = agree_on_store(store, rank, len(pauses), limit)
                 place.set(f"met {rank}", "yes")
                 place.wait([f"met {r}" for r in range(len(pauses))], limit)
                 return place.get("begin")
@@ -122,7 +122,7 @@ def test_processes_of_one_start_meet_each_other_and_no_dead_ones():
     names = [start(pauses) for pauses in ((0, 0), (0, 0.3), (0.3, 0), (0.2, 0, 0.3), (0, 0))]
     assert len({*names}) == 5
     with pytest.raises(UserError, match="not all of 2 processes came"):
-        meet(store, 0, 2, timedelta(seconds=0.2))
+        agree_on_store(store, 0, 2, timedelta(seconds=0.2))
 
 
 @pytest.mark.full

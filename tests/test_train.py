@@ -12,12 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 import sampan
-from sampan.checkpoint import Run, load_model, read_note
+from sampan.checkpoint.folder import load_model
+from sampan.checkpoint.run import Run, read_note
 from sampan.config import TrainConfig
-from sampan.engine import engines_here
+from sampan.engine.open import engines_here
 from sampan.errors import UserError
-from sampan.loop import Evaluation, Step, learning_rate, train
-from sampan.plan import make_plan
+from sampan.training.loop import Evaluation, Step, train
+from sampan.training.plan import make_plan
+from sampan.training.schedule import learning_rate
 
 RECIPE = dict(
     engine="torch", device="cpu", n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=3, gradient_accumulation_steps=2,

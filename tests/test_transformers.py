@@ -11,12 +11,14 @@ import pytest
 import torch
 import transformers
 
-from sampan import checkpoint
+from sampan.checkpoint.folder import load_model, load_model_config, save_model
+from sampan.checkpoint.huggingface import to_hf_weights
 from sampan.config import ModelConfig, SampleConfig, TrainConfig, change
-from sampan.engine import open_engine
-from sampan.model import parameters, resolve
-from sampan.sample import generate
-from sampan.tokenizer import characters
+from sampan.engine.open import open_engine
+from sampan.model.parameters import parameters
+from sampan.model.shape import resolve
+from sampan.sampling.draw import generate
+from sampan.tokens.kinds import characters
 
 TOLERANCE = 1e-5  # float32, relative to the norm of the reference
 
@@ -62,7 +64,7 @@ def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
 def both(seed: int, tmp_path, engine_name: str = "torch"):
     config = random_config(seed)
     weights = random_weights(config, seed)
-    checkpoint.save_model(tmp_path, config, weights, None)
+    save_model(tmp_path, config, weights, None)
     reference, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report  # no tensor missing, left over or of another shape
     settings = change(
@@ -90,7 +92,7 @@ def test_logits_loss_and_every_gradient(seed, tmp_path, engine_name):
     assert relative_error(np.array(engine.loss(x, y)), np.array(loss.item())) < TOLERANCE
 
     engine.accumulate(x, y)
-    gradients = checkpoint.to_hf_weights(config, engine.gradients())
+    gradients = to_hf_weights(config, engine.gradients())
     theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
     for name, gradient in gradients.items():
         if name.endswith("bias") and not config.bias:
@@ -120,7 +122,7 @@ def test_greedy_text_is_equal(seed, tmp_path, engine_name):
 def test_a_folder_of_theirs_loads_in_ours(seed, tmp_path):
     config, weights, reference, _ = both(seed, tmp_path / "ours")
     reference.save_pretrained(tmp_path / "theirs")
-    again, loaded = checkpoint.load_model(tmp_path / "theirs")
+    again, loaded = load_model(tmp_path / "theirs")
     names_that_gpt2_gains = {"bias"} if config.family == "gpt2" else set()  # its biases are always stored
     for field in config.__dataclass_fields__:
         if field not in names_that_gpt2_gains and not (config.family == "gpt2" and field == "rope_theta"):
@@ -133,7 +135,7 @@ def test_half_precision_and_shards_are_read(tmp_path):
     config, weights, reference, _ = both(2, tmp_path / "ours")
     reference.to(torch.bfloat16).save_pretrained(tmp_path / "theirs", max_shard_size=1000)
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    _, loaded = checkpoint.load_model(tmp_path / "theirs")
+    _, loaded = load_model(tmp_path / "theirs")
     for name, weight in weights.items():
         assert np.array_equal(loaded[name], torch.from_numpy(weight).bfloat16().float().numpy()), name
 
@@ -154,7 +156,7 @@ def test_half_precision_and_shards_are_read(tmp_path):
 def test_scaled_rotary_positions(scaling, tmp_path, engine_name):
     config = replace(random_config(1), rope_scaling=scaling)
     weights = random_weights(config, 1)
-    checkpoint.save_model(tmp_path, config, weights, None)
+    save_model(tmp_path, config, weights, None)
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     engine = open_engine(config, TrainConfig(engine=engine_name, device="cpu", dtype="float32"))
     engine.load(weights)
@@ -162,7 +164,7 @@ def test_scaled_rotary_positions(scaling, tmp_path, engine_name):
     theirs = reference(torch.from_numpy(ids).long()).logits[:, -1].detach().numpy()
     assert relative_error(engine.session(1).feed(ids), theirs) < TOLERANCE
     reference.save_pretrained(tmp_path / "theirs")
-    assert checkpoint.load_model_config(tmp_path / "theirs").rope_scaling == scaling
+    assert load_model_config(tmp_path / "theirs").rope_scaling == scaling
     plain = open_engine(random_config(1), TrainConfig(engine=engine_name, device="cpu", dtype="float32"))
     plain.load(weights)
     assert relative_error(plain.session(1).feed(ids), theirs) > 1e-3  # the scaling is what is tested
@@ -171,7 +173,7 @@ def test_scaled_rotary_positions(scaling, tmp_path, engine_name):
 def test_the_tokenizer_travels_with_the_model(tmp_path):
     tokenizer = characters("hello, 世界\n")
     config = resolve(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=tokenizer.vocab_size))
-    checkpoint.save_model(tmp_path, config, random_weights(config, 0), tokenizer)
+    save_model(tmp_path, config, random_weights(config, 0), tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "hello, 世  oo\n\nhe"
     assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()

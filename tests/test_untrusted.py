@@ -23,15 +23,25 @@ from conftest import readable, tiny_config
 from hypothesis import strategies as st
 
 import sampan
-from sampan import checkpoint, config, data
-from sampan.checkpoint import Progress, Run, load_model, load_tokenizer, save_model, to_hf_weights
+from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
+from sampan.checkpoint.huggingface import to_hf_weights
+from sampan.checkpoint.run import Progress, Run, read_note
+from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS
+from sampan.cli.sample import open_weights
 from sampan.config import DataConfig, SampleConfig, TrainConfig, build
+from sampan.config_files import read_file
+from sampan.data.meta import identity, open_folder
+from sampan.data.prepare import prepare
+from sampan.data.windows import EvaluationBatches, Windows
+from sampan.engine.open import open_engine
 from sampan.errors import UserError
-from sampan.model import initialize, parameters, rotary_frequencies
-from sampan.plan import make_plan
-from sampan.report import Metrics, Picture, evaluations_of
-from sampan.sample import open_weights, write
-from sampan.tokenizer import characters, train_bpe
+from sampan.model.parameters import initialize, parameters
+from sampan.model.rotary import rotary_frequencies
+from sampan.report.metrics import Metrics, evaluations_of
+from sampan.report.picture import Picture
+from sampan.sampling.write import write
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.training.plan import make_plan
 
 NUMBERS = [0, -1, 1, 2, 3, 64, 2**31 - 1, 2**31, 10**9, 2**53 + 1, 10**30, 10**400]
 NUMBERS += [0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan")]
@@ -116,7 +126,7 @@ def use(folder) -> None:
     """All that `sampan sample` does with a folder."""
     settings = SampleConfig(out_dir=str(folder), max_new_tokens=2, engine="c", threads=1, dtype="float32")
     model, weights, tokenizer, _ = open_weights(settings)
-    engine = sampan.engine.open_engine(model, settings)
+    engine = open_engine(model, settings)
     engine.load(weights)
     for _ in write(engine, model, tokenizer, "the boat", settings):
         pass
@@ -233,7 +243,7 @@ def test_safetensors(make_folder, kind, examples):
     def check(whole: bytes) -> None:
         path.write_bytes(whole)
         load_model(folder)
-        checkpoint.read_note(path)
+        read_note(path)
 
     by_meaning = changed(header).map(lambda h: safetensors_bytes(h, body))
     hammer(examples, check, by_meaning | damaged(safetensors_bytes(header, body)))
@@ -286,7 +296,7 @@ def run(tmp_path, small_text):
         for p in parameters(made.model)
         for key in p.moments(made.config.optimizer)
     }
-    with made_run.begin(made.config, made.model, tokenizer, sampan.plan.identity(made.data)) as first:
+    with made_run.begin(made.config, made.model, tokenizer, identity(made.data)) as first:
         first.save_best(made.model, weights, Progress(step=1))
         first.save_last(made.model, weights, moments | {"step": np.array(1)}, Progress(step=1))
     return made_run
@@ -318,7 +328,7 @@ def test_run_json(run, examples):
 
 @examples(15, 400)
 def test_the_progress_in_the_weights_header(run, examples):
-    paths = [run.last / name for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
+    paths = [run.last / name for name in (WEIGHTS, OPTIMIZER)]
     whole = [split_safetensors(path.read_bytes()) for path in paths]
     note = json.loads(whole[0][0]["__metadata__"]["sampan"])
 
@@ -343,7 +353,7 @@ def test_the_progress_in_the_weights_header(run, examples):
 
 @examples(15, 400)
 def test_the_optimizer_of_a_run(run, examples):
-    path = run.last / checkpoint.OPTIMIZER
+    path = run.last / OPTIMIZER
     header, body = split_safetensors(path.read_bytes())
 
     def check(whole: bytes) -> None:
@@ -386,18 +396,18 @@ def test_metrics(run, examples):
 @examples(60, 4000)
 def test_a_data_folder(tmp_path, small_text, examples):
     Path("boat.txt").write_text(small_text)
-    folder = data.prepare("boat.txt", DataConfig()).folder
+    folder = prepare("boat.txt", DataConfig()).folder
     meta, ids = json.loads((folder / "meta.json").read_text()), (folder / "train.bin").read_bytes()
 
     def check(text: bytes, raw: bytes) -> None:
         (folder / "meta.json").write_bytes(text)
         (folder / "train.bin").write_bytes(raw)
-        opened = data.open_folder(folder)
+        opened = open_folder(folder)
         opened.summary()
         size = opened.meta["vocab_size"]
-        x, _ = data.Windows(opened.train, 8, 1337, size).batch(0, 20)
+        x, _ = Windows(opened.train, 8, 1337, size).batch(0, 20)
         assert x.min() >= 0 and x.max() < size
-        for x, _ in data.EvaluationBatches(opened.val, 8, 2, 2, size):
+        for x, _ in EvaluationBatches(opened.val, 8, 2, 2, size):
             assert x.max() < size
 
     hammer(examples, check, st.just(json.dumps(meta).encode()) | texts_of(meta), st.just(ids) | damaged(ids))
@@ -414,14 +424,14 @@ PYTHON = b"""import time\nout_dir = 'out-' + str(time.time())\nn_layer = 2 * 3\n
 def test_configurations(tmp_path, kind, examples):
     path, whole = tmp_path / f"settings.{kind}", {"toml": TOML, "py": PYTHON}[kind]
     path.write_bytes(whole)
-    build(TrainConfig, config.read_file(path))
+    build(TrainConfig, read_file(path))
     words = st.sampled_from([b"[", b"(", b"-", b"2**", b"9" * 5000, b"*", b"'a'*", b"__import__('os').system('false')",
                              b"lambda: 0", b"f'{1}'", b"{", b"=", b"\n", b"n_layer", b"1e999", b"nan", b"inf", b"0x", b"\0",
                              b"\xff"])  # fmt: skip
 
     def check(text: bytes, at: int, word: bytes, times: int) -> None:
         path.write_bytes(text[:at] + word * times + text[at:])
-        build(TrainConfig, config.read_file(path))
+        build(TrainConfig, read_file(path))
 
     hammer(
         examples, check, st.just(whole) | damaged(whole), st.integers(0, 100), words, st.sampled_from([0, 1, 3, 5000])
@@ -507,7 +517,15 @@ def bounded(script: str, megabytes: int = 300) -> str:
     limit = f"""
         import json, resource, sys
         from pathlib import Path
-        from sampan import c_engine, checkpoint, config, data, engine, plan, report, sample
+        import sampan.engine.c, sampan.checkpoint.run, sampan.report.metrics, sampan.sampling.write, sampan.training.plan
+        from sampan.checkpoint.folder import load_model, load_tokenizer
+        from sampan.checkpoint.run import Run
+        from sampan.cli.sample import open_weights
+        from sampan.config import SampleConfig
+        from sampan.config_files import read_file
+        from sampan.engine.open import open_engine
+        from sampan.data.meta import open_folder
+        from sampan.report.metrics import Metrics
         from sampan.errors import UserError
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + ({megabytes} << 20)
@@ -536,10 +554,10 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(make_folder):
     printed = bounded("""
         for folder, described in json.loads(Path("cases.json").read_text()):
             Path(folder, "config.json").write_text(json.dumps(described))
-            settings = config.SampleConfig(out_dir=folder, engine="c", threads=1)
+            settings = SampleConfig(out_dir=folder, engine="c", threads=1)
             try:
-                model, weights, *_ = sample.open_weights(settings)
-                engine.open_engine(model, settings).load(weights)
+                model, weights, *_ = open_weights(settings)
+                open_engine(model, settings).load(weights)
                 print("accepted", described)
             except UserError as error:
                 print(len(str(error)) < 400 and str(error).isprintable())
@@ -564,16 +582,15 @@ def test_hostile_files_cost_no_more_than_their_size(tmp_path, make_folder):
               '{"model": {"type": "BPE", "merges": [], "vocab": {"a": 16000000}}}']  # fmt: skip
     Path("texts.json").write_text(json.dumps(texts))
     printed = bounded(f"""
-        from sampan.checkpoint import load_model, load_tokenizer, Run
         folder = Path({str(folder)!r})
         whole = {{p.name: p.read_bytes() for p in folder.iterdir()}}
         for text in json.loads(Path("texts.json").read_text()):
             for name, read in (("config.json", load_model), ("tokenizer.json", load_tokenizer),
                                ("model.safetensors.index.json", load_model), ("run.json", lambda f: Run(f).settings()),
-                               ("a.toml", lambda f: config.read_file(f / "a.toml")),
-                               ("a.py", lambda f: config.read_file(f / "a.py")),
-                               ("meta.json", data.open_folder), ("model.safetensors", load_model),
-                               ("metrics.jsonl", lambda f: report.Metrics(f).open(1))):
+                               ("a.toml", lambda f: read_file(f / "a.toml")),
+                               ("a.py", lambda f: read_file(f / "a.py")),
+                               ("meta.json", open_folder), ("model.safetensors", load_model),
+                               ("metrics.jsonl", lambda f: Metrics(f).open(1))):
                 raw = text.encode()
                 if name == "model.safetensors":
                     raw = len(raw).to_bytes(8, "little") + raw

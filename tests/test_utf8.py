@@ -10,8 +10,9 @@ from hypothesis import given, strategies as st
 from tokenizers import decoders, models
 
 from sampan.errors import UserError
-from sampan.tokenizer import Tokenizer, characters, train_bpe
-from sampan.utf8 import BROKEN, WHOLE, stream, token_bytes, transitions
+from sampan.tokens.bytes import BROKEN, WHOLE, stream_text, token_bytes, transitions
+from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.tokenizer import Tokenizer
 
 TEXT = readable(2000) + "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。\ufffd"
 
@@ -64,7 +65,7 @@ def test_the_bytes_are_what_the_library_decodes(tokenizer, data):
 @given(data=st.data())
 def test_a_stream_shows_each_character_with_its_last_byte(tokenizer, data):
     table = token_bytes(tokenizer, tokenizer.vocab_size + 5)
-    next_text, raw, shown = stream(table), b"", ""
+    next_text, raw, shown = stream_text(table), b"", ""
     for i in data.draw(st.lists(st.integers(0, len(table) - 1), max_size=20)):
         raw += table[i]
         shown += next_text(i)
@@ -84,7 +85,7 @@ def whole_part(raw: bytes) -> bytes:
 
 def test_a_replacement_character_of_the_text_itself_is_shown_at_once():
     tokenizer = train_bpe(["a"], 257)
-    next_text = stream(token_bytes(tokenizer, 257))
+    next_text = stream_text(token_bytes(tokenizer, 257))
     assert "".join(next_text(int(i)) for i in tokenizer.encode("\ufffd")) == "\ufffd"
 
 

@@ -6,13 +6,13 @@ import pytest
 from conftest import tiny_config
 
 from sampan.config import TrainConfig
-from sampan.look import Look
-from sampan.loop import Evaluation
-from sampan.model import count_parameters
-from sampan.verdict import loss_table, verdict
+from sampan.model.count import count_parameters
+from sampan.report.baselines import Baselines
+from sampan.report.verdict import loss_table, verdict
+from sampan.training.loop import Evaluation
 
 MODEL = tiny_config("qwen3")
-SEEN = Look(
+SEEN = Baselines(
     data={}, characters=1000, bytes=1500, tokens=500, unseen=0.0, overlap=0.0, unused=0, vocab_size=65,
     uniform=3.0, unigram=2.0, xz=1.5,
 )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Model folders: Hugging Face's on the outside, one table of parameters inside; read without trust.
+
+    model, weights = load_model("out/shakespeare")          # or any folder of a known family
+    save_model("copy", model, weights, tokenizer)
+
+No pickle is read or written; nothing in a folder can run. Runs, which can be resumed, are run.py's.
+"""
+
+import contextlib
+import errno
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from sampan.checkpoint.huggingface import from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
+from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
+from sampan.config import ModelConfig
+from sampan.errors import UserError
+from sampan.fetch import mirror_folder
+from sampan.files import read_json, write_json, write_text
+from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
+
+# ---- model folders ----
+
+
+def find_model(name: str) -> Path:
+    """The folder of a local path, of SAMPAN_MIRROR/NAME, or of a hub name, fetched once by huggingface_hub.
+
+    Raises UserError where it cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    mirrored = mirror_folder(name)
+    if mirrored is not None and (mirrored / "config.json").is_file():
+        return mirrored
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give a run's folder, a Hugging Face folder or a hub name")
+    if name.startswith((".", "/", "~", "out/")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
+        raise UserError(f"{name}: no such folder{runs_near(Path(name).parent)}")
+    import huggingface_hub
+    from huggingface_hub.utils import HFValidationError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
+    except HFValidationError:
+        raise UserError(f"{name}: no such folder, and not a name on the Hugging Face hub") from None
+    except Exception as error:  # the hub's client and what it stands on raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({reason}); give the path of a "
+            "downloaded folder, or set SAMPAN_MIRROR to a folder that contains it, or HF_ENDPOINT to a mirror of the hub"
+        ) from None
+
+
+def runs_near(folder: Path) -> str:
+    """The end of a sentence that names the runs in a folder, if there are any."""
+    names = sorted(str(path.parent) for path in folder.glob("*/run.json"))
+    return f"; the runs here are {', '.join(names[:8])}" if names else ""
+
+
+def load_model_config(folder: str | Path) -> ModelConfig:
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model's folder: it has no config.json{runs_near(Path(folder))}")
+    return from_hf_config(read_json(path), str(path))
+
+
+def load_model(folder: str | Path, block_size: int | None = None) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """A folder's model and weights, {name: float32}; `block_size` crops the context. Raises UserError."""
+    config = crop(load_model_config(folder), block_size, str(folder))
+    return config, from_hf_weights(config, Tensors(Path(folder)), str(folder))
+
+
+def crop(config: ModelConfig, block_size: int | None, where: str) -> ModelConfig:
+    if block_size is None:
+        return config
+    if block_size > config.block_size:
+        raise UserError(
+            f"block_size={block_size}: {where} has {config.block_size}, which can be cropped but not extended"
+        )
+    return replace(config, block_size=block_size)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no tokenizer.json")
+    return read_tokenizer(path)
+
+
+def save_model(
+    folder: str | Path, config: ModelConfig, weights: Mapping, tokenizer: Tokenizer | None, note=None
+) -> None:
+    """Write a folder that transformers loads as it is; `note` is kept in the weights' header. The weights come last."""
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_description(folder, config, tokenizer)
+        commit(stage_safetensors(folder / WEIGHTS, to_hf_weights(config, weights), note or {}))
+
+
+def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    end_of_text = tokenizer.end_of_text if tokenizer else None
+    write_json(folder / "config.json", to_hf_config(config, end_of_text))
+    if tokenizer:
+        write_text(folder / "tokenizer.json", tokenizer.to_json())
+        described = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.block_size}
+        described["clean_up_tokenization_spaces"] = False
+        if end_of_text is not None:
+            described["eos_token"] = tokenizer.inner.id_to_token(end_of_text)
+        write_json(folder / "tokenizer_config.json", described)
+
+
+# ---- writing ----
+
+
+@contextlib.contextmanager
+def writing(folder: Path):
+    """Turns what the system refuses into a sentence; whatever was there before is still whole."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        fate = "what was saved before is still whole" if folder.exists() else "the folder is not there"
+        raise UserError(f"{folder}: cannot be written ({reason}); {fate}") from None

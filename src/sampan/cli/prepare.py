@@ -1,0 +1,24 @@
+"""sampan prepare: make train.bin and val.bin of a text."""
+
+from sampan.config import DataConfig, build
+from sampan.data.compare import compare_tokenizers, table
+from sampan.data.prepare import prepare
+from sampan.errors import UserError
+from sampan.report.baselines import baseline_lines, measure_baselines
+
+# ---- commands ----
+
+
+def run(source: list[str], flags: dict) -> int:
+    if not source:
+        raise UserError("sampan prepare takes a source, such as: sampan prepare shakespeare")
+    if flags.pop("compare", False):
+        print(table(compare_tokenizers(source, build(DataConfig, flags))))
+        return 0
+    data = prepare(source, build(DataConfig, flags))
+    print("\n".join(data.summary()), flush=True)
+    try:
+        print("\n".join(baseline_lines(data, measure_baselines(data))))
+    except UserError as error:  # the files are made all the same
+        print(f"not looked at: {error}")
+    return 0

@@ -1,0 +1,80 @@
+"""sampan sample: write with a trained model."""
+
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from sampan.checkpoint.folder import find_model, load_model, load_tokenizer
+from sampan.checkpoint.run import Run
+from sampan.config import ModelConfig, SampleConfig, build
+from sampan.engine.open import open_engine
+from sampan.errors import UserError
+from sampan.report.verbatim import training_data, verbatim_report
+from sampan.sampling.write import write
+from sampan.tokens.tokenizer import Tokenizer
+
+
+def read_prompt(start: str, standard_input) -> str:
+    """The prompt of a `start` setting: itself, FILE:PATH, or - for standard input."""
+    if start == "-":
+        try:
+            return standard_input.read()
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input cannot be read as a prompt ({error})") from None
+    if not start.startswith("FILE:"):
+        return start
+    path = Path(start.removeprefix("FILE:"))
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a prompt ({getattr(error, 'strerror', None) or error})") from None
+
+
+def open_weights(config: SampleConfig) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenizer, str]:
+    """(model, weights, tokenizer, a line that says which weights they are). Raises UserError."""
+    if config.init_from != "resume":
+        folder, line = find_model(config.init_from), config.init_from
+    else:
+        folder = find_model(config.out_dir)
+        run, line = Run(folder), config.out_dir
+        if run.exists():
+            which = config.weights if (folder / "model.safetensors").exists() else "last"
+            line = f"{config.out_dir}: {run.describe(which)}"
+            folder = run.last if which == "last" else folder
+    model, weights = load_model(folder)
+    return model, weights, load_tokenizer(folder), line
+
+
+def run(source: list[str], flags: dict) -> int:
+    if len(source) > 1:
+        raise UserError("sampan sample takes one folder, such as: sampan sample out/shakespeare")
+    settings = build(SampleConfig, flags | ({"out_dir": source[0]} if source else {}))
+    prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
+    model, weights, tokenizer, line = open_weights(settings)
+    data = training_data(settings) if settings.check else None
+    engine = open_engine(model, settings)
+    engine.load(weights)
+    parts, interrupted = [[] for _ in range(settings.num_samples)], False
+    try:
+        for number, piece in write(engine, model, tokenizer, prompt, settings):
+            if line:  # not before the prompt has been accepted
+                print(textwrap.fill(line, 80), file=sys.stderr, flush=True)
+                line = ""
+            parts[number].append(piece)
+            if number == 0:  # the first is streamed, the others follow
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
+    for part in parts[1:]:
+        print("\n---------------\n" + "".join(part), end="")
+    print(flush=True)
+    if interrupted:
+        print("sampan: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    if data is not None:
+        written = ["".join(part[1:]) for part in parts]  # the first part is the prompt
+        print("\n" + "\n".join(verbatim_report(written, data)), file=sys.stderr)
+    return 0

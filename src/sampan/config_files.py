@@ -1,0 +1,124 @@
+"""Read configuration files: .toml, and nanoGPT's .py as literals that are never executed.
+
+    settings = read_file(find_file("shakespeare_char.toml"))      # {"n_layer": 6, ...}
+
+The settings themselves are config.py's.
+"""
+
+import ast
+import operator
+import time
+import tomllib
+import types
+from pathlib import Path
+
+from sampan.config import TrainConfig, check_keys, convert
+from sampan.errors import UserError
+
+# ---- configuration files ----
+
+FILE_BYTES = 1 << 16  # more than any configuration has
+
+# nanoGPT's data folders are named after a text and its tokens; here the tokens are a setting of their own.
+NANOGPT_DATASETS = {
+    "shakespeare_char": {"dataset": "tinyshakespeare", "tokenizer": "char"},
+    "shakespeare": {"dataset": "tinyshakespeare", "tokenizer": "gpt2"},
+    "openwebtext": {"dataset": "openwebtext", "tokenizer": "gpt2"},
+}
+
+
+def find_file(name: str) -> Path:
+    """A configuration file: the path itself, or a recipe of that name that ships with Sampan (configs/)."""
+    shipped = Path(__file__).parent / "configs"
+    for path in (Path(name), shipped / Path(name).name):
+        if path.is_file():
+            return path
+    names = sorted(path.name for path in shipped.glob("*.toml"))
+    raise UserError(f"{name}: no such file; the recipes that come with Sampan are {', '.join(names)}")
+
+
+def read_file(path: str | Path) -> dict:
+    """The settings of a .toml file, or of a nanoGPT .py file, which is read as literals and never executed.
+
+    Raises UserError for a file that cannot be read, is not of its format, or sets an unknown key.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > FILE_BYTES:
+            raise UserError(f"{path}: larger than any configuration ({path.stat().st_size:,} bytes)")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
+    settings = read_python(text, path) if path.suffix == ".py" else read_toml(text, path)
+    check_keys(TrainConfig, settings, str(path))
+    for name, value in settings.items():
+        try:
+            convert(TrainConfig, name, value)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return settings
+
+
+def read_toml(text: str, path: Path) -> dict:
+    if text.count(".") > 2000:  # a key a.b.c... costs tomllib memory by the square of its parts
+        raise UserError(f"{path}: has more dots than any configuration")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_python(text: str, path: Path) -> dict:
+    """The assignments of a nanoGPT configuration: literals, arithmetic on them, names assigned above."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: not valid Python: {error}") from None
+    settings = {}
+    for node in tree.body:
+        is_note = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_note or isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue  # finetune_shakespeare.py imports time for its run name; nothing is imported here
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise UserError(f"{path}, line {node.lineno}: only NAME = VALUE is read from a .py configuration")
+        try:
+            settings[node.targets[0].id] = evaluate_expression(node.value, settings)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            raise UserError(f"{path}, line {node.lineno}: {error}") from None
+    return settings | NANOGPT_DATASETS.get(settings.get("dataset"), {})
+
+
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+          ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}  # fmt: skip
+
+
+def evaluate_expression(node: ast.expr, names: dict):
+    """The value of an expression of literals, arithmetic on them, and `str(time.time())`.
+
+    >>> evaluate_expression(ast.parse("5 * 8", mode="eval").body, {})
+    40
+
+    Raises ValueError for anything else. There is no power and numbers alone are multiplied, so that no small
+    file can ask for a huge value.
+    """
+    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float, str, types.NoneType)):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -evaluate_expression(node.operand, names)
+    if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
+        left, right = evaluate_expression(node.left, names), evaluate_expression(node.right, names)
+        if not isinstance(node.op, ast.Add) and (isinstance(left, str) or isinstance(right, str)):
+            raise ValueError("strings can only be added")
+        result = BINARY[type(node.op)](left, right)
+        if len(result) > 4096 if isinstance(result, str) else abs(result) > 1e30:
+            raise ValueError("too large a value")
+        return result
+    source = ast.unparse(node)
+    if source == "time.time()":
+        return time.time()
+    casts = {"str": str, "int": int, "float": float}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in casts and len(node.args) == 1 and not node.keywords:
+        return casts[ast.unparse(node.func)](evaluate_expression(node.args[0], names))
+    raise ValueError(f"{source[:60]!r} is more than literals and arithmetic; a configuration is never executed")

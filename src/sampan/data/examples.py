@@ -1,0 +1,222 @@
+"""Batches of integers for the loop: a list of micro-batches (x, y) for each step, out of whatever the data is.
+
+    source = open_data(data, model, seed=1337, name="data")       # any data of integers; see `Data`
+    for micro_batches in training_steps(source, config):          # of one optimizer step, of this process
+        for x, y in micro_batches: ...                            # int32 (B, T) each; a target of -1 is ignored
+
+What can be indexed is visited in an order that follows from the seed alone, each example once per epoch; what can only
+be iterated comes in its own order, and is read no sooner than it is needed. Texts and their files are data.py's.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sampan.config import ModelConfig, TrainConfig
+from sampan.data.windows import EvaluationBatches, Windows, endless_order
+from sampan.errors import UserError
+from sampan.machine import world
+
+Batch = tuple[np.ndarray, np.ndarray]  # x, y
+
+
+class Dataset(Protocol):
+    """What can be indexed, such as a torch Dataset or a list: its items are pairs (x, y) of integers, (T,) each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+# An array of tokens (n,), of which windows are cut; an array (N, T + 1) of rows, in which each token is to be predicted
+# from those before it; a tuple of two arrays x, y (N, T) each; a Dataset; an iterable of pairs (x, y), each an example
+# (T,) or a batch (B, T) that is taken as it is; a function that returns such a pair whenever it is called.
+Data = npt.ArrayLike | Dataset | Iterable[Any] | Callable[[], Any]
+
+
+class Examples:
+    """Examples that can be indexed, endlessly, each once per epoch and shuffled, as a function of (seed, index)."""
+
+    def __init__(self, count: int, at: Callable[[np.ndarray], Batch], seed: int):
+        if count < 1:
+            raise UserError("the data is empty: it has no example")
+        self.count, self.at, self.seed = count, at, seed  # `at` gives the batch of an array of indices
+
+    def batch(self, first: int, count: int) -> Batch:
+        return self.at(endless_order(first, count, self.count, self.seed)[0].astype(np.int64))
+
+
+def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0) -> Iterator[list[Batch]]:
+    """For each step from `step` on, this process's share of the global batch, batch_size examples at a time."""
+    rank, processes = world()
+    per_step = config.windows_per_step
+    first, end = rank * per_step // processes, (rank + 1) * per_step // processes
+    for start in itertools.count(step * per_step, per_step):
+        yield [source.batch(start + i, min(config.batch_size, end - i)) for i in range(first, end, config.batch_size)]
+
+
+class Stream:
+    """Data that can only be iterated or called."""
+
+    def __init__(self, data, model: ModelConfig, name: str):
+        self.data, self.model, self.name = data, model, name
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """One pass: batches as they are, and examples stacked batch_size at a time. A function is called endlessly."""
+        is_function = not isinstance(self.data, Iterable)
+        items = itertools.starmap(self.data, itertools.repeat(())) if is_function else self.data
+        examples, empty = [], True
+        for item in items:
+            empty = False
+            x, y = pair(item, self.name)
+            if np.ndim(x) == 2:
+                yield as_batch(x, y, self.model, self.name)
+                continue
+            examples.append((x, y))
+            if len(examples) == batch_size:
+                yield stacked(examples, self.model, self.name)
+                examples = []
+        if examples:
+            yield stacked(examples, self.model, self.name)
+        if empty:
+            raise UserError(f"{self.name} is empty: there is no batch in it")
+
+    def epochs(self, batch_size: int) -> Iterator[Batch]:
+        """Begun again at its end; an iterator, which cannot be, ends."""
+        once = isinstance(self.data, Iterator)
+        while True:
+            yield from self.batches(batch_size)
+            if once:
+                return
+
+
+def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> Iterator[list[Batch]]:
+    """The micro-batches of each step; they end only where an iterator does."""
+    if not isinstance(source, Stream):
+        return micro_batches(source, config)
+    count = max(1, config.gradient_accumulation_steps // world()[1])  # each process brings its own data
+    batches = source.epochs(config.batch_size)
+    return iter(lambda: list(itertools.islice(batches, count)), [])
+
+
+def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> Iterable[Batch]:
+    """eval_iters batches to evaluate on, the same every time, or fewer where the data has no more.
+
+    They cover evenly what can be indexed, and are the first ones of what can only be iterated.
+    """
+    if isinstance(source, Windows):
+        tokens, vocab_size = source.tokens, source.vocab_size
+        batches = EvaluationBatches(tokens, source.block_size, config.batch_size, config.eval_iters, vocab_size)
+    elif isinstance(source, Examples):
+        count = min(source.count, config.batch_size * config.eval_iters)
+        indices = np.arange(count) * source.count // count
+        batches = [source.at(indices[i : i + config.batch_size]) for i in range(0, count, config.batch_size)]
+    else:
+        batches = list(itertools.islice(source.batches(config.batch_size), config.eval_iters))
+    if not any((y != -1).any() for _, y in batches):
+        raise UserError(f"{name} has no target: nothing can be evaluated on it")
+    return batches
+
+
+# ---- any data ----
+
+
+def open_data(data: Data, model: ModelConfig, seed: int, name: str) -> Windows | Examples | Stream:
+    """The examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
+    vocabulary and within this block size.
+    """
+    if hasattr(data, "__array__") or is_numbers(data):
+        tokens = as_integers(data, name)
+        if tokens.ndim == 2:
+            return open_data((tokens[:, :-1], tokens[:, 1:]), model, seed, name)
+        if tokens.ndim != 1:
+            raise UserError(f"{name} has {tokens.ndim} dimensions: expected tokens (n,) or rows of them (N, T + 1)")
+        if len(tokens) < model.block_size + 1:
+            raise UserError(
+                f"{name} has {len(tokens):,} tokens, and a window of block_size={model.block_size} needs "
+                f"{model.block_size + 1:,}"
+            )
+        if not isinstance(tokens, np.memmap):  # a file is looked at as it is read
+            check_range(tokens, 0, model.vocab_size, name)
+        return Windows(tokens, model.block_size, seed, model.vocab_size)
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = as_batch(*data, model, name)
+        return Examples(len(x), lambda i: (x[i], y[i]), seed)
+    can_be_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
+    if can_be_indexed and not is_iterable_dataset(data):
+        return Examples(len(data), lambda i: stacked([data[int(k)] for k in i], model, name), seed)
+    if isinstance(data, Mapping) or (not callable(data) and not isinstance(data, Iterable)):
+        raise UserError(
+            f"{name} is a {type(data).__name__}: expected an array of integers, a pair of them, a Dataset, an iterable of "
+            "(x, y) or a function that returns (x, y)"
+        )
+    return Stream(data, model, name)
+
+
+def is_numbers(data) -> bool:
+    """Whether a list is an array by another name: of integers, or of rows of them."""
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, (list, tuple, np.ndarray)) and len(first):
+        first = first[0]
+    return isinstance(first, Integral)
+
+
+def is_iterable_dataset(data) -> bool:
+    """torch's IterableDataset inherits a `__getitem__` that only raises; torch itself need not be imported to see it."""
+    return any(cls.__name__ == "IterableDataset" for cls in type(data).__mro__)
+
+
+# ---- one batch ----
+
+
+def pair(item, name: str) -> tuple[Any, Any]:
+    if not (isinstance(item, (tuple, list)) and len(item) == 2):
+        raise UserError(f"{name}: expected pairs (x, y), not {type(item).__name__}")
+    return item[0], item[1]
+
+
+def stacked(examples: list, model: ModelConfig, name: str) -> Batch:
+    """The batch of a list of pairs (x, y), (T,) each."""
+    xs, ys = zip(*(map(np.asarray, pair(example, name)) for example in examples), strict=True)
+    shapes = {array.shape for array in (*xs, *ys)}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+        raise UserError(
+            f"{name}: examples of shapes {' and '.join(map(str, sorted(shapes)))}: expected x and y (T,), all of one length; "
+            "fill short ones up, with targets of -1"
+        )
+    return as_batch(np.stack(xs), np.stack(ys), model, name)
+
+
+def as_batch(x, y, model: ModelConfig, name: str) -> Batch:
+    """x and y as an engine takes them, int32 (B, T) each. Raises UserError where they cannot be a batch of this model."""
+    x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
+    if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
+        raise UserError(f"{name}: x and y have shapes {x.shape} and {y.shape}: expected two of the same (N, T)")
+    if x.shape[1] > model.block_size:
+        raise UserError(
+            f"{name} has sequences of {x.shape[1]} tokens, and the model's block_size is {model.block_size}"
+        )
+    check_range(x, 0, model.vocab_size, f"{name}'s x")
+    check_range(y, -1, model.vocab_size, f"{name}'s y")
+    return np.ascontiguousarray(x, np.int32), np.ascontiguousarray(y, np.int32)
+
+
+def as_integers(value, name: str) -> np.ndarray:
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; a tensor that is on a GPU
+        raise UserError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from None
+    if array.dtype.kind not in "iu" and array.size:
+        raise UserError(f"{name} is of {array.dtype}: expected integers")
+    return array
+
+
+def check_range(array: np.ndarray, low: int, high: int, name: str) -> None:
+    least, most = int(array.min()), int(array.max())
+    if least < low or most >= high:
+        wrong = least if least < low else most
+        raise UserError(f"{name} has {wrong}: expected {low} to {high - 1}, the vocabulary{' or -1' * (low < 0)}")

@@ -1,0 +1,279 @@
+"""The Engine protocol over the C library: ctypes for csrc/include/sampan.h, and no arithmetic.
+
+    engine = CEngine(model_config, TrainConfig(threads=2, dtype="float32"))
+
+It needs no PyTorch. It runs on one machine's CPU in one process; cuda, mps, float16 and torchrun are the other engine's.
+"""
+
+import ctypes
+import os
+import sys
+import weakref
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from sampan.config import FAMILIES, OPTIMIZERS, MachineConfig, ModelConfig, TrainConfig
+from sampan.engine.protocol import Update
+from sampan.errors import UserError
+from sampan.machine import world
+from sampan.model.parameters import parameters
+from sampan.model.rotary import rotary_frequencies
+
+DTYPES = ("float32", "bfloat16")  # by their numbers in sampan.h, as are FAMILIES and OPTIMIZERS
+WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ = range(4)
+NOT_FINITE = 4  # an error code of sampan.h
+MOMENTS = {"exp_avg": EXP_AVG, "exp_avg_sq": EXP_AVG_SQ}
+
+
+RECIPE = ("beta1", "beta2", "weight_decay", "grad_clip", "momentum", "adamw_lr_ratio")
+
+
+class Config(ctypes.Structure):
+    """sampan_config, field by field."""
+
+    _fields_ = (
+        [("struct_size", c_int64), ("family", c_int32)]
+        + [
+            (n, c_int32)
+            for n in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "head_dim", "block_size", "vocab_size")
+        ]
+        + [
+            (n, c_int32)
+            for n in ("bias", "tie_word_embeddings", "training", "gradient_checkpointing", "dtype", "threads")
+        ]
+        + [(n, c_float) for n in ("dropout", "norm_eps")]
+        + [("optimizer", c_int32)]
+        + [(n, c_double) for n in RECIPE]
+        + [("seed", c_uint64), ("rotary_frequencies", POINTER(c_double))]
+    )
+
+
+class Parameter(ctypes.Structure):
+    _fields_ = [("name", c_char_p), ("rows", c_int64), ("columns", c_int64)]
+
+
+SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is an error code; arrays as their `address`
+    "create": (c_int32, [POINTER(c_void_p), POINTER(Config), c_char_p, c_int64]),
+    "destroy": (None, [c_void_p]),
+    "error": (c_char_p, [c_void_p]),
+    "description": (c_char_p, [c_void_p]),
+    "preferred_dtype": (c_int32, []),
+    "count_parameters": (c_int64, [c_void_p]),
+    "get_parameter": (c_int32, [c_void_p, c_int64, POINTER(Parameter)]),
+    "read": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
+    "write": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
+    "accumulate": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64]),
+    "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double)]),
+    "loss": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(c_double)]),
+    "get_step": (c_int64, [c_void_p]),
+    "get_applied": (c_int64, [c_void_p]),
+    "set_step": (c_int32, [c_void_p, c_int64, c_int64]),
+    "session_create": (c_int32, [POINTER(c_void_p), c_void_p, c_int64]),
+    "session_destroy": (None, [c_void_p]),
+    "session_feed": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p]),
+    "measure_peak": (c_int32, [c_void_p, POINTER(c_double)]),
+}
+
+
+def library_path() -> Path:
+    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    return Path(__file__).with_name(f"libsampan{suffix}")
+
+
+def load_library() -> ctypes.CDLL:
+    """The C library beside this file. Raises UserError where it was not built or cannot be loaded."""
+    try:
+        library = ctypes.CDLL(os.fspath(library_path()))
+    except OSError as error:
+        raise UserError(
+            f"the C engine is not here ({error}); install with a C compiler, or use --engine torch"
+        ) from None
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, f"sampan_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def destroy(library: ctypes.CDLL, pointer: c_void_p, process: int) -> None:
+    """Not in a forked child: it has not got the threads that the library would wait for."""
+    if os.getpid() == process:
+        library.sampan_destroy(pointer)
+
+
+class CEngine:
+    def __init__(self, config: ModelConfig, settings: MachineConfig):
+        self.config, self.settings = config, settings
+        self.training = isinstance(settings, TrainConfig)
+        self.lib = load_library()
+        if settings.device not in ("auto", "cpu"):
+            raise UserError(f"device={settings.device}: the C engine runs on cpu; use --engine torch")
+        if world()[1] > 1:
+            raise UserError("the C engine is one process; under torchrun use --engine torch")
+        if settings.dtype == "auto":
+            self.dtype = DTYPES[self.lib.sampan_preferred_dtype()]
+        elif settings.dtype in DTYPES:
+            self.dtype = settings.dtype
+        else:
+            raise UserError(f"dtype={settings.dtype}: the C engine has {' and '.join(DTYPES)}")
+        self.pointer, self.process = c_void_p(), os.getpid()
+        message = ctypes.create_string_buffer(256)
+        if self.lib.sampan_create(byref(self.pointer), byref(self.c_config()), message, len(message)):
+            raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
+        self.close = weakref.finalize(self, destroy, self.lib, self.pointer, self.process)
+        self.table = parameters(config)
+        self.check_table()
+
+    @property
+    def handle(self) -> c_void_p:
+        if not self.close.alive or os.getpid() != self.process:
+            raise UserError("this C engine was closed, or belongs to the process that this one was forked from")
+        return self.pointer
+
+    def c_config(self) -> Config:
+        c, s = self.config, self.settings
+        fields = {name: getattr(c, name) for name, _ in Config._fields_ if name in ModelConfig.__dataclass_fields__}
+        if self.training:
+            fields.update({name: getattr(s, name) for name in RECIPE}, optimizer=OPTIMIZERS.index(s.optimizer))
+            fields["gradient_checkpointing"] = s.gradient_checkpointing
+        fields.update(family=FAMILIES.index(c.family), dtype=DTYPES.index(self.dtype), training=self.training)
+        result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or 0, seed=s.seed, **fields)
+        if c.family != "gpt2":
+            result.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
+        return result
+
+    def check_table(self) -> None:
+        """The C table of parameters is model.py's: the same names, shapes and order."""
+        row, found = Parameter(), []
+        for i in range(self.lib.sampan_count_parameters(self.handle)):
+            self.check(self.lib.sampan_get_parameter(self.handle, i, byref(row)))
+            found.append((row.name.decode(), (row.rows, row.columns) if row.columns else (row.rows,)))
+        if found != [(p.name, p.shape) for p in self.table]:
+            raise AssertionError("csrc/engine/model.h and model.parameters list different parameters")
+
+    def check(self, code: int) -> None:
+        if code:
+            raise UserError(self.complaint())
+
+    def complaint(self) -> str:
+        return self.lib.sampan_error(self.handle).decode()
+
+    @property
+    def description(self) -> str:
+        return self.lib.sampan_description(self.handle).decode()
+
+    # ---- tensors ----
+
+    def read(self, what: int, i: int) -> np.ndarray:
+        array = np.empty(self.table[i].shape, np.float32)
+        self.check(self.lib.sampan_read(self.handle, what, i, address(array)))
+        return array
+
+    def write(self, what: int, i: int, array: np.ndarray, name: str) -> None:
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        if array.shape != self.table[i].shape:
+            raise ValueError(f"{name} has shape {array.shape}, the model's is {self.table[i].shape}")
+        self.check(self.lib.sampan_write(self.handle, what, i, address(array)))
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        for i, p in enumerate(self.table):
+            self.write(WEIGHT, i, weights[p.name], p.name)
+
+    def params(self) -> dict[str, np.ndarray]:
+        return {p.name: self.read(WEIGHT, i) for i, p in enumerate(self.table)}
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        return {p.name: self.read(GRADIENT, i) for i, p in enumerate(self.table)}
+
+    # ---- training ----
+
+    def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
+        x, y = as_batch(x, y)
+        self.check(self.lib.sampan_accumulate(self.handle, address(x), address(y), *x.shape))
+
+    def update(self, lr: float) -> Update:
+        loss, norm = c_double(), c_double()
+        code = self.lib.sampan_update(self.handle, lr, byref(loss), byref(norm))
+        if code == NOT_FINITE:
+            return Update(loss.value, norm.value, self.complaint())
+        self.check(code)
+        return Update(loss.value, norm.value)
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        loss = c_double()
+        x, y = as_batch(x, y)
+        self.check(self.lib.sampan_loss(self.handle, address(x), address(y), *x.shape, byref(loss)))
+        return loss.value
+
+    # ---- decoding ----
+
+    def session(self, batch_size: int) -> "CSession":
+        return CSession(self, batch_size)
+
+    # ---- the optimizer's state ----
+
+    def state(self) -> dict[str, np.ndarray]:
+        counts = {"step": self.lib.sampan_get_step, "applied_steps": self.lib.sampan_get_applied}
+        arrays = {name: np.array(count(self.handle), dtype=np.int64) for name, count in counts.items()}
+        return arrays | {name: self.read(what, i) for name, what, i in self.moments()}
+
+    def moments(self) -> list[tuple[str, int, int]]:
+        """(name in `state`, what it is in sampan.h, the parameter's place in the table)."""
+        keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.settings.optimizer)]
+        return [(f"{key}.{p.name}", MOMENTS[key], i) for i, p, key in keys]
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.check(self.lib.sampan_set_step(self.handle, int(state["step"]), int(state["applied_steps"])))
+        for name, what, i in self.moments():
+            self.write(what, i, state[name], name)
+
+    # ---- speed ----
+
+    def peak_flops(self) -> float:
+        flops = c_double()
+        self.check(self.lib.sampan_measure_peak(self.handle, byref(flops)))
+        return flops.value
+
+
+class CSession:
+    def __init__(self, engine: CEngine, batch_size: int):
+        self.engine, self.batch_size = engine, batch_size  # the engine outlives its sessions
+        self.position = 0
+        self.handle = c_void_p()
+        engine.check(engine.lib.sampan_session_create(byref(self.handle), engine.handle, batch_size))
+        self.close = weakref.finalize(self, engine.lib.sampan_session_destroy, self.handle)
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        engine = self.engine
+        engine.handle  # noqa: B018  raises if it is gone
+        ids = as_ids(ids)
+        if ids.ndim != 2 or ids.shape[0] != self.batch_size:
+            raise ValueError(f"ids of shape {ids.shape} for a session of {self.batch_size}")
+        if self.position + ids.shape[1] > engine.config.block_size:
+            raise ValueError("the cache is full")
+        logits = np.empty((self.batch_size, engine.config.vocab_size), np.float32)
+        engine.check(engine.lib.sampan_session_feed(self.handle, address(ids), ids.shape[1], address(logits)))
+        self.position += ids.shape[1]
+        return logits
+
+
+def address(array: np.ndarray) -> int:
+    """Of a contiguous array's first element. numpy's ndpointer takes 5 microseconds, of the 20 in which a token of a small
+    model is decoded, and turns a Ctrl-C that comes just then into an error of its own.
+    """
+    return array.ctypes.data  # `__array_interface__` is no faster, and a long run's memory grew by some MB with it
+
+
+def as_batch(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as the C functions read them, int32 (B, T), not copied if they are that already."""
+    if x.ndim != 2 or x.shape != y.shape:
+        raise ValueError(f"x and y of shapes {x.shape} and {y.shape}")
+    return as_ids(x), as_ids(y)
+
+
+def as_ids(ids: np.ndarray) -> np.ndarray:
+    """int32; an id that int32 cannot hold becomes -2, which the library refuses, and not another token."""
+    if ids.dtype != np.int32 and ids.dtype != np.uint16:
+        ids = np.where((ids >= -1) & (ids < 2**31), ids, -2)
+    return np.ascontiguousarray(ids, dtype=np.int32)

@@ -1,0 +1,84 @@
+"""The protocol of an engine, and which engine serves this machine.
+
+An engine owns the arithmetic of one model: weights, gradients, optimizer state and key-value caches. It does not
+own initial weights, batches, the schedule, sampling, logging or files; those exist once, outside.
+
+    engine = open_engine(model_config, settings)     # TrainConfig to train, SampleConfig to sample
+    engine.load(weights)
+    engine.accumulate(x, y); loss, grad_norm = engine.update(lr=1e-3)
+    session = engine.session(batch_size=1); logits = session.feed(ids)
+
+This file imports no engine until one is asked for, so the rest of the program runs where PyTorch is not installed.
+"""
+
+import importlib.util
+import os
+import sys
+
+from sampan.config import MachineConfig, ModelConfig
+from sampan.engine.protocol import Engine
+from sampan.errors import UserError, install
+from sampan.machine import world
+
+
+def engines_here() -> list[str]:
+    """The engines that are installed, of "c" and "torch"."""
+    from sampan.engine.c import library_path
+
+    return ["c"] * library_path().is_file() + ["torch"] * (importlib.util.find_spec("torch") is not None)
+
+
+def pick_engine(settings: MachineConfig) -> str:
+    """The engine of these settings, "c" or "torch". Raises UserError where it is not installed.
+
+    torch where it alone can do what is asked or where there is a GPU; else the C engine.
+    """
+    here = engines_here()
+    wanted = settings.engine
+    if wanted == "auto":
+        asked = (
+            settings.device not in ("auto", "cpu") or settings.dtype == "float16" or settings.compile or world()[1] > 1
+        )
+        wanted = "torch" if asked or "c" not in here or ("torch" in here and has_gpu(settings.device)) else "c"
+    if wanted in here:
+        return wanted
+    if not here:
+        raise UserError(
+            "no engine is installed: the C engine needs a C compiler when Sampan is installed (get one and install again); "
+            f"or run {install('torch')}"
+        )
+    if wanted == "c":
+        raise UserError(
+            "the C engine was not built: install Sampan again where there is a C compiler, or use --engine torch"
+        )
+    raise UserError(f"this needs the torch engine: {install('torch')}")
+
+
+def open_engine(model: ModelConfig, settings: MachineConfig) -> Engine:
+    """An engine for a resolved `model`. Raises UserError where none can run, saying what to install."""
+    return load_engine(settings)(model, settings)
+
+
+def load_engine(settings: MachineConfig) -> type:
+    """The class of these settings' engine, its libraries loaded."""
+    if pick_engine(settings) == "c":
+        from sampan.engine.c import CEngine
+
+        return CEngine
+    from sampan.engine.torch.engine import TorchEngine
+
+    return TorchEngine
+
+
+def has_gpu(device: str = "auto") -> bool:
+    """Whether this setting means a GPU; PyTorch, which takes a second to import, is asked only where one is likely."""
+    if device != "auto":
+        return device.startswith(("cuda", "mps"))
+    is_likely = sys.platform in ("darwin", "win32") or any(
+        map(os.path.exists, ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
+    )
+    if not is_likely or "torch" not in engines_here():
+        return False
+    from sampan.engine.torch.device import pick_device
+
+    return pick_device("auto").type != "cpu"

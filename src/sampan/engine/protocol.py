@@ -1,0 +1,73 @@
+"""The protocol of an engine: what the rest of the program may ask of it.
+
+An engine owns the arithmetic of one model: weights, gradients, optimizer state and key-value caches. It does not own
+initial weights, batches, the schedule, sampling, logging or files; those exist once, outside.
+
+    engine.load(weights)
+    engine.accumulate(x, y); loss, grad_norm, refused = engine.update(lr=1e-3)
+    session = engine.session(batch_size=1); logits = session.feed(ids)
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Update(NamedTuple):
+    """What an optimizer step reports; both floats are over the whole global batch."""
+
+    loss: float  # mean over the targets of all micro-batches since the last update, nats per token
+    grad_norm: float  # of the mean gradient over all parameters, before clipping
+    refused: str = ""  # why nothing was changed: "the gradient of wte.weight is not finite"; "" where all went well
+
+
+class Session(Protocol):
+    """Decoding with a key-value cache, for a batch of sequences of equal length."""
+
+    position: int  # tokens fed so far; at most block_size
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        """Append ids, int32 (batch, tokens); the logits that follow the last of them, float32 (batch, vocab)."""
+
+
+class Engine(Protocol):
+    """One model on one machine. `x` and `y` are int32 (batch, tokens); a target of -1 is ignored."""
+
+    description: str  # for the plan: "torch 2.13.0 on cpu, 2 threads, float32"
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Take float32 arrays under the names and shapes of `model.parameters`."""
+
+    def params(self) -> dict[str, np.ndarray]:
+        """Copies of the weights, as `load` takes them."""
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Copies of what `accumulate` has added up since the last update, as the gradient of the mean loss."""
+
+    def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
+        """Forward and backward of one micro-batch; gradients add up. `more`: another follows before the update."""
+
+    def update(self, lr: float) -> Update:
+        """Average and clip the gradients, step the optimizer, and begin again from zero.
+
+        Where the loss or the norm is not finite, weights and moments stay as they are: the step counts, and the
+        update says why. An overflow that float16's loss scaler mends changes nothing either, and is no refusal.
+        """
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        """Mean loss over the targets, without dropout; changes nothing."""
+
+    def session(self, batch_size: int) -> Session:
+        """A new, empty cache for `batch_size` sequences."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The optimizer: arrays under `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `applied_steps` and what else it needs.
+
+        `applied_steps` are those updates that changed the weights; `step` counts all.
+        """
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from what `state` returned, of either engine."""
+
+    def peak_flops(self) -> float:
+        """What this machine's matrix product reaches, measured now: FLOP/s in this engine's precision."""

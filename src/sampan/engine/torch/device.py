@@ -1,0 +1,44 @@
+"""Choose a device and a precision for PyTorch.
+
+device = pick_device("auto"); dtype = pick_dtype("auto", device)
+"""
+
+import os
+
+import torch
+
+from sampan.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of a setting. Raises UserError for one that this machine or this build of PyTorch lacks."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"device={wanted}: this PyTorch sees no CUDA GPU; use --device cpu")
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} GPU(s)")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device={wanted}: this PyTorch sees no Apple GPU; use --device cpu")
+    return device
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """nanoGPT's choice on a GPU: bfloat16, or float16 where there is none; float32 elsewhere."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,298 @@
+"""The Engine protocol over torch_model.py: devices, autocast, compile, and data parallelism under torchrun.
+
+    engine = TorchEngine(model_config, TrainConfig(device="cpu", ...))
+
+It knows no files, batches or schedule. Between processes it averages gradients (DistributedDataParallel); every
+process holds the whole model.
+"""
+
+import contextlib
+import math
+import os
+import time
+import warnings
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sampan.config import MachineConfig, ModelConfig, TrainConfig
+from sampan.engine.protocol import Update
+from sampan.engine.torch.device import pick_device, pick_dtype
+from sampan.engine.torch.model import GPT, Cache
+from sampan.engine.torch.muon import Muon
+from sampan.engine.torch.processes import join_processes, naming_dead_processes
+from sampan.errors import UserError
+from sampan.machine import physical_cores, world
+from sampan.model.parameters import parameters
+
+LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows without being scaled up at all is no matter of scale
+
+
+class TorchEngine:
+    def __init__(self, config: ModelConfig, settings: MachineConfig):
+        self.config, self.settings = config, settings
+        self.training = isinstance(settings, TrainConfig)
+        self.rank, self.world_size = world()
+        self.device = pick_device(settings.device)
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.threads = settings.threads or max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision("high")  # TF32 on CUDA, as nanoGPT; no effect on a CPU
+        try:
+            self.model = GPT(config).to(self.device)
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(f"the model does not fit into the memory of {self.device}: {first_line(error)}") from None
+        self.names = [p.name for p in parameters(config)]
+        by_name = dict(self.model.named_parameters())
+        if sorted(by_name) != sorted(self.names):
+            raise AssertionError("torch_model.py and model.parameters name different parameters")
+        self.weights = [by_name[name] for name in self.names]
+        self.step = 0  # updates so far, and micro-batches since: what dropout is keyed by
+        self.micro = 0
+        self.applied = 0  # of the updates so far, those that changed the weights
+        self.loss_sum = self.targets = 0.0
+        self.forward = self.model
+        self.compiled = None
+        if self.training:
+            self.begin_training()
+
+    @property
+    def description(self) -> str:
+        where = str(self.device)
+        if self.device.type == "cuda":
+            where += f" ({torch.cuda.get_device_name(self.device)})"
+        elif self.device.type == "cpu":
+            where += f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"torch {torch.__version__} on {where}, {kind}{', compiled' if self.compiled is not None else ''}{processes}"
+
+    # ---- setting up ----
+
+    def begin_training(self) -> None:
+        s = self.settings
+        table = parameters(self.config)
+        pairs = list(zip(self.weights, table, strict=True))
+        matrices = [(w, p.pieces) for w, p in pairs if p.pieces and s.optimizer == "muon"]
+        others = [(w, p) for w, p in pairs if not (p.pieces and s.optimizer == "muon")]
+        groups = [
+            {"params": [w for w, p in others if p.decay], "weight_decay": s.weight_decay},
+            {"params": [w for w, p in others if not p.decay], "weight_decay": 0.0},
+        ]
+        fused = self.device.type in ("cuda", "cpu")
+        self.optimizers = [torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)]
+        if matrices:
+            dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+            self.optimizers.append(Muon(matrices, s.momentum, s.weight_decay, dtype))
+        self.owner = {
+            w: optimizer for optimizer in self.optimizers for g in optimizer.param_groups for w in g["params"]
+        }
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        # The loss is divided by the targets that a full global batch has, so that gradients stay at the size of a
+        # mean while they add up; `update` corrects for targets that were ignored.
+        self.full_batch = s.windows_per_step * self.config.block_size
+        self.model.gradient_checkpointing = s.gradient_checkpointing
+        if s.compile or (s.compile is None and self.device.type == "cuda"):
+            self.try_compile()
+        if self.world_size > 1:
+            join_processes(s)
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.forward = torch.nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+
+    def try_compile(self) -> None:
+        """Compile, and prove it on one batch; where that fails, one line says so and the model runs as it is."""
+        ids = torch.zeros(self.settings.batch_size, self.config.block_size, dtype=torch.long, device=self.device)
+        compiled = torch.compile(self.model)
+        try:
+            with warnings.catch_warnings(), self.autocast():
+                warnings.simplefilter("ignore")
+                compiled(ids, ids).backward()
+        except Exception as error:  # a compiler can fail in any way, and none of them need stop a run
+            warnings.warn(f"torch.compile cannot run here ({first_line(error)}); continuing without it", stacklevel=2)
+        else:
+            self.forward = self.compiled = compiled
+        self.model.zero_grad(set_to_none=True)
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def put(self, ids: np.ndarray) -> torch.Tensor:
+        ids = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
+        return (
+            ids.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else ids.to(self.device)
+        )
+
+    # ---- weights ----
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        with torch.no_grad():
+            for name, weight in zip(self.names, self.weights, strict=True):
+                if tuple(weights[name].shape) != tuple(weight.shape):
+                    raise ValueError(f"{name} has shape {weights[name].shape}, the model's is {tuple(weight.shape)}")
+                weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)))
+        if not self.training and self.dtype != torch.float32:
+            for weight in self.weights:  # decoding is bound by memory: keep the weights themselves in half the bytes
+                weight.data = weight.data.to(self.dtype)
+
+    def params(self) -> dict[str, np.ndarray]:
+        return {name: to_numpy(weight) for name, weight in zip(self.names, self.weights, strict=True)}
+
+    # ---- training ----
+
+    def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
+        self.model.train()
+        if self.config.dropout:
+            key = np.random.SeedSequence([self.settings.seed, self.step, self.micro, self.rank])
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        wait = more and self.world_size > 1  # gradients need to meet only once a step
+        with self.forward.no_sync() if wait else contextlib.nullcontext():
+            with self.autocast():
+                loss = self.forward(self.put(x), self.put(y))
+            with naming_dead_processes():
+                self.scaler.scale(loss * (self.world_size / self.full_batch)).backward()
+        self.loss_sum += loss.detach()
+        self.targets += float((y != -1).sum())
+        self.micro += 1
+
+    def total(self, value) -> float:
+        """The sum of a number over all processes. A CPU-GPU sync point for what is still being computed."""
+        if self.world_size == 1:
+            return float(value)
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        with naming_dead_processes():
+            dist.all_reduce(total)
+            return total.item()
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        factor = self.full_batch / max(self.total(self.targets), 1.0) / self.scaler.get_scale()
+        grads = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights)
+        return {name: to_numpy(grad) * np.float32(factor) for name, grad in zip(self.names, grads, strict=True)}
+
+    def update(self, lr: float) -> Update:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        targets = max(self.total(self.targets), 1.0)
+        grads = [w.grad for w in self.weights]
+        if targets != self.full_batch:
+            torch._foreach_mul_(grads, self.full_batch / targets)
+        norm = torch.nn.utils.get_total_norm(grads)
+        loss = self.total(self.loss_sum) / targets
+        update = Update(loss, norm.item())  # a CPU-GPU sync point; every process has the same numbers
+        if math.isfinite(update.loss) and math.isfinite(update.grad_norm):
+            if self.settings.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
+            for i, optimizer in enumerate(self.optimizers):
+                rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+            self.applied += 1
+        elif not (math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE):
+            update = update._replace(refused=self.complaint(loss))
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        self.step, self.micro = self.step + 1, 0
+        self.loss_sum = self.targets = 0.0
+        return update
+
+    def complaint(self, loss: float) -> str:
+        """What kept an update from being applied. Where a weight is not finite, every gradient is a consequence."""
+        pairs = list(zip(self.names, self.weights, strict=True))
+        for name, weight in pairs:
+            if not weight.isfinite().all():
+                return f"the weights of {name} are not finite"
+        for name, weight in pairs:
+            if not weight.grad.isfinite().all():
+                return f"the gradient of {name} is not finite"
+        return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
+
+    @torch.no_grad()
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        self.model.eval()
+        # another shape than training's would be compiled for itself, which costs more than it saves
+        usual = self.compiled is not None and x.shape == (self.settings.batch_size, self.config.block_size)
+        with self.autocast():
+            total = (self.compiled if usual else self.model)(self.put(x), self.put(y))
+        return float(total) / max(int((y != -1).sum()), 1)
+
+    # ---- decoding ----
+
+    def session(self, batch_size: int) -> "TorchSession":
+        return TorchSession(self, batch_size)
+
+    # ---- the optimizer's state ----
+
+    def state(self) -> dict[str, np.ndarray]:
+        arrays = {"step": np.array(self.step, np.int64), "applied_steps": np.array(self.applied, np.int64)}
+        if self.scaler.is_enabled():
+            arrays["loss_scale"] = np.array(self.scaler.get_scale(), dtype=np.float64)
+            arrays["loss_scale_growth"] = np.array(self.scaler.state_dict()["_growth_tracker"], dtype=np.int64)
+        for p, weight in zip(parameters(self.config), self.weights, strict=True):
+            for key in p.moments(self.settings.optimizer):
+                moment = self.owner[weight].state[weight].get(key)
+                arrays[f"{key}.{p.name}"] = to_numpy(torch.zeros_like(weight) if moment is None else moment)
+        return arrays
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.step = int(state["step"])
+        if self.scaler.is_enabled() and "loss_scale" in state:
+            known = self.scaler.state_dict()
+            known.update(scale=float(state["loss_scale"]), _growth_tracker=int(state["loss_scale_growth"]))
+            self.scaler.load_state_dict(known)
+        self.applied = int(state["applied_steps"])
+        for p, weight in zip(parameters(self.config), self.weights, strict=True):
+            moments = {
+                key: torch.from_numpy(np.array(state[f"{key}.{p.name}"])).to(weight.device)
+                for key in p.moments(self.settings.optimizer)
+            }
+            # a fused optimizer keeps its step counter on the weights' device
+            self.owner[weight].state[weight] = {
+                "step": torch.tensor(float(self.applied), device=weight.device),
+                **moments,
+            }
+
+    # ---- speed ----
+
+    def peak_flops(self) -> float:
+        n = 1024 if self.device.type == "cpu" else 8192
+        a, b = torch.randn(2, n, n, device=self.device).to(self.dtype)
+        best = float("inf")
+        for _ in range(6):
+            start = time.perf_counter()
+            a @ b
+            if self.device.type != "cpu":
+                getattr(torch, self.device.type).synchronize()
+            best = min(best, time.perf_counter() - start)
+        return 2.0 * n**3 / best * self.world_size
+
+
+class TorchSession:
+    def __init__(self, engine: TorchEngine, batch_size: int):
+        self.engine = engine
+        dtype = engine.dtype
+        self.cache = Cache(engine.config, batch_size, engine.device, dtype)
+
+    @property
+    def position(self) -> int:
+        return self.cache.position
+
+    @torch.inference_mode()
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        engine = self.engine
+        engine.model.eval()
+        if self.cache.position + ids.shape[1] > engine.config.block_size:
+            raise ValueError("the cache is full")
+        with engine.autocast() if engine.training else contextlib.nullcontext():
+            logits = engine.model(engine.put(ids), cache=self.cache)
+        return logits[:, -1].float().cpu().numpy()
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

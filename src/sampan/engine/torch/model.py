@@ -1,0 +1,205 @@
+"""The GPT as a PyTorch module, in one page: the file to open first to learn from, and to hack.
+
+    model = GPT(resolve(ModelConfig(family="gpt2", n_layer=4, n_head=4, n_embd=128, vocab_size=65)))
+    logits = model(ids)                      # (B, T) -> (B, T, vocab_size)
+
+One class serves the three families of model.py; they differ in the norm, the positions and the MLP. Module names
+are the names of `model.parameters`. It holds no initialisation (model.initialize), no optimizer (torch_engine.py)
+and no sampling (sample.py).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sampan.config import ModelConfig
+from sampan.model.rotary import rotary_tables
+
+
+class GPT(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = (
+            False  # keep only what enters a block, and compute the rest again (Chen et al. 2016)
+        )
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.family == "gpt2":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            cos, sin = rotary_tables(config)
+            self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
+            self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = norm(config, config.n_embd)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: "Cache | None" = None) -> Tensor:
+        """Logits (B, T, V) of `ids` (B, T); or, given `targets` (B, T), the *sum* of their losses in nats.
+
+        A target of -1 is ignored. With a `cache` the ids follow those it has seen, and only the last position's
+        logits are computed: (B, 1, V).
+        """
+        x = self.features(ids, cache)  # (B, T, C)
+        if cache is not None:
+            x = x[:, -1:]
+        logits = F.linear(x, self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight)  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+
+    def features(self, ids: Tensor, cache: "Cache | None" = None) -> Tensor:
+        """The normed residual stream, (B, T, C), from which the head makes logits."""
+        B, T = ids.size()
+        start = cache.position if cache is not None else 0
+        x = self.wte(ids)  # (B, T, C)
+        rotary = None
+        if self.config.family == "gpt2":
+            x = x + self.wpe.weight[start : start + T]
+        else:
+            rotary = self.cos[start : start + T], self.sin[start : start + T]  # each (T, D/2)
+        x = self.drop(x)
+        for i, block in enumerate(self.h):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, None, use_reentrant=False)
+            else:
+                x = block(x, rotary, cache.layer(i) if cache is not None else None)
+        if cache is not None:
+            cache.position += T
+        return self.ln_f(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.ln_1 = norm(config, config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = norm(config, config.n_embd)
+        self.mlp = GeluMLP(config) if config.family == "gpt2" else SwiGLU(config)
+
+    def forward(self, x: Tensor, rotary, cache) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rotary, cache)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Attention(nn.Module):
+    """Causal self-attention; n_head / n_kv_head heads of queries share a head of keys and values."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        H, KV, D = config.n_head, config.n_kv_head, config.head_dim
+        self.sizes = (H, KV, D)
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, (H + 2 * KV) * D, bias=config.bias)
+        self.c_proj = nn.Linear(H * D, config.n_embd, bias=config.bias)
+        self.drop = nn.Dropout(config.dropout)
+        self.normed = config.family == "qwen3"
+        if self.normed:
+            self.q_norm = norm(config, D)
+            self.k_norm = norm(config, D)
+
+    def forward(self, x: Tensor, rotary, cache) -> Tensor:
+        B, T, C = x.size()
+        H, KV, D = self.sizes
+        q, k, v = self.c_attn(x).split((H * D, KV * D, KV * D), dim=2)
+        q = q.view(B, T, H, D)
+        k = k.view(B, T, KV, D)
+        v = v.view(B, T, KV, D).transpose(1, 2)  # (B, KV, T, D)
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, KV, T, D)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, KV, S, D), S tokens so far
+            S = k.size(2)
+            if 1 < T < S:  # later tokens in a chunk: position S-T+i sees keys 0 .. S-T+i
+                mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+            dropout_p=self.dropout if self.training else 0.0, enable_gqa=KV < H,
+        )  # fmt: skip
+        y = y.transpose(1, 2).reshape(B, T, H * D)
+        return self.drop(self.c_proj(y))
+
+
+class GeluMLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) * up, with gate and up as the two halves of one product (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        bias = config.bias and config.family == "llama"
+        self.c_fc = nn.Linear(config.n_embd, 2 * config.n_inner, bias=bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=bias)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.c_fc(x).chunk(2, dim=-1)
+        return self.drop(self.c_proj(F.silu(gate) * up))
+
+
+def norm(config: ModelConfig, size: int) -> nn.Module:
+    if config.family == "gpt2":
+        return nn.LayerNorm(size, eps=config.norm_eps, bias=config.bias)
+    return RMSNorm(size, config.norm_eps)
+
+
+class RMSNorm(nn.Module):
+    """Zhang and Sennrich 2019; in float32 whatever comes in, as Hugging Face computes it."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + D/2) of x (B, H, T, D) by their position's angle; cos and sin are (T, D/2)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Cache:
+    """Keys and values of all layers for B sequences, filled from the left; `position` tokens are in it."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, device, dtype):
+        c = config
+        self.keys_values = torch.empty(
+            c.n_layer, 2, batch_size, c.n_kv_head, c.block_size, c.head_dim, device=device, dtype=dtype
+        )
+        self.position = 0
+
+    def layer(self, i: int) -> "LayerCache":
+        return LayerCache(self.keys_values[i], self.position)
+
+
+class LayerCache:
+    def __init__(self, keys_values: Tensor, position: int):
+        self.keys, self.values = keys_values  # each (B, KV, block_size, D)
+        self.position = position
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k and v (B, KV, T, D) behind what is there; all of it, (B, KV, S, D)."""
+        end = self.position + k.size(2)
+        self.keys[:, :, self.position : end] = k
+        self.values[:, :, self.position : end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]

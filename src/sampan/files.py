@@ -1,0 +1,126 @@
+"""What lasts on a disk: files replaced at once, folders synced, and a lock that a dead process cannot keep.
+
+    replace_file(Path("out/run.json"), text.encode())      # a reader sees the old bytes or the new ones, never a part
+    with replacing(Path("large.bin")) as file: file.write(...)
+    with lock_file(Path("out/.lock"), "process 12"): ...   # raises Held, with the words of who has it
+
+A run's weights, which come in pairs, are checkpoint.py's. A lock keeps other programs of this kind out, on one machine
+and, where the file system shares its locks (NFS 4 does), on all; it keeps nobody from reading.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sampan.errors import UserError
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Raises OSError."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` to write into; synced and renamed at the end, then the folder is synced.
+
+    Nothing is left of it when that fails. Raises OSError.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two processes do not write into each other's
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """A new name lasts only when its folder is synced too. Windows has no such call. Raises OSError."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class Held(Exception):
+    """Another process has the lock; the message is what that process wrote into the file."""
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, words: str) -> Iterator[None]:
+    """Hold the lock at `path`, which says `words` meanwhile. Raises Held, and OSError where it cannot be written.
+
+    The system lets go of the lock when its process ends, however it ends: none is ever stale. The file stays, empty.
+    Where a file system has no locks (ENOLCK, ENOTSUP), nothing is kept out.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            take_lock(file.fileno())
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise Held(file.read().strip()) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+        file.truncate(0)
+        file.write(words)
+        file.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, or one that has gone
+                file.truncate(0)
+
+
+def take_lock(descriptor: int) -> None:
+    if os.name == "nt":  # a locked byte cannot be read there: one far beyond the words
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, text.encode())
+
+
+JSON_BYTES = 1 << 24  # the largest JSON file that is read: an index of 100,000 tensors has half of it
+
+
+def read_json(path: Path) -> dict:
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path}: larger than any such file ({path.stat().st_size:,} bytes)")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value

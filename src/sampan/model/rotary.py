@@ -1,0 +1,50 @@
+"""Rotary positions (Su et al. 2021): the angles that every engine uses, computed once.
+
+    cos, sin = rotary_tables(model)      # float32 (block_size, head_dim / 2) each
+
+It does not rotate anything; the engines do.
+"""
+
+import math
+
+import numpy as np
+
+from sampan.config import ModelConfig
+from sampan.errors import UserError
+
+
+def rotary_frequencies(config: ModelConfig) -> np.ndarray:
+    """Angle per position of each pair of channels, float64, shape (head_dim / 2,) (Su et al. 2021).
+
+    `rope_scaling` stretches them as Hugging Face's `linear` and `llama3` do; raises UserError for other kinds.
+    """
+    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return frequencies
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"rope_scaling of type {kind!r} is not supported; default, linear and llama3 are")
+
+    def positive(key: str) -> float:
+        value = scaling.get(key)
+        if type(value) not in (int, float) or not 0 < value < 1e30:
+            raise UserError(f"rope_scaling: {key} is {value!r}, expected a positive number")
+        return float(value)
+
+    factor = positive("factor")
+    if kind == "linear":
+        return frequencies / factor
+    low, high = positive("low_freq_factor"), positive("high_freq_factor")
+    if low >= high:
+        raise UserError(f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}")
+    # slow waves are stretched, fast ones kept, those between blended
+    turns = positive("original_max_position_embeddings") * frequencies / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / factor
+
+
+def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, each float32 of shape (block_size, head_dim / 2), computed once for every engine."""
+    angles = np.outer(np.arange(config.block_size), rotary_frequencies(config))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -1,0 +1,127 @@
+"""Tokens to text: whole characters, stop strings, prompts.
+
+    for number, piece in write(engine, model, tokenizer, prompt="ROMEO:", config=SampleConfig()):
+        print(piece, end="")                       # sample `number` grows by `piece`
+
+What is drawn from logits is draw.py's; how tokens become characters is tokens/bytes.py's.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sampan.config import ModelConfig, SampleConfig
+from sampan.engine.protocol import Engine
+from sampan.errors import UserError
+from sampan.sampling.draw import generate
+from sampan.tokens.bytes import WHOLE, stream_text, token_bytes, transitions
+from sampan.tokens.tokenizer import Tokenizer
+
+
+class Writer:
+    """Turns the tokens of one sample into pieces of text: whole characters, nothing from a stop string on.
+
+    Of several stop strings the one that is complete first counts, so that it does not matter how the text is cut into
+    tokens. A character that is still incomplete at the end is not shown.
+    """
+
+    def __init__(self, next_text: Callable[[int], str | None], end_of_text: int | None, stop: tuple[str, ...]):
+        self.next_text = next_text
+        self.end_of_text = end_of_text
+        self.stop = [s for s in stop if s]
+        self.held = ""  # text that could be the beginning of a stop string
+        self.done = False
+
+    def add(self, token: int) -> str:
+        if self.done:
+            return ""
+        if token == self.end_of_text:
+            return self.finish()
+        text = self.next_text(token) or ""
+        if not self.stop:
+            return text
+        self.held += text
+        found = [(at + len(s), at) for s in self.stop if (at := self.held.find(s)) >= 0]
+        if found:
+            self.held = self.held[: min(found)[1]]
+            return self.finish()
+        shown = len(self.held) - max(beginning(s, self.held) for s in self.stop)
+        piece, self.held = self.held[:shown], self.held[shown:]
+        return piece
+
+    def finish(self) -> str:
+        self.done = True
+        piece, self.held = self.held, ""
+        return piece
+
+
+def beginning(stop: str, text: str) -> int:
+    """How much of a stop string, short of the whole, `text` ends with.
+
+    >>> beginning("\\n\\nROMEO", "Exit.\\n\\n")
+    2
+    """
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def write(
+    engine: Engine, model: ModelConfig, tokenizer: Tokenizer, prompt: str | None, config: SampleConfig
+) -> Iterator[tuple[int, str]]:
+    """Pairs (number of the sample, text that it grows by), the prompt of each first.
+
+    Raises UserError for a prompt with an unknown character, and for a model and a tokenizer that do not fit.
+    """
+    prompt = default_prompt(tokenizer) if prompt is None else prompt
+    if half := re.search("[\ud800-\udfff]", prompt):  # how Python keeps bytes of a command line that it cannot read
+        raise UserError(f"character {half.start() + 1} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8")
+    ids = tokenizer.encode(prompt, config.oov)
+    if len(ids) == 0 and prompt:
+        raise UserError("nothing is left of the prompt: the vocabulary has none of its characters")
+    if len(ids) == 0:
+        ids = beginning_of_text(tokenizer)
+    if ids.max() >= model.vocab_size:
+        raise UserError(
+            f"the tokenizer has token {ids.max()} and the model only {model.vocab_size}; they do not belong together"
+        )
+    shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt
+    table = token_bytes(tokenizer, model.vocab_size)
+    after = None if config.valid_utf8 is False else keep_valid(table, bool(config.valid_utf8))
+    writers = [
+        Writer(tokenizer.stream() if table is None else stream_text(table), tokenizer.end_of_text, config.stop)
+        for _ in range(config.num_samples)
+    ]
+    for number in range(config.num_samples):
+        yield number, shown
+    if config.max_new_tokens:
+        for count, tokens in enumerate(generate(engine, model, ids.astype(np.int32), config, after), 1):
+            for number, writer in enumerate(writers):
+                yield number, writer.add(int(tokens[number]))
+            if count == config.max_new_tokens or all(w.done for w in writers):
+                break
+    for number, writer in enumerate(writers):
+        yield number, writer.finish()
+
+
+def keep_valid(table: list[bytes] | None, asked: bool) -> np.ndarray | None:
+    """What `generate` needs to write UTF-8 only; None where every token is whole characters, so that it cannot fail."""
+    if table is None:
+        if asked:
+            raise UserError("valid_utf8: this tokenizer's tokens have no bytes of their own; leave it at auto")
+        return None
+    after = transitions(table)
+    return after if (after[WHOLE] != WHOLE).any() else None
+
+
+def beginning_of_text(tokenizer: Tokenizer) -> np.ndarray:
+    """What an empty prompt begins with, for the model has to be given something: int32 (n,), n > 0."""
+    if tokenizer.end_of_text is not None:
+        return np.array([tokenizer.end_of_text], np.int32)
+    ids = tokenizer.encode(default_prompt(tokenizer), "skip")
+    return ids if len(ids) else np.zeros(1, np.int32)
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """A line end, as nanoGPT; the first token where the vocabulary has no line end."""
+    return "\n" if len(tokenizer.encode("\n", "skip")) else tokenizer.decode([0])

@@ -1,0 +1,191 @@
+"""What a run costs: seconds, measured on a few of its own steps, and bytes, counted by part.
+
+    costs = measure(engine, model, config)          # Costs(step=0.012, window=0.0003): seconds
+    seconds = run_seconds(config, model, data, costs)
+    parts = memory_parts(model, config, "c")        # {"weights": ..., "activations": ...}: bytes
+
+A measurement leaves the engine as it was: the rate is 0, and the optimizer's state is put back. What files are
+written is counted at a guess; that a machine is shared with other programs shows in the seconds.
+"""
+
+import functools
+import mmap
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sampan.config import ModelConfig, TrainConfig
+from sampan.data.meta import Data
+from sampan.engine.open import has_gpu, load_engine, pick_engine
+from sampan.engine.protocol import Engine
+from sampan.errors import UserError
+from sampan.machine import world
+from sampan.model.count import count_parameters
+from sampan.model.parameters import parameters
+from sampan.units import bytes_of, size_of
+
+MEASURE_SECONDS = 0.4  # seconds that a measurement takes, at least three steps
+GPU_DRIVER = 600_000_000  # bytes of a GPU that are gone before a model comes
+AROUND = 3e-4  # seconds of a step that read its batch and tell of it
+LOADED_LATER = 25_000_000  # bytes: what draws the picture, and what samples
+DISK = 1e9  # bytes a second that a checkpoint is written with, about, on an SSD
+
+
+class Costs(NamedTuple):
+    step: float  # seconds of an optimizer step, all its micro-batches and the update
+    window: float  # seconds of one window in an evaluation
+
+
+def micro_batch(config: TrainConfig) -> int:
+    """Windows that one process computes at a time."""
+    return min(config.batch_size, config.windows_per_step // world()[1])
+
+
+def time_step(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
+    """Medians over real steps on random tokens. Under torchrun every process calls this together."""
+    draw = np.random.default_rng(0)
+    windows = micro_batch(config)
+    x = draw.integers(0, model.vocab_size, (windows, config.block_size), dtype=np.int32)
+    before = engine.state()
+    rounds = max(1, config.windows_per_step // (windows * world()[1]))
+    passes, updates = [], []
+    engine.accumulate(x, x)  # the first allocates and warms up
+    engine.update(0.0)
+    end = time.perf_counter() + seconds
+    while len(passes) < 3 or (time.perf_counter() < end and world()[1] == 1):
+        start = time.perf_counter()
+        engine.accumulate(x, x)
+        between = time.perf_counter()
+        engine.update(0.0)  # also waits for what a GPU is still computing
+        passes.append(between - start)
+        updates.append(time.perf_counter() - between)
+    start = time.perf_counter()
+    engine.loss(x, x)
+    window = (time.perf_counter() - start) / windows
+    engine.load_state(before)
+    if config.device.startswith("cuda"):  # its passes end inside of `update`
+        passes, updates = [p + u for p, u in zip(passes, updates, strict=True)], [0.0]
+    return Costs(rounds * statistics.median(passes) + statistics.median(updates) + AROUND, window)
+
+
+def evaluation_windows(config: TrainConfig, data: Data) -> int:
+    """Windows of both splits that an evaluation reads."""
+    most = config.eval_iters * config.batch_size
+    return sum(min(most, data.meta[f"{split}_tokens"] // config.block_size) for split in ("train", "val"))
+
+
+def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Costs, start_step: int = 0) -> float:
+    """From the first step to the last evaluation."""
+    steps = max(0, config.max_iters - start_step)
+    evaluations = -(-steps // config.eval_interval) + 1
+    evaluation = evaluation_windows(config, data) * costs.window + save_seconds(model)
+    return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
+
+
+def save_seconds(model: ModelConfig) -> float:
+    """Of a checkpoint: weights, optimizer, and the waits until the disk has them."""
+    return 16 * count_parameters(model) / DISK + 0.02
+
+
+# ---- memory ----
+
+
+def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[str, int]:
+    """Bytes by part, for one process. `engine` is "c" or "torch".
+
+    The C engine's are those of csrc/engine/model.h. PyTorch's autograd keeps more of a forward pass than the C engine does,
+    by a factor that bench/plan.py measures.
+    """
+    N = count_parameters(model)
+    is_bfloat16 = config.dtype in ("auto", "bfloat16")
+    moments = sum(p.size * len(p.moments(config.optimizer)) for p in parameters(model))
+    matrices = sum(p.size for p in parameters(model) if p.decay)
+    return {
+        "weights": 4 * N + 2 * matrices * (engine == "c" and is_bfloat16),
+        "gradients": 4 * N,
+        "optimizer": 4 * moments,
+        "activations": activation_bytes(model, config, engine),
+    }
+
+
+def activation_bytes(model: ModelConfig, config: TrainConfig, engine: str) -> int:
+    """What one micro-batch keeps between its forward and its backward pass, and the buffers of both."""
+    c, M = model, micro_batch(config) * config.block_size
+    C, F, D, H, KV = c.n_embd, c.n_inner, c.head_dim, c.n_head, c.n_kv_head
+    qkv, inner = (H + 2 * KV) * D, F if c.family == "gpt2" else 2 * F
+    block = 4 * C + 4 + qkv + H * D + H + inner + F  # x, ln_1, x_mid, ln_2; q k v, y; the MLP before and after
+    block += (H + KV) * (D + 1) if c.family == "qwen3" else 0
+    shared = 4 * C + qkv + H * D + inner + F  # x_out and ln_f; gradients of what the blocks keep
+    if engine == "torch":
+        block += (
+            3 * C + qkv + (F if c.family == "gpt2" else 2 * F)
+        )  # norms in float32, rotated copies, a product's factors
+    blocks = c.n_layer * block if not config.gradient_checkpointing else block + c.n_layer * C
+    logits = min(M * c.vocab_size, 16 << 20) if engine == "c" else 3 * M * c.vocab_size
+    return 4 * (M * (blocks + shared) + logits)
+
+
+def total_memory(model: ModelConfig, config: TrainConfig) -> int:
+    """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way.
+
+    With a GPU it is the GPU's memory that is counted: the parts, and what its driver takes.
+    """
+    parts = memory_parts(model, config, pick_engine(config))
+    if has_gpu(config.device):
+        return sum(parts.values()) + GPU_DRIVER
+    return sum(parts.values()) + parts["weights"] + parts["optimizer"] + program_memory(config) + LOADED_LATER
+
+
+def program_memory(config: TrainConfig) -> int:
+    """Of Python and the libraries that the engine stands on, as it was when this was first asked: before any model."""
+    return program_memory_of(load_engine(config))
+
+
+@functools.cache
+def program_memory_of(engine: type) -> int:
+    return resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes of RAM that this process has now, and 0 where the system does not tell (not Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * mmap.PAGESIZE if sys.platform == "linux" else 0
+
+
+def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:
+    """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
+    try:
+        limit = bytes_of(config.fit)
+    except (ValueError, OverflowError):
+        raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
+    windows = config.windows_per_step
+    for again in dict.fromkeys((config.gradient_checkpointing, True)):
+        for count in range(micro_batch(config), 0, -1):
+            if windows % (count * world()[1]):
+                continue
+            changed = replace(
+                config, batch_size=count, gradient_accumulation_steps=windows // count, gradient_checkpointing=again
+            )
+            need = total_memory(model, changed)
+            if need <= limit:
+                return changed, f"the largest micro-batch that fits into {size_of(limit)}"
+    raise UserError(
+        f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
+    )
+
+
+def peak_memory() -> int:
+    """The most RAM in bytes that this process has had so far, and 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

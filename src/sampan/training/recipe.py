@@ -1,0 +1,256 @@
+"""What is chosen for a text when nobody chose: the model's size, the steps and the rates, each with its reason.
+
+    chosen, reasons = choose(data, {"minutes": 5.0}, config, pretrained=None)
+
+One dial, the minutes: from them, from the speed that the engine shows here on a few steps, and from the length of the
+text follow the widths and the number of steps. A model is as large as it can be and still read TOKENS_PER_PARAMETER
+tokens for each of its parameters in that time. The constants below were measured on several texts; docs/LOG.md has
+the measurements, also of what did not help. Nothing here knows how a plan is printed or run (plan.py, loop.py).
+"""
+
+import math
+from dataclasses import replace
+
+from sampan.config import SIZES, ModelConfig, TrainConfig, change, shape_of
+from sampan.data.meta import Data
+from sampan.engine.open import engines_here, has_gpu, open_engine
+from sampan.errors import UserError
+from sampan.machine import world
+from sampan.model.count import count_parameters, flops_per_token
+from sampan.model.shape import resolve
+from sampan.training.cost import Costs, evaluation_windows, fit_memory, save_seconds, time_step
+from sampan.units import duration
+
+CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
+HEAD_DIM = 32  # 64 from 384 channels on
+
+FAMILY = dict(family="qwen3", norm_eps=1e-6)
+MUON = dict(
+    optimizer="muon", learning_rate=0.02, momentum=0.85, adamw_lr_ratio=0.2, beta2=0.99, weight_decay=0.1
+)  # fmt: skip
+ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
+SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
+
+MINUTES = {"cpu": 1.0, "gpu": 3.0}
+BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
+SHARE_PER_STEP = 0.1  # of a text, at most, in one step: shorter blocks first, then fewer of them
+LEAST_BLOCK = 32
+MEASURED = ("small", "mini", "tiny")  # the first that fits shows the machine's speed, from which the size follows
+TOKENS_PER_PARAMETER = 3.0
+EPOCHS = 60  # at most: a text that was read so often is known by heart
+TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
+EVALUATIONS = 20
+EVALUATION_SHARE = 0.05
+PATIENCE = 6  # evaluations
+STEPS_UNMEASURED = 2000
+
+
+def choose(
+    data: Data, settings: dict, config: TrainConfig, pretrained: ModelConfig | None
+) -> tuple[dict, dict[str, str]]:
+    """({name: value}, {name: reason}) of what `settings` leave open; what they say takes precedence, and is built on."""
+    groups = fine_tuning(data, settings, config, pretrained) if pretrained else from_scratch(data, settings, config)
+    chosen, reasons = {}, {}
+    for values, reason in groups:
+        open_ones = {name: value for name, value in values.items() if name not in settings}
+        chosen |= open_ones
+        reasons |= dict.fromkeys(open_ones, reason)
+    return chosen, reasons
+
+
+def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[dict, str]]:
+    machine = "gpu" if has_gpu(config.device) else "cpu"
+    rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
+    groups = [
+        (
+            FAMILY if settings.get("family") != "gpt2" else {},  # which has an epsilon of its own
+            "rotary positions and normed queries and keys learn fastest",
+        ),
+        (rates, "for AdamW" if rates is ADAMW else "Muon needs half of AdamW's steps; one rate serves all widths"),
+        (SCHEDULE, "the rate falls to 0 with the last step"),
+    ]
+    groups.append(pick_batch(BATCH[machine], machine, data, settings, config))
+    base = replace_open(config, settings, *(values for values, _ in groups))
+
+    minutes = config.minutes
+    if minutes is None and not ({"max_iters", "size"} & settings.keys()):
+        minutes = MINUTES[machine]
+        groups.append(({"minutes": minutes}, f"the default on a {machine.upper()}"))
+    speed = Speed(data) if engines_here() and world()[1] == 1 else None
+    size, why = pick_size(base, data, settings, minutes, speed)
+    groups.append((shape_of_size(size, base, settings), why))
+    base = replace_open(base, settings, groups[-1][0])
+
+    costs = speed.of(base) if speed else None
+    steps, why = pick_steps(base, data, settings, minutes, costs)
+    groups.append(({"max_iters": steps}, why))
+    last = evaluations(replace(base, max_iters=steps), data, minutes, costs)
+    return [*groups, (last, "a twentieth of the time")]
+
+
+def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
+    """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
+    block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
+    steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
+    why = "fine-tuning: three epochs, but 20 to 200 steps"
+    batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
+    if "max_iters" in settings:
+        steps, why = config.max_iters, "as asked"
+    elif config.minutes is not None and engines_here() and world()[1] == 1:
+        base = replace_open(config, settings, batch)
+        model = replace(given, block_size=min(base.block_size, given.block_size))
+        costs = time_step(open_engine(model, base), model, base, seconds=0.15)
+        steps, why = pick_steps(base, data, settings, config.minutes, costs)
+    times = dict(eval_interval=max(1, steps // 10), eval_iters=10, patience=PATIENCE)
+    return [
+        (fine_tuning_rates(given), "fine-tuning: a constant rate, nanoGPT's for GPT-2, and more for narrower models"),
+        (batch | times, "fine-tuning"),
+        ({"max_iters": steps}, why),
+    ]
+
+
+def fine_tuning_rates(model: ModelConfig) -> dict:
+    """3e-5 from GPT-2's width on, and below it more with the square of the width, up to 1e-3."""
+    return dict(learning_rate=float(f"{min(1e-3, 3e-5 * max(1, 768 / model.n_embd) ** 2):.1g}"), decay_lr=False)
+
+
+def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainConfig:
+    for values in chosen:
+        config = change(config, {name: value for name, value in values.items() if name not in settings})
+    return config
+
+
+def fitting_block(data: Data) -> int:
+    """The longest block that leaves each split a window."""
+    return max(1, min(data.meta["train_tokens"], data.meta["val_tokens"]) - 1)
+
+
+def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> tuple[dict, str]:
+    """The usual batch of the machine, or for a short text one that leaves it steps enough in each epoch."""
+    batch_size, block_size = usual["batch_size"], usual["block_size"]
+    most = int(SHARE_PER_STEP * data.meta["train_tokens"])
+    block_size = min(block_size, max(LEAST_BLOCK, most // batch_size), fitting_block(data))
+    if "block_size" in settings:
+        block_size = config.block_size
+    batch_size = max(1, min(batch_size, most // block_size))
+    chosen = dict(batch_size=batch_size, block_size=block_size, gradient_accumulation_steps=1)
+    if chosen.items() >= usual.items():
+        return chosen, f"for a {machine.upper()}"
+    return chosen, f"a step reads no more than a tenth of the text{'' if most >= block_size else ', or one window'}"
+
+
+# ---- the model ----
+
+
+def shape_of_size(layers: int, config: TrainConfig, settings: dict) -> dict:
+    """Widths of a size; they follow those that `settings` give."""
+    n_layer = config.n_layer if "n_layer" in settings else layers
+    n_embd = config.n_embd if "n_embd" in settings else CHANNELS_PER_LAYER * layers
+    heads = max(1, n_embd // (HEAD_DIM if n_embd < 384 else 2 * HEAD_DIM))
+    n_head = next(h for h in range(heads, 0, -1) if n_embd % h == 0 and (n_embd // h % 2 == 0 or h == 1))
+    return dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+
+
+def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelConfig:
+    return resolved(replace_open(config, settings, shape_of_size(layers, config, settings)), data)
+
+
+def resolved(config: TrainConfig, data: Data) -> ModelConfig:
+    return resolve(replace(shape_of(config), vocab_size=config.vocab_size or data.meta["vocab_size"]))
+
+
+class Speed:
+    """Seconds of a step on this machine: measured for one shape at a time, and from that estimated for others."""
+
+    def __init__(self, data: Data):
+        self.data = data
+        self.measured: dict[ModelConfig, Costs] = {}
+
+    def of(self, config: TrainConfig) -> Costs:
+        model = resolved(config, self.data)
+        if model not in self.measured:
+            config = replace(config, compile=False)  # compiling takes longer than what is measured here
+            if config.fit is not None:
+                config, _ = fit_memory(config, model)
+            self.measured[model] = time_step(open_engine(model, config), model, config, seconds=0.15)
+        return self.measured[model]
+
+    def estimate(self, model: ModelConfig) -> float:
+        known, costs = next(iter(self.measured.items()))
+        return costs.step * flops_per_token(model) / flops_per_token(known)
+
+
+def pick_size(
+    config: TrainConfig, data: Data, settings: dict, minutes: float | None, speed: Speed | None
+) -> tuple[int, str]:
+    """(layers, why). The search goes by FLOPs from one shape that was measured."""
+    if config.size is not None:
+        return SIZES[config.size], f"size {config.size}, as asked"
+    if minutes is None or speed is None:
+        return SIZES["small"], "size small, where nothing says how long the training may take"
+    fitting = (n for n in map(SIZES.get, MEASURED) if fits(config, model_of(config, data, n, settings)))
+    measured = next(fitting, SIZES[MEASURED[-1]])
+    speed.of(replace_open(config, settings, shape_of_size(measured, config, settings)))
+    seconds = 60 * minutes * TRAINING_SHARE
+    name, layers = "tiny", SIZES["tiny"]
+    for larger, count in SIZES.items():
+        model = model_of(config, data, count, settings)
+        tokens = min(seconds / speed.estimate(model) * config.tokens_per_step, EPOCHS * data.meta["train_tokens"])
+        if tokens >= TOKENS_PER_PARAMETER * count_parameters(model) and fits(config, model):
+            name, layers = larger, count
+    return layers, (
+        f"size {name}: the largest that reads {TOKENS_PER_PARAMETER:g} tokens for each parameter "
+        f"in {duration(60 * minutes)} and {EPOCHS} epochs"
+    )
+
+
+def fits(config: TrainConfig, model: ModelConfig) -> bool:
+    if config.fit is None:
+        return True
+    try:
+        fit_memory(config, model)
+    except UserError:
+        return False
+    return True
+
+
+# ---- the steps ----
+
+
+def pick_steps(
+    config: TrainConfig, data: Data, settings: dict, minutes: float | None, costs: Costs | None
+) -> tuple[int, str]:
+    if "max_iters" in settings:
+        return config.max_iters, "as asked"
+    if minutes is not None and costs is not None:
+        steps, why = (
+            60 * minutes * TRAINING_SHARE / costs.step,
+            f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step",
+        )
+    elif config.size is not None:
+        steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step
+        why = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
+    else:
+        steps, why = STEPS_UNMEASURED, "nothing says how long the training may take"
+    most = EPOCHS * data.meta["train_tokens"] / config.tokens_per_step
+    if steps > most:
+        steps, why = most, f"{EPOCHS} epochs: a text that was read so often is known by heart"
+    return max(1, int(steps)), why
+
+
+def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: Costs | None) -> dict:
+    """When to evaluate, on how much, and how long to go on without a better val loss."""
+    count, batches = EVALUATIONS, 20
+    if costs is not None:
+        allowed = max(EVALUATION_SHARE * config.max_iters * costs.step, 1.0)
+        if minutes is not None:  # which a short text may leave unused
+            allowed = EVALUATION_SHARE * 60 * minutes
+        least = 2 * config.batch_size * costs.window + save_seconds(resolved(config, data))
+        count = max(1, min(EVALUATIONS, int(allowed / least)))
+        windows = (allowed / count - least) / costs.window / 2
+        whole = evaluation_windows(replace(config, eval_iters=1 << 30), data) / 2
+        batches = 1 + max(0, math.ceil(min(windows, whole) / config.batch_size))
+    interval = max(1, math.ceil(config.max_iters / count))
+    return dict(
+        eval_interval=interval, eval_iters=batches, log_interval=10, always_save_checkpoint=True, patience=PATIENCE
+    )
