@@ -25,6 +25,7 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"  # texts that no 
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMPAN_OFFLINE", "1")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # the program's messages in English
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SAMPAN_CACHE", str(tmp_path / ".cache"))
     for name in ("SAMPAN_MIRROR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
