@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def check(source: Path, program: Path) -> subprocess.CompletedProcess:
 def test_every_gradient_equals_finite_differences():
     done = check(SOURCE, Path("gpt").absolute())
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = re.findall(r"^(\S+) +gradient +(\S+), finite difference +(\S+), error (\S+)$", done.stdout, re.M)
+    rows = re.findall(r"^(\S+) +(\S+), by differences +(\S+): error (\S+)$", done.stdout, re.M)
     assert [name for name, *_ in rows] == [p.name for p in llmc.table_of(tiny_config("gpt2"))]
     for name, gradient, difference, error in rows:
         assert abs(float(gradient)) > 1e-4 and float(error) < 1e-7, name
@@ -175,6 +176,32 @@ def test_a_new_model_learns_a_text(lesson):
     again = lesson("train", data="text.txt", max_new_tokens=40, seed=3, **settings)
     written, rewritten = (run.stdout.split(" ms\n")[-1] for run in (done, again))
     assert written == rewritten and len(written) == 41
+
+
+# ---- the page ----
+
+
+def blocks(kind: str) -> list[str]:
+    page = (SOURCE.parents[2] / "docs" / "en" / "lesson.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{kind}\n(.*?)^```$", page, re.M | re.S)
+
+
+def test_what_the_page_quotes_is_in_the_file():
+    quotes = blocks("c")
+    assert len(quotes) > 2
+    for quote in quotes:
+        assert quote in SOURCE.read_text()
+
+
+def test_the_pages_derivation_equals_finite_differences():
+    (program,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *shown, last = done.stdout.splitlines()
+    formula, differences = ([float(v) for v in re.findall(r"-?\d+\.\d+", line)] for line in shown)
+    assert len(formula) == 6 and formula == pytest.approx(differences, abs=2e-6)
+    assert float(last.split()[-1]) < 1e-8
+    assert any(done.stdout.splitlines()[:2] == block.splitlines()[:2] for block in blocks(""))
 
 
 # ---- what is wrong is said in a sentence ----

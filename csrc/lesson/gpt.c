@@ -590,7 +590,7 @@ static int check(gpt *g, int B, int T) {
             loss[side] = gpt_forward(g, ids, targets, B, T);
         }
         double difference = (loss[0] - loss[1]) / (2 * h), error = fabs(difference - slope) / sqrt(squares);
-        printf("%-24s gradient %12.9f, finite difference %12.9f, error %.0e\n", t->name, slope, difference, error);
+        printf("%-24s %11.8f, by differences %11.8f: error %.0e\n", t->name, slope, difference, error);
         largest = error <= largest ? largest : error; /* NaN too */
     }
     free(ids);
