@@ -17,9 +17,9 @@ import pytest
 from conftest import readable, tiny_config
 
 from sampan.config import TrainConfig
-from sampan.engine import open_engine
+from sampan.engine.open import open_engine
 from sampan.exchange import llmc
-from sampan.model import parameters
+from sampan.model.parameters import parameters
 
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "lesson" / "gpt.c"
 TOLERANCE = 1e-5  # float32 sums in another order, relative to the norm
@@ -183,7 +183,7 @@ def test_a_new_model_learns_a_text(lesson):
 
 def blocks(kind: str) -> list[str]:
     page = (SOURCE.parents[2] / "docs" / "en" / "lesson.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```$", page, re.M | re.S)
+    return [text for found, text in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S) if found == kind]
 
 
 def test_what_the_page_quotes_is_in_the_file():
