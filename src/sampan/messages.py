@@ -11,6 +11,8 @@ or another program says is never translated.
 import gettext
 import locale
 import os
+import re
+import unicodedata
 from pathlib import Path
 
 from sampan.errors import UserError
@@ -25,7 +27,7 @@ def _(message: str) -> str:
     return _translation.gettext(message) if message else ""
 
 
-def N_(message: str) -> str:  # noqa: N802  gettext's name for it
+def N_(message: str) -> str:
     """Mark a literal for the catalogue where it is defined; `_` translates it where it is shown."""
     return message
 
@@ -53,3 +55,49 @@ def locale_language() -> str:
     names = [os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
     name = next(filter(None, names), "") or (locale.getlocale()[0] or "")  # Windows sets none of the three
     return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
+
+
+# ---- columns of a terminal ----
+
+WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"  # two columns each
+CLOSING = "，。；：！？、）》”’」』】"  # never at the beginning of a line
+WORD = re.compile(rf"\s+|[^\s{WIDE}]+|[{WIDE}][{CLOSING}]*")
+
+
+def columns_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes.
+
+    >>> columns_of("三 planks")
+    9
+    """
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def pad(text: str, columns: int) -> str:
+    """Return `text` with spaces behind it, so that it takes at least so many columns."""
+    return text + " " * (columns - columns_of(text))
+
+
+def wrap(text: str, columns: int = 80, indent: str = "") -> list[str]:
+    """Return `text` in lines of at most so many columns; all but the first begin with `indent`.
+
+    Lines break at spaces and between Chinese characters; a longer word stands in a line of its own.
+
+    >>> wrap("prepare, train, sample", 16, "  ")
+    ['prepare, train,', '  sample']
+    >>> wrap("三块木板，一条船。", 10)
+    ['三块木板，', '一条船。']
+    """
+    lines, line = [], ""
+    for word in WORD.findall(" ".join(text.split())):
+        if columns_of(line) + columns_of(word) > columns and line.strip():
+            lines.append(line.rstrip())
+            line = indent + word.lstrip()
+        else:
+            line += word
+    return [*lines, line.rstrip()]
+
+
+def fill(text: str, columns: int = 80, indent: str = "") -> str:
+    """Return the lines of `wrap` as one string."""
+    return "\n".join(wrap(text, columns, indent))
