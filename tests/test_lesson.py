@@ -230,6 +230,7 @@ def test_mistakes_are_refused_in_one_sentence(lesson, model, files):
         ("long.bin: longer than its header says", "train", dict(init_from="long.bin", **data)),
         ("not a multiple of n_head 5", "train", dict(init_from="heads.bin", **data)),
         ("too large", "train", dict(init_from="sizes.bin", **data)),
+        ("gpt2.bin: a file of llm.c, but not GPT-2's tokens", "train", dict(init_from="gpt2.bin", data="gpt2.bin")),
         ("cut.bin: ", "train", dict(init_from="gpt2.bin", **data | dict(data="cut.bin"))),
         ("vocab_size is 9", "train", dict(vocab_size=9, **data)),
         ("few.txt: 3 tokens; a batch needs 40", "train", data | dict(data="few.txt")),

@@ -158,8 +158,8 @@ static void attention_forward(real *y, real *att, const real *qkv, int B, int T,
 /* out = sum_s p_s v_s:       dp_s = dout . v_s,  dv_s = p_s dout
    p = softmax(score):        dscore_s = p_s (dp_s - sum_j p_j dp_j)
    score_s = scale q . k_s:   dq = sum_s scale dscore_s k_s,  dk_s = scale dscore_s q */
-static void attention_backward(real *dqkv, real *datt, const real *dy, const real *qkv, const real *att,
-                               int B, int T, int C, int H) {
+static void attention_backward(real *dqkv, real *datt, const real *dy, const real *qkv, const real *att, int B, int T,
+                               int C, int H) {
     int D = C / H;
     real scale = 1 / sqrt((real)D);
     for (int b = 0; b < B; b++)
@@ -231,6 +231,8 @@ static void cross_entropy_backward(real *dlogits, const real *probs, const int32
 
 enum { MAX_LAYERS = 96, PADDED_TO = 128 };
 
+/* clang-format off */
+
 /* The sizes, in the order of a weights file. padded_vocab is vocab_size rounded up, with rows that are never used. */
 typedef struct config { int32_t block_size, vocab_size, n_layer, n_head, n_embd, padded_vocab; } config;
 
@@ -265,6 +267,8 @@ typedef struct activations {
 /* A parameter for code that treats all parameters alike: AdamW and the files. m and v are AdamW's moments. */
 typedef struct tensor { char name[40]; int size, is_matrix; real *value, *gradient, *m, *v; } tensor;
 
+/* clang-format on */
+
 typedef struct gpt {
     config c;
     parameters w, dw; /* the tensors' values and gradients, by field */
@@ -287,12 +291,14 @@ static void add_tensor(gpt *g, real **value, real **gradient, const char *name, 
 static void place_activations(activations *a, const config *c, int B, int T) {
     size_t M = (size_t)B * T, C = c->n_embd, H = c->n_head, V = c->vocab_size, L = c->n_layer;
 #define PLUS(field, size) +size
-    a->count = (L + 1) * (0 BLOCK_ACTIVATIONS(PLUS)) LAST_ACTIVATIONS(PLUS);
+    a->count = 0 LAST_ACTIVATIONS(PLUS) + (L + 1) * (0 BLOCK_ACTIVATIONS(PLUS));
     real *next = a->memory = allocate(a->count, sizeof(real));
 #define PLACE(field, size) a->field = next, next += size;
     LAST_ACTIVATIONS(PLACE)
 #define PLACE_IN_BLOCK(field, size) a->h[l].field = next, next += size;
-    for (size_t l = 0; l <= L; l++) { BLOCK_ACTIVATIONS(PLACE_IN_BLOCK) }
+    for (size_t l = 0; l <= L; l++) {
+        BLOCK_ACTIVATIONS(PLACE_IN_BLOCK)
+    }
 }
 
 /* Makes a model whose parameters are zero, with room for batches (B, T). */
@@ -340,8 +346,7 @@ static void block_backward(const block *dw, const block_activations *d, const bl
     linear_backward(d->y, dw->attn_weight, dw->attn_bias, d->attn, a->y, w->attn_weight, M, C, C);
     attention_backward(d->qkv, d->att, d->y, a->qkv, a->att, B, T, C, H);
     linear_backward(d->ln_1, dw->c_attn_weight, dw->c_attn_bias, d->qkv, a->ln_1, w->c_attn_weight, M, C, 3 * C);
-    layernorm_backward(d->x, dw->ln_1_weight, dw->ln_1_bias, d->ln_1, a->x, a->mean_1, a->rstd_1,
-                       w->ln_1_weight, M, C);
+    layernorm_backward(d->x, dw->ln_1_weight, dw->ln_1_bias, d->ln_1, a->x, a->mean_1, a->rstd_1, w->ln_1_weight, M, C);
 }
 
 /* Fills g->a from ids (B, T). Returns the loss if there are targets (B, T), else 0. */
@@ -373,7 +378,9 @@ static void gpt_backward(gpt *g, const int32_t *ids, const int32_t *targets, int
 
 /* ---- AdamW (Loshchilov & Hutter 2019) ---- */
 
-typedef struct adamw { double learning_rate, beta1, beta2, weight_decay, grad_clip; } adamw;
+typedef struct adamw {
+    double learning_rate, beta1, beta2, weight_decay, grad_clip;
+} adamw;
 
 /* Takes step number `step`, counted from 1. Returns the norm of the gradient over all parameters, before it is clipped:
    shortened to grad_clip if it is longer. Only matrices decay: a norm's weight belongs near 1, not near 0. */
@@ -386,7 +393,7 @@ static double gpt_update(gpt *g, const adamw *o, int step) {
     for (tensor *t = g->table; t < g->table + g->n_tensors; t++)
         for (int i = 0; i < t->size; i++) {
             double d = t->gradient[i] * scale, decay = t->is_matrix ? o->weight_decay * t->value[i] : 0;
-            t->m[i] = o->beta1 * t->m[i] + (1 - o->beta1) * d;     /* the gradient, averaged over the last steps */
+            t->m[i] = o->beta1 * t->m[i] + (1 - o->beta1) * d; /* the gradient, averaged over the last steps */
             t->v[i] = o->beta2 * t->v[i] + (1 - o->beta2) * d * d; /* its square, averaged over more of them */
             double mean = t->m[i] / correct1, square = t->v[i] / correct2; /* as both averages began with 0 */
             t->value[i] -= o->learning_rate * (mean / (sqrt(square) + 1e-8) + decay);
@@ -463,14 +470,18 @@ static config read_weights(const char *path, gpt *g) {
     return c;
 }
 
-typedef struct tokens { int32_t *ids; int batches, is_text; } tokens; /* the last id is only a target */
+typedef struct tokens {
+    int32_t *ids;
+    int batches, is_text;
+} tokens; /* the last id is only a target */
 
 /* Reads a token file, or the bytes of any other file; `batch` of the tokens make a batch. */
 static tokens read_tokens(const char *path, int batch, int vocab_size) {
-    int32_t h[HEADER];
+    int32_t h[HEADER] = {0};
     FILE *file = open_file(path, "rb");
     tokens t = {.is_text = fread(h, 4, HEADER, file) != HEADER || h[0] != TOKENS || h[1] != 1};
     int count = 0, room = 0;
+    if (t.is_text && h[0] / 10000 == 2024) fail("%s: a file of llm.c, but not GPT-2's tokens (version 1)", path);
     if (t.is_text) rewind(file);
     for (unsigned char bytes[2] = {0}; fread(bytes, t.is_text ? 1 : 2, 1, file) == 1; count++) {
         if (count == room) t.ids = realloc(t.ids, (size_t)(room = 2 * room + 1024) * sizeof *t.ids);
@@ -487,12 +498,14 @@ static tokens read_tokens(const char *path, int batch, int vocab_size) {
 
 /* ---- settings: --name value ---- */
 
+/* clang-format off */
 static struct { const char *name, *value; } SETTINGS[] = {
     {"data", NULL}, {"init_from", NULL}, {"out", NULL},                          /* files */
     {"n_layer", "4"}, {"n_head", "4"}, {"n_embd", "128"}, {"vocab_size", "256"}, /* of a new model */
     {"batch_size", "4"}, {"block_size", "64"}, {"max_iters", "200"}, {"max_new_tokens", "100"}, {"seed", "1337"},
     {"learning_rate", "1e-3"}, {"beta1", "0.9"}, {"beta2", "0.95"}, {"weight_decay", "0.1"}, {"grad_clip", "1"},
 };
+/* clang-format on */
 
 static const char **find_setting(const char *name) {
     for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++)
