@@ -4,11 +4,15 @@ A test's working directory is its tmp_path. So is its cache: nothing is read fro
 nothing from another test's. Hypothesis is deterministic here and keeps no database: a failure comes again.
 """
 
+import importlib.util
 import random
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+if importlib.util.find_spec("sampan") is None:
+    pytest.exit("sampan is not installed; the tests see only what is installed: pip install -e '.[test]'", returncode=4)
 
 from sampan.config import FAMILIES, ModelConfig
 from sampan.model.parameters import initialize

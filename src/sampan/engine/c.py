@@ -78,8 +78,13 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
 
 
 def library_path() -> Path:
-    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-    return Path(__file__).with_name(f"libsampan{suffix}")
+    """Return where the C library is, or where it belongs if it was not built.
+
+    In an editable install the sources are in the checkout and the library is in site-packages: both are folders of this package.
+    """
+    name = "libsampan" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+    places = [Path(folder, name) for folder in sys.modules[__package__].__path__]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def load_library() -> ctypes.CDLL:
