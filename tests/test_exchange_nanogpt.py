@@ -185,7 +185,7 @@ def test_a_data_folder_alone_is_trained_on(trained):
     plan = make_plan(
         "data/letters", dict(max_iters=1, n_layer=1, n_embd=8, n_head=1, block_size=8, out_dir="out/x", threads=1)
     )
-    assert (plan.data.meta["train_tokens"], plan.data.meta["val_tokens"]) == (300, len(TEXT) - 300)
+    assert (plan.data.meta.train_tokens, plan.data.meta.val_tokens) == (300, len(TEXT) - 300)
     assert plan.data.tokenizer.decode(plan.data.train) == TEXT[:300]
     assert len(list(train(plan))) == 3
     assert import_path("data/letters/meta.pkl", ImportConfig())  # once more, by the name of its vocabulary

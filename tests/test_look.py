@@ -17,14 +17,14 @@ from sampan.report.baselines import OVERLAP, PIECE, baseline_lines, measure_base
 def prepared(tmp_path, text: str, tokenizer: str = "char", **settings):
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     data = prepare("text.txt", DataConfig(tokenizer=tokenizer, **settings))
-    cut = int(len(text) * (1 - data.meta["val_fraction"]))
+    cut = int(len(text) * (1 - data.meta.val_fraction))
     return data, text[:cut], text[cut:]
 
 
 def test_guessers_are_what_they_say(tmp_path):
     data, train, val = prepared(tmp_path, readable(20_000) + "Zebras & quays!" * 10)
     seen = measure_baselines(data)
-    counts, size = Counter(train), data.meta["vocab_size"]
+    counts, size = Counter(train), data.meta.vocab_size
     unigram = -sum(math.log2((counts[c] + 1) / (len(train) + size)) for c in val) / len(val)
     assert (seen.characters, seen.bytes, seen.tokens) == (len(val), len(val.encode()), len(val))
     assert seen.uniform == pytest.approx(math.log2(size), rel=1e-6)
@@ -48,7 +48,7 @@ def test_shares_are_counted_by_characters(tmp_path):
             if val[i : i + OVERLAP] in known:
                 inside[i : i + OVERLAP] = [True] * OVERLAP
         assert seen.overlap == pytest.approx(sum(inside) / len(val))
-        assert seen.unused == data.meta["vocab_size"] - len({*data.train.tolist(), *data.val.tolist()})
+        assert seen.unused == data.meta.vocab_size - len({*data.train.tolist(), *data.val.tolist()})
 
 
 def test_a_text_of_many_pieces_is_looked_at_as_a_whole(tmp_path):
@@ -83,8 +83,8 @@ def test_what_stands_between_documents_is_no_character(tmp_path):
     data = prepare("train.jsonl", DataConfig(tokenizer="bpe:280", val_file="val.jsonl"))
     seen = measure_baselines(data)
     assert seen.characters == seen.bytes == 5 * len("document 10. ")
-    assert seen.tokens == data.meta["val_tokens"] < seen.characters
-    assert seen.uniform == pytest.approx(math.log2(data.meta["vocab_size"]) * seen.tokens / seen.characters)
+    assert seen.tokens == data.meta.val_tokens < seen.characters
+    assert seen.uniform == pytest.approx(math.log2(data.meta.vocab_size) * seen.tokens / seen.characters)
 
 
 @given(st.floats(0.01, 20.0))

@@ -51,7 +51,7 @@ def test_more_minutes_are_never_a_smaller_model_and_are_kept(data, minutes):
     for m, (config, model, reasons) in zip(minutes, (less, more), strict=True):
         costs = measure(None, model, config)
         assert run_seconds(config, model, data, costs) <= 60 * m * 1.1 + 3 * costs.step
-        epochs = config.max_iters * config.batch_size * config.block_size / data.meta["train_tokens"]
+        epochs = config.max_iters * config.batch_size * config.block_size / data.meta.train_tokens
         assert epochs <= EPOCHS
         assert (
             "epochs" in reasons["max_iters"] or run_seconds(config, model, data, costs) > 60 * m * 0.8 - 2 * costs.step
@@ -90,7 +90,7 @@ def test_a_step_reads_no_more_than_a_tenth_of_a_short_text(tmp_path, characters,
     (tmp_path / "short.txt").write_text(readable(characters))
     data = prepare("short.txt", DataConfig(tokenizer="char", val_fraction=0.3))
     config, _, reasons = chosen_for(data, **asked)
-    most, usual = data.meta["train_tokens"] / 10, BATCH["cpu"]
+    most, usual = data.meta.train_tokens / 10, BATCH["cpu"]
     step = config.batch_size * config.block_size
     assert step <= most or config.batch_size == 1
     assert asked or config.block_size <= fitting_block(data)

@@ -17,7 +17,7 @@ import sampan.report.verbatim
 from sampan.checkpoint.run import Progress, Run
 from sampan.cli.main import main
 from sampan.config import DataConfig, SampleConfig, TrainConfig
-from sampan.data.meta import identity, open_folder
+from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
 from sampan.model.parameters import initialize
@@ -143,9 +143,9 @@ def test_the_report_names_share_place_and_longest_run(data):
 
 @pytest.fixture
 def run_folder(data):
-    shape = tiny_config("gpt2", vocab_size=data.meta["vocab_size"])
+    shape = tiny_config("gpt2", vocab_size=data.meta.vocab_size)
     run = Run("out/river")
-    with run.begin(TrainConfig(out_dir="out/river"), shape, data.tokenizer, identity(data)) as first:
+    with run.begin(TrainConfig(out_dir="out/river"), shape, data.tokenizer, data.record()) as first:
         first.save_best(shape, initialize(shape, 1), Progress(step=1))
     return data
 
@@ -163,7 +163,7 @@ def test_a_check_that_cannot_be_made_is_one_sentence(run_folder, capsys, spoil):
         folder.rename("elsewhere")
     elif spoil == "changed":
         Path("river.txt").write_text(readable(4000, seed=9))
-        prepare("river.txt", DataConfig(tokenizer=run_folder.meta["tokenizer"], val_fraction=0.2, data_dir=str(folder)))
+        prepare("river.txt", DataConfig(tokenizer=run_folder.meta.tokenizer, val_fraction=0.2, data_dir=str(folder)))
     else:
         Path("out/river/run.json").unlink()
     assert main(["sample", "out/river", "--check"]) == 2

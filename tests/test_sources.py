@@ -91,7 +91,7 @@ def test_one_novel_in_many_encodings_gives_the_same_files():
         config = DataConfig(tokenizer="char+bytes", data_dir=f"data/{codec}")
         data = prepare(f"{codec}/novel.txt", config)
         names = ("train.bin", "val.bin", "tokenizer.json")
-        files.append([data.meta["sha256"], *[(data.folder / n).read_bytes() for n in names]])
+        files.append([data.meta.sha256, *[(data.folder / n).read_bytes() for n in names]])
     assert all(f == files[0] for f in files)
     assert len(files[0][1]) > 1000
 
@@ -215,7 +215,7 @@ def test_sources_are_read_in_the_order_given_and_none_twice():
     assert read("b.txt", "t", "b.txt", "t/*") == END.join("bac")
     assert read("t", "b.txt") == END.join("acb")
     data = prepare(["b.txt", "t"], CHAR)
-    assert data.folder.name == "b-and-1-more" and data.meta["documents"] == 3
+    assert data.folder.name == "b-and-1-more" and data.meta.documents == 3
 
 
 def test_a_tree_of_code_is_a_glob():
@@ -251,7 +251,7 @@ def test_what_can_be_read_once_is_read_twice(monkeypatch, how):
         name = "pipe.txt"
     data = prepare(name, CHAR)
     assert data.tokenizer.decode(data.train) + data.tokenizer.decode(data.val) == SIMPLE
-    assert data.meta["stamp"] is None and data.folder.name in ("stdin", "pipe")
+    assert data.meta.stamp is None and data.folder.name in ("stdin", "pipe")
     assert {p.name for p in Path().iterdir()} <= {"data", "pipe.txt", ".cache"}
 
 

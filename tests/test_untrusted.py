@@ -30,7 +30,7 @@ from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS
 from sampan.cli.sample import open_weights
 from sampan.config import DataConfig, SampleConfig, TrainConfig, build
 from sampan.config_files import read_file
-from sampan.data.meta import identity, open_folder
+from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.engine.open import open_engine
@@ -296,7 +296,7 @@ def run(tmp_path, small_text):
         for p in parameters(made.model)
         for key in p.moments(made.config.optimizer)
     }
-    with made_run.begin(made.config, made.model, tokenizer, identity(made.data)) as first:
+    with made_run.begin(made.config, made.model, tokenizer, made.data.record()) as first:
         first.save_best(made.model, weights, Progress(step=1))
         first.save_last(made.model, weights, moments | {"step": np.array(1)}, Progress(step=1))
     return made_run
@@ -404,7 +404,7 @@ def test_a_data_folder(tmp_path, small_text, examples):
         (folder / "train.bin").write_bytes(raw)
         opened = open_folder(folder)
         opened.summary()
-        size = opened.meta["vocab_size"]
+        size = opened.meta.vocab_size
         x, _ = Windows(opened.train, 8, 1337, size).batch(0, 20)
         assert x.min() >= 0 and x.max() < size
         for x, _ in EvaluationBatches(opened.val, 8, 2, 2, size):

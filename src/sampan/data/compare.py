@@ -52,7 +52,7 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig) -> Comp
     train, val = find_both((dataset,) if isinstance(dataset, str) else dataset, config)
     survey = read_through(train, val)
     cut = cut_of(survey, train, val, config)
-    texts = sample_text(survey, cut), sample_text(survey, survey.facts["train_characters"], cut)
+    texts = sample_text(survey, cut), sample_text(survey, survey.facts.train_characters, cut)
     if not texts[1]:  # val is a file of its own, or too short a part to be in the sample
         texts = texts[0], list(itertools.islice(val.blocks(), 8)) if val else texts[0]
     rows = [
@@ -69,7 +69,7 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig) -> Comp
             )
             break
         rows.append(time_tokenizer(f"bpe:{size}", lambda size=size: first_merges(largest, size), texts))
-    name, reason = choose_tokenizer("auto", survey.facts, train.tokenizer)
+    name, reason = choose_tokenizer("auto", survey.facts.characters, survey.facts.symbols, train.tokenizer)
     return Comparison(rows, name, reason, sum(len(t) for part in texts for t in part), seconds)
 
 

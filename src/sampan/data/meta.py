@@ -1,33 +1,113 @@
 """A prepared data folder, and the meta.json that describes it.
 
     data = open_folder("data/my-novel"); data.train      # uint16 or uint32 (n,)
+    data.meta.train_tokens, data.meta.vocab_size         # checked when the folder was opened
 
-A folder holds train.bin and val.bin (raw ids, as nanoGPT's), tokenizer.json and meta.json. prepare.py writes it.
+A folder holds train.bin and val.bin (raw ids, as nanoGPT's), tokenizer.json and meta.json. Nothing is written here
+(prepare.py).
 """
 
 import functools
 import json
 import os
-import textwrap
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sampan.errors import UserError
+from sampan.messages import fill
 from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
 
-# What meta.json keeps of a reading.
-FACTS = ("sha256", "characters", "train_characters", "symbols", "documents", "encodings", "undecodable", "places")
 FORMAT = 2  # of a data folder; raise it when the same text would give other files
+DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
+DTYPES = ("uint16", "uint32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What one reading of a text finds. Raises ValueError for a value of another kind."""
+
+    sha256: str
+    characters: int
+    train_characters: int = 0  # less than `characters` where val is a text of its own
+    symbols: int
+    documents: int
+    encodings: dict[str, int] = field(default_factory=dict)  # {"utf-8 (detected)": number of files}
+    undecodable: int = 0  # places that became U+FFFD
+    places: list[str] = field(default_factory=list)  # where the first of them are
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not IS_KIND[f.type](value):
+                raise ValueError(f"{f.name} is {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta(Facts):
+    """What meta.json says of a data folder."""
+
+    name: str
+    origin: str  # a sentence: where the text comes from
+    tokenizer: str  # char, char+bytes, gpt2, bpe:SIZE, or the name of the folder that it was taken from
+    reason: str  # why it was chosen
+    vocab_size: int
+    dtype: str  # of train.bin and val.bin
+    train_tokens: int
+    val_tokens: int
+    format: int = 0
+    val_fraction: float | None = None  # None where val is a text of its own
+    tokenizer_sha256: str | None = None  # of a tokenizer.json that was given
+    trained_on: int | None = None  # characters that a BPE was learnt from, where that is not all of train
+    stamp: str | None = None  # changes when the files of the text change; None where that cannot be told
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}")
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Meta":
+        """Return what a meta.json says; other keys are ignored. Raises ValueError or TypeError."""
+        return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contents of meta.json for a folder that is complete."""
+        return {name: value for name, value in asdict(self).items() if value is not None} | {"complete": True}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes data the same data: run.json keeps it, and a resume compares it."""
+        return {name: getattr(self, name) for name in DATA_IDENTITY}
+
+    def tokens(self, split: str) -> int:
+        """Return the number of tokens in `split`, "train" or "val"."""
+        return self.train_tokens if split == "train" else self.val_tokens
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+IS_KIND = {
+    str: lambda value: isinstance(value, str),
+    int: is_count,
+    str | None: lambda value: value is None or isinstance(value, str),
+    int | None: lambda value: value is None or is_count(value),
+    float | None: lambda value: value is None or (type(value) in (int, float) and 0 <= value <= 1),
+    list[str]: lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    dict[str, int]: lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+}
 
 
 @dataclass(frozen=True)
 class Data:
-    """A prepared folder. `meta` is its meta.json."""
+    """A prepared folder and what its meta.json says."""
 
     folder: Path
-    meta: dict
+    meta: Meta
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -42,90 +122,66 @@ class Data:
         return self.tokens("val")
 
     def tokens(self, split: str) -> np.ndarray:
-        """All ids of a split, uint16 or uint32 (n,), read from the file as they are used.
+        """Return all ids of a split, uint16 or uint32 (n,), read from the file as they are used.
 
-        Raises UserError where the file is missing or has not the size that meta.json says.
+        Raises UserError where the file is missing or does not have the size that meta.json gives.
         """
-        path, count = self.folder / f"{split}.bin", self.meta[f"{split}_tokens"]
-        dtype = np.dtype(self.meta["dtype"])
+        path, dtype = self.folder / f"{split}.bin", np.dtype(self.meta.dtype)
+        expected = self.meta.tokens(split) * dtype.itemsize
         try:
             size = path.stat().st_size
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the text again") from None
-        if size != count * dtype.itemsize:
-            raise UserError(f"{path} has {size} bytes, meta.json says {count * dtype.itemsize}; prepare the text again")
-        return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+        if size != expected:
+            raise UserError(f"{path} has {size} bytes, meta.json says {expected}; prepare the text again")
+        return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
     def is_whole(self) -> bool:
-        """Whether every file that meta.json speaks of is there."""
+        """Return whether every file that meta.json speaks of is there."""
         try:
             self.tokens("train"), self.tokens("val")
         except UserError:
             return False
         return (self.folder / "tokenizer.json").is_file()
 
+    def record(self) -> dict[str, Any]:
+        """Return what run.json keeps of the data."""
+        return {"folder": str(self.folder)} | self.meta.identity
+
+    def is_recorded(self, record: dict[str, Any]) -> bool:
+        """Return whether this is the data that a run.json recorded."""
+        return all(record.get(name) == value for name, value in self.meta.identity.items())
+
     def summary(self) -> list[str]:
-        """What `sampan prepare` prints."""
+        """Return the lines that `sampan prepare` prints."""
         m = self.meta
-        lines = [f"{m['name']}: {m['origin']}"]
-        count = f"{m['characters']:,} characters, {m['symbols']:,} distinct symbols"
-        if m["documents"] > 1:
-            count += f", {m['documents']:,} documents"
-        encodings = [name if len(m["encodings"]) == 1 else f"{n:,} x {name}" for name, n in m["encodings"].items()]
-        if m["characters"]:
+        lines = [f"{m.name}: {m.origin}"]
+        count = f"{m.characters:,} characters, {m.symbols:,} distinct symbols"
+        if m.documents > 1:
+            count += f", {m.documents:,} documents"
+        encodings = [name if len(m.encodings) == 1 else f"{n:,} x {name}" for name, n in m.encodings.items()]
+        if m.characters:
             lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
-        if m["undecodable"]:
-            lines.append(
-                f"{m['undecodable']:,} bytes could not be decoded and became U+FFFD: {'; '.join(m.get('places', []))}"
-            )
-        trained = f", trained on {m['trained_on']:,} characters of it" if m.get("trained_on") else ""
-        lines.append(f"tokenizer {m['tokenizer']} ({m['reason']}{trained}): vocabulary {m['vocab_size']:,}")
-        lines.append(f"{m['train_tokens']:,} train tokens, {m['val_tokens']:,} val tokens, in {self.folder}{os.sep}")
-        return [textwrap.fill(line, 80, subsequent_indent="  ") for line in lines]
+        if m.undecodable:
+            lines.append(f"{m.undecodable:,} bytes could not be decoded and became U+FFFD: {'; '.join(m.places)}")
+        trained = f", trained on {m.trained_on:,} characters of it" if m.trained_on else ""
+        lines.append(f"tokenizer {m.tokenizer} ({m.reason}{trained}): vocabulary {m.vocab_size:,}")
+        lines.append(f"{m.train_tokens:,} train tokens, {m.val_tokens:,} val tokens, in {self.folder}{os.sep}")
+        return [fill(line, 80, "  ") for line in lines]
 
 
 def open_folder(folder: str | Path) -> Data:
-    """A data folder as it is. Raises UserError where it is none."""
+    """Return a data folder as it is. Raises UserError where it is none."""
     meta = read_meta(Path(folder))
-    if not meta:
+    if meta is None:
         raise UserError(f"{folder} is not a prepared data folder; run sampan prepare")
     return Data(Path(folder), meta)
 
 
-def read_meta(folder: Path) -> dict | None:
-    """meta.json; {} where it is incomplete or unreadable, None where there is none."""
+def read_meta(folder: Path) -> Meta | None:
+    """Return what a folder's meta.json says; None where there is none, or it is incomplete or damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        value = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return Meta.from_json(value) if value.get("complete") else None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    complete = isinstance(meta, dict) and meta.get("complete") and meta.get("dtype") in ("uint16", "uint32")
-    return meta if complete and is_sound(meta) else {}
-
-
-def is_sound(meta: dict) -> bool:
-    """Whether everything that is read from a meta.json is there and of its kind."""
-    encodings, places = meta.get("encodings"), meta.get("places", [])
-    texts = [meta.get(key) for key in ("name", "origin", "tokenizer", "reason")]
-    counts = [
-        meta.get(key) for key in ("train_tokens", "val_tokens", "vocab_size", "characters", "symbols", "documents")
-    ]
-    counts += [meta.get("undecodable"), meta.get("trained_on") or 0]
-    if not isinstance(encodings, dict) or not isinstance(places, list):
-        return False
-    texts += places if meta.get("undecodable") else []
-    is_count = (type(count) is int and 0 <= count < 1 << 53 for count in (*counts, *encodings.values()))
-    return all(isinstance(text, str) for text in texts) and all(is_count)
-
-
-DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
-
-
-def is_recorded(data: Data, recorded: dict) -> bool:
-    return all(data.meta.get(key) == recorded.get(key) for key in DATA_IDENTITY)
-
-
-def identity(data: Data) -> dict:
-    """What run.json keeps of the data, and a resume compares."""
-    return {"folder": str(data.folder)} | {key: data.meta.get(key) for key in DATA_IDENTITY}

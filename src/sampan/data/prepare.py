@@ -15,19 +15,21 @@ Where text comes from, its formats and encodings are sources.py's.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from sampan.config import DataConfig
-from sampan.data.meta import FORMAT, Data, open_folder, read_meta
+from sampan.data.meta import FORMAT, Data, Facts, Meta, open_folder, read_meta
 from sampan.data.survey import Survey, progress, reach, read_through, recall, sample_text, stamp_of_sources
 from sampan.errors import UserError
 from sampan.fetch import cache_folder
@@ -58,24 +60,25 @@ def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
     fraction = None if val else fraction_of(train, config)
     folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(train.name)}*")
     survey = recall(folders, stamp_of_sources(train, val)) or read_through(train, val)
-    own, _ = choose_tokenizer("auto", survey.facts, train.tokenizer)
-    wanted, reason = choose_tokenizer(config.tokenizer, survey.facts, train.tokenizer)
+    facts = survey.facts
+    own, _ = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
+    wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
     label = wanted if is_kind(wanted) else Path(wanted).resolve().parent.name
     name = train.name if own == wanted else f"{train.name}-{label.replace(':', '')}"
     folder = Path(config.data_dir or Path("data") / name)
-    identity = {"format": FORMAT, "sha256": survey.facts["sha256"], "tokenizer": label, "val_fraction": fraction}
+    identity = {"format": FORMAT, "sha256": facts.sha256, "tokenizer": label, "val_fraction": fraction}
     if not is_kind(wanted):
         identity["tokenizer_sha256"] = hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
     if made := up_to_date(folder, identity):
         return made
-    meta = read_meta(folder)
-    if meta is None and (folder / "train.bin").exists():
+    if not (folder / "meta.json").exists() and (folder / "train.bin").exists():
         raise UserError(
             f"{folder} holds a train.bin that Sampan did not write; if it is nanoGPT's, use it with sampan import {folder}; "
             "else move it away, or choose another --data_dir"
         )
-    if meta and meta.get("sha256") != identity["sha256"]:
-        print(f"{folder}: held another text, is prepared again", file=sys.stderr)
+    meta = read_meta(folder)
+    if meta and meta.sha256 != facts.sha256:
+        print(f"{folder} was made from another text; preparing it again", file=sys.stderr)
 
     if not survey.sample:  # the facts were recalled, and now the text is needed
         survey = read_through(train, val)
@@ -84,18 +87,23 @@ def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
             return made
         cut = cut_of(survey, train, val, config)
         tokenizer = make_tokenizer(wanted, survey, cut)
-        meta = {"name": train.name, "origin": train.origin, "reason": reason, "stamp": stamp_of_sources(train, val)}
-        meta |= survey.facts | identity
-        trained_on = sum(map(len, sample_text(survey, cut)))
-        if wanted.startswith("bpe:") and trained_on < cut:
-            meta["trained_on"] = trained_on
+        sampled = sum(map(len, sample_text(survey, cut)))
+        describe = functools.partial(
+            Meta,
+            name=train.name,
+            origin=train.origin,
+            reason=reason,
+            stamp=stamp_of_sources(train, val),
+            trained_on=sampled if wanted.startswith("bpe:") and sampled < cut else None,
+            **asdict(survey.facts) | identity,
+        )
         blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
-        return write_folder(folder, tokenizer, meta, encode_blocks(tokenizer, blocks, cut, meta))
+        return write_folder(folder, tokenizer, describe, encode_blocks(tokenizer, blocks, cut, survey.facts))
 
 
 def up_to_date(folder: Path, identity: dict) -> Data | None:
     meta = read_meta(folder)
-    if meta and all(meta.get(key) == value for key, value in identity.items()) and Data(folder, meta).is_whole():
+    if meta and all(getattr(meta, key) == value for key, value in identity.items()) and Data(folder, meta).is_whole():
         return Data(folder, meta)
     return None
 
@@ -140,12 +148,12 @@ def fraction_of(train: Source, config: DataConfig) -> float:
 def cut_of(survey: Survey, train: Source, val: Source | None, config: DataConfig) -> int:
     """The number of characters before val."""
     if val is not None:
-        return survey.facts["train_characters"]
-    return int(survey.facts["characters"] * (1 - fraction_of(train, config)))  # as nanoGPT's int(n * 0.9)
+        return survey.facts.train_characters
+    return int(survey.facts.characters * (1 - fraction_of(train, config)))  # as nanoGPT's int(n * 0.9)
 
 
 def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
-    ends = survey.facts["documents"] > 1
+    ends = survey.facts.documents > 1
     if wanted == "char":  # every symbol gets an id, also one that only val has
         return characters(map(chr, np.flatnonzero(survey.counts)), ends)
     if wanted == "char+bytes":  # what train has once is spelt in bytes, which are learnt from that
@@ -207,12 +215,12 @@ def last_cut(text: str, tokenizer: Tokenizer) -> int:
 
 
 def encode_blocks(
-    tokenizer: Tokenizer, blocks: Iterable[str], cut: int, meta: dict
+    tokenizer: Tokenizer, blocks: Iterable[str], cut: int, facts: Facts
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Pairs (split, ids) in order; where there are several documents, the end-of-text token is after each."""
-    ends = [tokenizer.end_of_text] if meta["documents"] > 1 and tokenizer.end_of_text is not None else []
+    ends = [tokenizer.end_of_text] if facts.documents > 1 and tokenizer.end_of_text is not None else []
     done, last = 0, "train"
-    with progress("encoding", meta["characters"]) as tick:
+    with progress("encoding", facts.characters) as tick:
         for split, text in segments(split_blocks(blocks, cut), tokenizer):
             if split != last and done:
                 yield last, np.array(ends, np.int32)
@@ -222,8 +230,12 @@ def encode_blocks(
     yield last, np.array(ends, np.int32)
 
 
-def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable[tuple[str, np.ndarray]]) -> Data:
+def write_folder(
+    folder: Path, tokenizer: Tokenizer, describe: Callable[..., Meta], parts: Iterable[tuple[str, np.ndarray]]
+) -> Data:
     """Write the ids of `parts`, pairs (split, ids), and all that goes with them; nothing half-made is left.
+
+    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens and val_tokens.
 
     The old meta.json is marked incomplete before the first file is replaced and the new one comes last, so that a
     reader never meets files that do not belong together.
@@ -241,14 +253,18 @@ def write_folder(folder: Path, tokenizer: Tokenizer, meta: dict, parts: Iterable
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        meta = meta | {"vocab_size": tokenizer.vocab_size, "dtype": np.dtype(dtype).name}
-        meta |= {"train_tokens": counts["train"], "val_tokens": counts["val"]}
+        meta = describe(
+            vocab_size=tokenizer.vocab_size,
+            dtype=np.dtype(dtype).name,
+            train_tokens=counts["train"],
+            val_tokens=counts["val"],
+        )
         outcome = "prepare it again"  # the old meta.json may be gone even where the sync behind it fails
         write_json(folder / "meta.json", {"complete": False})
         for split, path in partial.items():
             os.replace(path, folder / f"{split}.bin")
         write_text(folder / "tokenizer.json", tokenizer.to_json())
-        write_json(folder / "meta.json", meta | {"complete": True})
+        write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); {outcome}") from None
     finally:

@@ -10,12 +10,12 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
-from sampan.data.meta import FACTS, read_meta
+from sampan.data.meta import Facts, read_meta
 from sampan.errors import UserError
 from sampan.text.characters import END, code_points
 from sampan.text.sources import Source
@@ -28,7 +28,7 @@ SETTLED = 2.0  # seconds; a file younger than that may change again without a ne
 class Survey:
     """What one reading of a text tells about it."""
 
-    facts: dict = field(default_factory=dict)  # what meta.json keeps of it
+    facts: Facts | None = None  # what meta.json keeps of it
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0x110000, np.int64))  # of each code point
     again: np.ndarray = field(default_factory=lambda: np.full(0x110000, 1 << 62))  # where each is met a second time
     sample: list[tuple[int, str]] = field(default_factory=list)  # (position, text) of blocks spread over it
@@ -62,8 +62,16 @@ def read_through(train: Source, val: Source | None) -> Survey:
     found = [source.findings() for source in sources]
     encodings = {name: sum(f["encodings"].get(name, 0) for f in found) for f in found for name in f["encodings"]}
     places = [place for f in found for place in f["places"]]
-    values = digest.hexdigest(), sum(characters), characters[0], int(np.count_nonzero(survey.counts)), max(documents)
-    survey.facts = dict(zip(FACTS, (*values, encodings, sum(f["undecodable"] for f in found), places), strict=True))
+    survey.facts = Facts(
+        sha256=digest.hexdigest(),
+        characters=sum(characters),
+        train_characters=characters[0],
+        symbols=int(np.count_nonzero(survey.counts)),
+        documents=max(documents),
+        encodings=encodings,
+        undecodable=sum(f["undecodable"] for f in found),
+        places=places,
+    )
     if any(source.changed > begun - SETTLED for source in sources):
         for source in sources:
             source.stamp = None
@@ -114,8 +122,8 @@ def reach(text: str, count: int) -> int:
 def recall(folders: Iterable[Path], stamp: str | None) -> Survey | None:
     """The facts of an earlier reading of the same files, so that a large text is not read to see that it is the same."""
     metas = (read_meta(folder) for folder in folders if stamp)
-    meta = next((m for m in metas if m and m.get("stamp") == stamp and set(FACTS) <= set(m)), None)
-    return meta and Survey({name: meta[name] for name in FACTS})
+    meta = next((m for m in metas if m and m.stamp == stamp), None)
+    return meta and Survey(Facts(**{f.name: getattr(meta, f.name) for f in fields(Facts)}))
 
 
 def stamp_of_sources(train: Source, val: Source | None) -> str | None:

@@ -22,6 +22,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ import numpy as np
 from sampan.checkpoint.folder import find_model, load_model, save_model
 from sampan.checkpoint.tensors import WEIGHTS
 from sampan.config import DataConfig, ExportConfig, ImportConfig, ModelConfig, TrainConfig
-from sampan.data.meta import FORMAT, Data, open_folder
+from sampan.data.meta import FORMAT, Data, Meta, open_folder
 from sampan.data.prepare import write_folder
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
@@ -404,10 +405,19 @@ def read_data(path: Path, out: Path, tokenizer: str | None) -> Data:
     counts = {split: sum(map(len, arrays)) for split, arrays in ids.items()}
     digest = hashlib.sha256(b"".join(digest_of(p) for paths in files.values() for p in paths)).hexdigest()
     origin = f"{', '.join(str(p) for paths in files.values() for p in paths[:1])} of llm.c"
-    meta = {"format": FORMAT, "sha256": digest, "tokenizer": "gpt2" if found.vocab_size == 50257 else "llmc"}
-    meta |= {"val_fraction": counts["val"] / sum(counts.values()), "reason": "llm.c's ids"}
-    meta |= {"name": out.name, "origin": origin, "characters": 0, "symbols": 0, "documents": 1}
-    meta |= {"encodings": {}, "undecodable": 0}
+    describe = partial(
+        Meta,
+        name=out.name,
+        origin=origin,
+        format=FORMAT,
+        sha256=digest,
+        tokenizer="gpt2" if found.vocab_size == 50257 else "llmc",
+        reason="llm.c's ids",
+        val_fraction=counts["val"] / sum(counts.values()),
+        characters=0,
+        symbols=0,
+        documents=1,
+    )
 
     def parts() -> Iterator[tuple[str, np.ndarray]]:
         for split, arrays in ids.items():
@@ -417,7 +427,7 @@ def read_data(path: Path, out: Path, tokenizer: str | None) -> Data:
                         raise UserError(f"{file}: token {piece.max()} is beyond the tokenizer's {found.vocab_size:,}")
                     yield split, piece
 
-    return write_folder(out, found, meta, parts())
+    return write_folder(out, found, describe, parts())
 
 
 def sibling_files(path: Path) -> dict[str, list[Path]]:
@@ -447,7 +457,7 @@ def write_data(data: Data, out: Path) -> list[Path]:
     for split, ids in splits.items():
         if not len(ids):
             raise UserError(f"{data.folder}: its {split} split is empty, which llm.c does not read")
-    return write_splits(out, file_name(data.meta["name"]), splits, data.meta["vocab_size"])
+    return write_splits(out, file_name(data.meta.name), splits, data.meta.vocab_size)
 
 
 def write_splits(out: Path, name: str, splits: dict[str, np.ndarray], vocab_size: int) -> list[Path]:

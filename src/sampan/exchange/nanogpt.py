@@ -21,7 +21,7 @@ import numpy as np
 from sampan.checkpoint.folder import save_model
 from sampan.checkpoint.run import Progress, Run
 from sampan.config import DataConfig, ImportConfig, ModelConfig, TrainConfig, build
-from sampan.data.meta import FORMAT, Data, identity, open_folder, read_meta
+from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
 from sampan.errors import UserError
 from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
@@ -92,7 +92,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
     train = with_shape(settings_of(path, settings), model)
     train = replace(train, dataset=(str(data.folder),), out_dir=str(folder))
-    with new_folder(folder) as staged, Run(staged).begin(train, model, tokenizer, identity(data)) as run:
+    with new_folder(folder) as staged, Run(staged).begin(train, model, tokenizer, data.record()) as run:
         run.save_best(model, weights, progress)
         run.save_last(model, weights, state, progress)
     return [
@@ -255,27 +255,25 @@ def import_data(folder: Path) -> Data:
         raise UserError(f"{folder}: has token {highest}, and its vocabulary {tokenizer.vocab_size}")
     digest.update(tokenizer.to_json().encode())
     total = counts["train"] + counts["val"]
-    meta = {
-        "name": folder.resolve().name,
-        "origin": f"nanoGPT's {folder}",
-        "format": FORMAT,
-        "sha256": digest.hexdigest(),
-        "tokenizer": "char" if tokenizer.is_characters else "gpt2",
-        "reason": "nanoGPT's",
-        "val_fraction": counts["val"] / max(1, total),
-        "characters": total if tokenizer.is_characters else 0,
-        "symbols": tokenizer.vocab_size if tokenizer.is_characters else 0,
-        "documents": 1,
-        "encodings": {},
-        "undecodable": 0,
-        "vocab_size": tokenizer.vocab_size,
-        "dtype": "uint16",
-        "train_tokens": counts["train"],
-        "val_tokens": counts["val"],
-    }
+    meta = Meta(
+        name=folder.resolve().name,
+        origin=f"nanoGPT's {folder}",
+        format=FORMAT,
+        sha256=digest.hexdigest(),
+        tokenizer="char" if tokenizer.is_characters else "gpt2",
+        reason="nanoGPT's",
+        val_fraction=counts["val"] / max(1, total),
+        characters=total if tokenizer.is_characters else 0,
+        symbols=tokenizer.vocab_size if tokenizer.is_characters else 0,
+        documents=1,
+        vocab_size=tokenizer.vocab_size,
+        dtype="uint16",
+        train_tokens=counts["train"],
+        val_tokens=counts["val"],
+    )
     try:
         write_text(folder / "tokenizer.json", tokenizer.to_json())
-        write_json(folder / "meta.json", meta | {"complete": True})
+        write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     return Data(folder, meta)

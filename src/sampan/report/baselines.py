@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from sampan.data.meta import DATA_IDENTITY, Data
+from sampan.data.meta import Data
 from sampan.errors import UserError
 from sampan.files import write_json
 from sampan.report.verbatim import BORDER, PIECE, pieces_of, search
@@ -60,14 +60,13 @@ class Baselines:
 def measure_baselines(data: Data) -> Baselines:
     """Raises UserError where the text cannot be read back from its tokens."""
     path = data.folder / "look.json"
-    identity = {key: data.meta.get(key) for key in DATA_IDENTITY}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if {f.name for f in fields(Baselines)} == kept.keys() and kept["data"] == identity:
+        if {f.name for f in fields(Baselines)} == kept.keys() and kept["data"] == data.meta.identity:
             return Baselines(**kept)
     except (OSError, ValueError, AttributeError):
         pass  # there is none, or it is not of this version
-    seen = Baselines(identity, **measure_text(data))
+    seen = Baselines(data.meta.identity, **measure_text(data))
     with contextlib.suppress(OSError):  # a folder that cannot be written can still be looked at
         write_json(path, asdict(seen))
     return seen
@@ -91,7 +90,7 @@ def measure_text(data: Data) -> dict:
     train = read_train()
     overlap = search([words], train, OVERLAP, quote=0).covered[0].mean()
     deque(train, maxlen=0)  # a val that is shorter than OVERLAP was not searched for
-    size = data.meta["vocab_size"]
+    size = data.meta.vocab_size
     counts = {split: np.bincount(data.tokens(split)[: LOOKED_AT[split]], minlength=size) for split in LOOKED_AT}
     frequency = (counts["train"] + 1) / (counts["train"].sum() + size)  # one more of each, so that none is impossible
     tokens = int(counts["val"].sum())

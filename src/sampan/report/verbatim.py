@@ -24,7 +24,7 @@ import numpy as np
 
 from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig
-from sampan.data.meta import Data, is_recorded, open_folder
+from sampan.data.meta import Data, open_folder
 from sampan.errors import UserError
 from sampan.text.characters import code_points
 from sampan.tokens.bytes import token_bytes
@@ -74,7 +74,7 @@ def training_data(config: SampleConfig) -> Data:
             "or prepare the text again"
         )
     data = open_folder(folder)
-    if not is_recorded(data, recorded):
+    if not data.is_recorded(recorded):
         raise UserError(f"check: {folder} holds another text than the one that this run learnt from")
     return data
 
@@ -110,7 +110,7 @@ def verbatim_report(written: list[str], data: Data) -> list[str]:
 
 def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[np.ndarray]:
     """The text of a split in pieces, uint32 code points; U+FFFD stands between its documents."""
-    table = token_bytes(data.tokenizer, data.meta["vocab_size"])
+    table = token_bytes(data.tokenizer, data.meta.vocab_size)
     if table is None:
         raise UserError(f"the tokens of {data.folder} have no bytes of their own, so its text is not known exactly")
     if data.tokenizer.end_of_text is not None:

@@ -82,7 +82,7 @@ def course(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str]:
             f"{last.val_loss:.2f} while the train loss fell from {best.train_loss:.2f} to {last.train_loss:.2f}. "
             "The best weights are kept."
         ]
-        tokens, parameters = plan.data.meta["train_tokens"], count_parameters(plan.model)
+        tokens, parameters = plan.data.meta.train_tokens, count_parameters(plan.model)
         if tokens < TOKENS_PER_PARAMETER * parameters:
             times = TOKENS_PER_PARAMETER * parameters / tokens
             found.append(

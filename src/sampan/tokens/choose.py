@@ -1,6 +1,6 @@
 """Choose a tokenizer for a text.
 
-choose_tokenizer("auto", {"characters": 1_115_394, "symbols": 65})      # ("char", why)
+choose_tokenizer("auto", characters=1_115_394, symbols=65)      # ("char", why)
 """
 
 from pathlib import Path
@@ -33,17 +33,16 @@ def check_tokenizer(wanted: str) -> None:
         )
 
 
-def choose_tokenizer(wanted: str, facts: dict, corpus_choice: str | None = None) -> tuple[str, str]:
+def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: str | None = None) -> tuple[str, str]:
     """(char | char+bytes | gpt2 | bpe:SIZE | path of a tokenizer.json, why it was chosen).
 
-    >>> choose_tokenizer("auto", {"characters": 1_115_394, "symbols": 65})[0]
+    >>> choose_tokenizer("auto", 1_115_394, 65)[0]
     'char'
-    >>> choose_tokenizer("auto", {"characters": 928_466, "symbols": 4513})[0]
+    >>> choose_tokenizer("auto", 928_466, 4513)[0]
     'char+bytes'
-    >>> choose_tokenizer("auto", {"characters": 60_000_000, "symbols": 110})[0]
+    >>> choose_tokenizer("auto", 60_000_000, 110)[0]
     'bpe:8192'
     """
-    characters, symbols = facts["characters"], facts["symbols"]
     if wanted != "auto":
         return (
             (wanted, "as asked")

@@ -76,7 +76,7 @@ def time_step(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: 
 def evaluation_windows(config: TrainConfig, data: Data) -> int:
     """Windows of both splits that an evaluation reads."""
     most = config.eval_iters * config.batch_size
-    return sum(min(most, data.meta[f"{split}_tokens"] // config.block_size) for split in ("train", "val"))
+    return sum(min(most, data.meta.tokens(split) // config.block_size) for split in ("train", "val"))
 
 
 def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Costs, start_step: int = 0) -> float:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from sampan.checkpoint.run import Progress, Run
 from sampan.config import ModelConfig, TrainConfig
 from sampan.data.examples import Batch, micro_batches
-from sampan.data.meta import identity
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
@@ -77,7 +76,7 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Generator
         engine.load(weights)
         engine.load_state(state)
         if keeps:
-            run.write_settings(config, identity(plan.data))
+            run.write_settings(config, plan.data.record())
     else:
         progress = Progress()
         engine.load(plan.weights())
@@ -91,7 +90,7 @@ def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Generator
         for split in ("train", "val")
     }
     steps = micro_batches(windows, config, progress.step)
-    keep = RunWriter(run, plan.data.tokenizer, identity(plan.data), begun=plan.resume) if keeps else None
+    keep = RunWriter(run, plan.data.tokenizer, plan.data.record(), begun=plan.resume) if keeps else None
     yield from learn(engine, model, config, steps, splits, progress, keep)
 
 

@@ -19,7 +19,7 @@ from sampan.checkpoint.folder import crop, find_model, load_model, load_model_co
 from sampan.checkpoint.run import Run, read_note, restarted
 from sampan.checkpoint.tensors import WEIGHTS
 from sampan.config import SHAPE, ModelConfig, TrainConfig, build, change, shape_of
-from sampan.data.meta import Data, is_recorded, open_folder
+from sampan.data.meta import Data, open_folder
 from sampan.data.prepare import prepare
 from sampan.engine.open import engines_here, pick_engine
 from sampan.engine.protocol import Engine
@@ -66,7 +66,7 @@ class Plan:
             warmup = f", {c.warmup_iters} steps of warm-up" if c.warmup_iters else ""
             rate += f"{warmup}, cosine to {c.min_lr:g} at step {decay_end(c):,}"
         steps_left = max(0, c.max_iters - self.start_step)
-        epochs = c.max_iters * c.tokens_per_step / max(1, d["train_tokens"])
+        epochs = c.max_iters * c.tokens_per_step / max(1, d.train_tokens)
         steps = f"{c.max_iters:,} steps, {epochs:,.{0 if epochs >= 100 else 2}f} epochs"
         if self.resume:
             steps += f", from step {self.start_step:,}"
@@ -80,7 +80,7 @@ class Plan:
             ("model", f"{m.family} {start}, {size}"),
             (
                 "data",
-                f"{d['name']}, {d['train_tokens']:,} train and {d['val_tokens']:,} val tokens, vocabulary {m.vocab_size:,}",
+                f"{d.name}, {d.train_tokens:,} train and {d.val_tokens:,} val tokens, vocabulary {m.vocab_size:,}",
             ),
             (
                 "step",
@@ -137,9 +137,7 @@ def make_plan(
     if "block_size" in settings:
         check_lengths(config, data)  # before anything of that size is measured
     if "out_dir" not in settings and recipe:
-        config = replace(
-            config, out_dir=str(Path("out") / (data.meta["name"] if config.data_dir else data.folder.name))
-        )
+        config = replace(config, out_dir=str(Path("out") / (data.meta.name if config.data_dir else data.folder.name)))
 
     reasons = {}
     if engines_here():
@@ -189,18 +187,18 @@ def pretrained_model(
     for name in SHAPE:
         if name in settings and name not in ("block_size", "dropout") and getattr(config, name) != getattr(given, name):
             raise UserError(f"{name}={getattr(config, name)}: {where} has {getattr(given, name)}, which stays as it is")
-    if data.meta["vocab_size"] > given.vocab_size:
+    if data.meta.vocab_size > given.vocab_size:
         raise UserError(
-            f"the text's vocabulary has {data.meta['vocab_size']:,} tokens and {where} only {given.vocab_size:,}; "
+            f"the text's vocabulary has {data.meta.vocab_size:,} tokens and {where} only {given.vocab_size:,}; "
             "leave --tokenizer out to use the model's own"
         )
     return replace(crop(given, block_size, where), dropout=config.dropout)
 
 
 def fresh_model(config: TrainConfig, data: Data) -> ModelConfig:
-    vocab_size = config.vocab_size or data.meta["vocab_size"]
-    if vocab_size < data.meta["vocab_size"]:
-        raise UserError(f"vocab_size={vocab_size}: the text's vocabulary has {data.meta['vocab_size']:,} tokens")
+    vocab_size = config.vocab_size or data.meta.vocab_size
+    if vocab_size < data.meta.vocab_size:
+        raise UserError(f"vocab_size={vocab_size}: the text's vocabulary has {data.meta.vocab_size:,} tokens")
     return resolve(replace(shape_of(config), vocab_size=vocab_size))
 
 
@@ -239,9 +237,9 @@ def plan_resume(settings: dict) -> Plan:
     recorded = run.data()
     data_folder = Path(str(recorded.get("folder", "")))
     data = open_folder(data_folder) if (data_folder / "meta.json").is_file() else prepare(config.dataset, config)
-    if not is_recorded(data, recorded):  # another text of the same name may have taken the folder: prepare ours again
+    if not data.is_recorded(recorded):  # another text of the same name may have taken the folder: prepare ours again
         data = prepare(config.dataset, config)
-    if not is_recorded(data, recorded):
+    if not data.is_recorded(recorded):
         raise UserError(
             f"the text or the tokenizer in {data.folder} has changed since the run in {folder} began: "
             f"bring the old text back and run sampan prepare {' '.join(config.dataset)}, or start a new run"
@@ -267,13 +265,13 @@ def check_lengths(config: TrainConfig, data: Data) -> None:
     """What would fail in the first step or the first evaluation, said now."""
     need = config.block_size + 1
     for split in ("train", "val"):
-        count = data.meta[f"{split}_tokens"]
+        count = data.meta.tokens(split)
         if count < need:
             ways = (
                 ["give more text"] + ["raise --val_fraction"] * (split == "val") + ["lower --block_size"] * (count > 1)
             )
             raise UserError(
-                f"the text is too short: the {split} split of {data.meta['name']} has {count:,} tokens, and a block of "
+                f"the text is too short: the {split} split of {data.meta.name} has {count:,} tokens, and a block of "
                 f"{config.block_size} needs {need:,}; {' or '.join(ways)}"
             )
     processes = world()[1]

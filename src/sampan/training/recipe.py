@@ -91,7 +91,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
     """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
-    steps = min(200, max(20, 3 * data.meta["train_tokens"] // (16 * block)))
+    steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
     why = "fine-tuning: three epochs, but 20 to 200 steps"
     batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
     if "max_iters" in settings:
@@ -122,13 +122,13 @@ def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainCon
 
 def fitting_block(data: Data) -> int:
     """The longest block that leaves each split a window."""
-    return max(1, min(data.meta["train_tokens"], data.meta["val_tokens"]) - 1)
+    return max(1, min(data.meta.train_tokens, data.meta.val_tokens) - 1)
 
 
 def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> tuple[dict, str]:
     """The usual batch of the machine, or for a short text one that leaves it steps enough in each epoch."""
     batch_size, block_size = usual["batch_size"], usual["block_size"]
-    most = int(SHARE_PER_STEP * data.meta["train_tokens"])
+    most = int(SHARE_PER_STEP * data.meta.train_tokens)
     block_size = min(block_size, max(LEAST_BLOCK, most // batch_size), fitting_block(data))
     if "block_size" in settings:
         block_size = config.block_size
@@ -156,7 +156,7 @@ def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> Mo
 
 
 def resolved(config: TrainConfig, data: Data) -> ModelConfig:
-    return resolve(replace(shape_of(config), vocab_size=config.vocab_size or data.meta["vocab_size"]))
+    return resolve(replace(shape_of(config), vocab_size=config.vocab_size or data.meta.vocab_size))
 
 
 class Speed:
@@ -195,7 +195,7 @@ def pick_size(
     name, layers = "tiny", SIZES["tiny"]
     for larger, count in SIZES.items():
         model = model_of(config, data, count, settings)
-        tokens = min(seconds / speed.estimate(model) * config.tokens_per_step, EPOCHS * data.meta["train_tokens"])
+        tokens = min(seconds / speed.estimate(model) * config.tokens_per_step, EPOCHS * data.meta.train_tokens)
         if tokens >= TOKENS_PER_PARAMETER * count_parameters(model) and fits(config, model):
             name, layers = larger, count
     return layers, (
@@ -232,7 +232,7 @@ def pick_steps(
         why = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
     else:
         steps, why = STEPS_UNMEASURED, "nothing says how long the training may take"
-    most = EPOCHS * data.meta["train_tokens"] / config.tokens_per_step
+    most = EPOCHS * data.meta.train_tokens / config.tokens_per_step
     if steps > most:
         steps, why = most, f"{EPOCHS} epochs: a text that was read so often is known by heart"
     return max(1, int(steps)), why
