@@ -6,11 +6,15 @@ Configurations are drawn at random from all three families. Errors are relative,
 not to be zero. Single ops are tested in csrc/tests.
 """
 
+import ctypes
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_config
 
 from sampan.config import FAMILIES, OPTIMIZERS, ModelConfig, SampleConfig, TrainConfig
 from sampan.errors import UserError
@@ -19,6 +23,7 @@ from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve
 
 try:
+    from sampan.engine import c as library
     from sampan.engine.c import CEngine, load_library
 
     load_library()
@@ -320,6 +325,65 @@ def test_both_engines_write_the_same(family):
     assert texts[0] == texts[1] and len(texts[0]) == 63
 
 
+def header_structs() -> dict[str, list[tuple[str, str]]]:
+    """Return the structs of sampan.h: {"sampan_config": [("struct_size", "int64_t"), ...]}."""
+    header = Path(__file__).parents[1] / "csrc" / "include" / "sampan.h"
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(encoding="utf-8"), flags=re.DOTALL)
+    structs = {}
+    for name, body in re.findall(r"typedef struct (\w+) \{(.*?)\}", text, re.DOTALL):
+        declarations = re.findall(r"((?:const )?\w+)\s+([^;]+);", body)
+        structs[name] = [
+            (field.strip(" *"), kind + " *" * field.strip().startswith("*"))
+            for kind, names in declarations
+            for field in names.split(",")
+        ]
+    return structs
+
+
+def test_the_structs_are_the_headers():
+    """Field by field: the names, their order and their types."""
+    kinds = {
+        ctypes.c_int32: "int32_t",
+        ctypes.c_int64: "int64_t",
+        ctypes.c_uint64: "uint64_t",
+        ctypes.c_float: "float",
+        ctypes.c_double: "double",
+        ctypes.c_char_p: "const char *",
+        ctypes.POINTER(ctypes.c_double): "const double *",
+    }
+    structs = header_structs()
+    ours = {
+        "sampan_config": library.Config,
+        "sampan_parameter": library.Parameter,
+        "sampan_memory_sizes": library.MemorySizes,
+    }
+    assert structs.keys() == ours.keys()
+    for name, struct in ours.items():
+        assert [(field, kinds[kind]) for field, kind in struct._fields_] == structs[name]
+
+
+def test_every_function_of_the_header_is_declared_or_known():
+    header = (Path(__file__).parents[1] / "csrc" / "include" / "sampan.h").read_text(encoding="utf-8")
+    functions = set(re.findall(r"SAMPAN_API [\w ]+?\*?sampan_(\w+)\(", header))
+    assert functions - {"session_position"} == library.SIGNATURES.keys()  # the session counts in Python
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_is_counted_before_an_engine_exists(family, optimizer):
+    config = tiny_config(family)
+    machine = settings(optimizer=optimizer) if optimizer else SampleConfig(dtype="float32")
+    count = count_parameters(config)
+    sizes = library.memory(config, machine, 2, 8)
+    assert 4 * count <= sizes["weights"] < 4 * count * 1.2
+    assert sizes["gradients"] == (0 if optimizer is None else pytest.approx(4 * count, rel=0.1))
+    assert sizes["optimizer"] > 1.1 * sizes["gradients"] or optimizer is None
+    assert library.memory(config, machine, 4, 8)["activations"] > 1.5 * sizes["activations"]
+    assert library.memory(config, machine, 4, 8)["cache"] > sizes["cache"] > 0
+    with pytest.raises(UserError, match="block_size"):
+        library.memory(config, machine, 2, config.block_size + 1)
+
+
 def test_the_tables_of_parameters_are_one():
     for seed in SEEDS:
         config = draw_config(seed)
@@ -345,14 +409,14 @@ def test_what_cannot_be_done_is_said():
     session.feed(np.zeros((1, 8), np.int32))
     with pytest.raises(ValueError, match="full"):
         session.feed(np.zeros((1, 1), np.int32))
-    with pytest.raises(UserError, match="without training"):
+    with pytest.raises(UserError, match="has no optimizer"):
         CEngine(config, SampleConfig()).accumulate(good, good)
     with pytest.raises(UserError, match="float16"):
         CEngine(config, settings(dtype="float16"))
     with pytest.raises(UserError, match="runs on cpu"):
         CEngine(config, settings(device="cuda"))
     huge = resolve(ModelConfig(n_layer=1000, n_head=100, n_embd=200_000, vocab_size=200_000_000, block_size=8))
-    with pytest.raises(UserError, match=r"needs \d+ bytes .* which this machine refuses"):
+    with pytest.raises(UserError, match=r"cannot allocate \d+ bytes"):
         CEngine(huge, settings())
     engine.accumulate(good, good)  # after all of that it still works
     assert engine.update(1e-3).grad_norm > 0

@@ -192,7 +192,7 @@ static matmul_problem problem_of(const shape *s, const buffers *buffers, int32_t
         p.c = buffers->y, p.c_stride = n;
         if (s->form != SOLO_SCORES) p.bias = buffers->b;
         if (s->form == FORWARD_GELU)
-            p.activation = MATMUL_GELU, p.pre_activation = buffers->y + m * n, p.pre_activation_stride = n;
+            p.activation = ACTIVATION_gelu_new, p.pre_activation = buffers->y + m * n, p.pre_activation_stride = n;
         if (decoding && precision == MATMUL_BFLOAT16) p.b = matmul_columns_bfloat16(buffers->w_half, k);
         break;
     case SOLO_VALUES:

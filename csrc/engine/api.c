@@ -1,7 +1,7 @@
-/* api.c: the functions of sampan.h. It checks what comes in, owns threads and memory, and opens one parallel region for
-   each call; what happens inside of a region is in model.c.
+/* api.c: the functions of sampan.h. It checks what comes in, owns threads and memory, and opens one parallel region for each
+   call; what happens inside a region is in model.c.
 
-   Losses and gradients are kept as sums over targets, and divided by their number when somebody asks, so that
+   Losses and gradients are kept as sums over targets, and divided by their number when they are asked for, so that
    micro-batches with different numbers of ignored targets add up to the mean of the whole batch. */
 
 #include "sampan.h"
@@ -18,15 +18,15 @@
 #include "model.h"
 
 struct sampan_engine {
-    sampan_config config;
+    sampan_config config; /* without its texts and arrays, as the model's */
     model model;
-    activations activations; /* of the largest batch so far */
+    buffers buffers; /* of the largest batch so far */
     thread_pool *pool;
     matmul_context *matmul, *matmul_alone; /* of the pool; of one thread, for passes that are too small to share */
     memory_block squares; /* partial sums of the gradient norm, double */
     memory_block muon; /* scratch of Muon: muon_stride floats for each thread */
     int64_t muon_stride;
-    int64_t step, applied, micro; /* updates so far; those that were finite; micro-batches since the last */
+    int64_t step, applied, micro; /* updates so far; those that were applied; micro-batches since the last */
     double loss_sum; /* since the last update */
     int64_t targets;
     char message[256], description[96];
@@ -35,12 +35,11 @@ struct sampan_engine {
 struct sampan_session {
     sampan_engine *engine;
     cache cache;
-    activations activations;
+    buffers buffers;
     int32_t *ids; /* (batch, piece) */
 };
 
 enum {
-    LOGIT_BYTES = 64 << 20, /* of logits at a time */
     PIECE_ROWS = 256, /* of a prompt at a time, over all sequences */
     ALONE = 1 << 18, /* multiply-adds that one thread does in the time of a few tens of barriers */
 };
@@ -55,14 +54,14 @@ static int32_t engine_fail(sampan_engine *e, int32_t code, const char *format, .
     return code;
 }
 
-static int32_t engine_fail_memory(sampan_engine *e, const char *what, int64_t needs) {
-    if (needs < 0) return engine_fail(e, SAMPAN_NO_MEMORY, "%s needs more bytes than can be counted", what);
-    return engine_fail(e, SAMPAN_NO_MEMORY, "%s needs %lld bytes (%.1f GB), which this machine refuses", what,
-                       (long long)needs, (double)needs / 1e9);
+static int32_t engine_fail_memory(sampan_engine *e, const char *what, int64_t bytes) {
+    if (bytes < 0) return engine_fail(e, SAMPAN_NO_MEMORY, "%s needs more bytes than can be counted", what);
+    return engine_fail(e, SAMPAN_NO_MEMORY, "cannot allocate %lld bytes (%.1f GB) for %s", (long long)bytes,
+                       (double)bytes / 1e9, what);
 }
 
 static int32_t engine_fail_missing(sampan_engine *e) {
-    return engine_fail(e, SAMPAN_BAD_ARGUMENT, "an array or a place for a result is missing");
+    return engine_fail(e, SAMPAN_BAD_ARGUMENT, "an array or a result pointer is NULL");
 }
 
 const char *sampan_error(const sampan_engine *engine) { return engine->message; }
@@ -70,69 +69,40 @@ const char *sampan_description(const sampan_engine *engine) { return engine->des
 
 /* ---- creation ---- */
 
-/* Every size is bounded so that products of a few of them, and of a batch of up to 2^31 rows, stay below 2^62. */
-static const char *config_complaint(const sampan_config *c) {
-    const int32_t most = 1 << 28;
-    const int32_t sizes[] = {c->n_layer, c->n_head,   c->n_kv_head,  c->n_embd,
-                             c->n_inner, c->head_dim, c->block_size, c->vocab_size};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (sizes[i] < 1 || sizes[i] > most) return "a size is not between 1 and 2^28";
-    if (c->family < SAMPAN_GPT2 || c->family > SAMPAN_QWEN3) return "the family is none of gpt2, llama and qwen3";
-    if (c->n_layer > 1 << 16 || c->block_size > 1 << 24) return "more than 2^16 layers or 2^24 positions";
-    if (c->n_head % c->n_kv_head) return "n_head is not a multiple of n_kv_head";
-    if (((int64_t)c->n_head + 2 * (int64_t)c->n_kv_head) * c->head_dim > most) return "the heads are too wide together";
-    if (c->family == SAMPAN_GPT2 && (c->n_kv_head != c->n_head || (int64_t)c->n_head * c->head_dim != c->n_embd))
-        return "gpt2 has as many key heads as heads, each n_embd / n_head wide";
-    if (c->family != SAMPAN_GPT2 && c->head_dim % 2) return "rotary positions need an even head_dim";
-    if (!(c->dropout >= 0.0f && c->dropout < 1.0f)) return "dropout is not in [0, 1)";
-    if (c->family != SAMPAN_GPT2 && !c->rotary_frequencies) return "rotary_frequencies are missing";
-    if (!(c->norm_eps >= 0.0f)) return "norm_eps is below 0";
-    if (!(c->beta1 >= 0 && c->beta1 < 1 && c->beta2 >= 0 && c->beta2 < 1)) return "a beta of AdamW is not in [0, 1)";
-    if (!(c->weight_decay >= 0) || !(c->grad_clip >= 0)) return "weight_decay or grad_clip is below 0";
-    if (c->optimizer < SAMPAN_ADAMW || c->optimizer > SAMPAN_MUON) return "the optimizer is neither AdamW nor Muon";
-    if (c->optimizer == SAMPAN_MUON && !(c->momentum >= 0 && c->momentum < 1 && c->adamw_lr_ratio >= 0))
-        return "Muon's momentum is not in [0, 1), or adamw_lr_ratio below 0";
-    if (c->dtype != SAMPAN_FLOAT32 && c->dtype != SAMPAN_BFLOAT16) return "the dtype is neither float32 nor bfloat16";
-    if (c->threads < 0 || c->threads > 1024) return "the number of threads is not between 1 and 1024";
-    return NULL;
-}
-
 static void engine_describe(sampan_engine *e, int32_t isa) {
-    const char *names[ISA_COUNT] = {[ISA_C] = "plain C",
-                                    [ISA_NEON] = "NEON",
-                                    [ISA_AVX2] = "AVX2",
-                                    [ISA_AVX512] = "AVX-512",
-                                    [ISA_AVX512BF16] = "AVX-512 BF16"};
+    const char *names[ISA_COUNT] = {"plain C", "NEON", "AVX2", "AVX-512", "AVX-512 BF16"};
     int32_t n = pool_count_threads(e->pool);
     snprintf(e->description, sizeof e->description, "C on cpu (%s), %d thread%s, %s", names[isa], (int)n,
-             n > 1 ? "s" : "", e->config.dtype == SAMPAN_BFLOAT16 ? "bfloat16" : "float32");
+             n > 1 ? "s" : "", model_precision(&e->model) == MATMUL_BFLOAT16 ? "bfloat16" : "float32");
 }
 
-static int32_t engine_open(sampan_engine *e) {
-    const char *complaint = config_complaint(&e->config);
-    if (complaint) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%s", complaint);
+/* Partial sums of the gradient norm. */
+static int64_t squares_count(int64_t floats) { return (floats + OPTIM_PIECE - 1) / OPTIM_PIECE; }
+
+static int32_t engine_open(sampan_engine *e, const sampan_config *config) {
+    parts parts;
+    if (parts_read(&parts, config, e->message, sizeof e->message)) return SAMPAN_BAD_ARGUMENT;
     int32_t isa = cpu_best_isa();
     if (isa == ISA_NONE)
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this machine has not the instructions that SAMPAN_ISA names");
-    int32_t threads = e->config.threads ? e->config.threads : cpu_count_cores();
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "SAMPAN_ISA names an instruction set that this CPU lacks");
+    int32_t threads = config->threads ? config->threads : cpu_count_cores();
     int32_t code = pool_create(&e->pool, threads);
     if (code == POOL_NO_MEMORY) return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for %d threads", (int)threads);
-    if (code) return engine_fail(e, SAMPAN_NO_THREADS, "the system does not start %d threads", (int)threads);
+    if (code) return engine_fail(e, SAMPAN_NO_THREADS, "the system cannot start %d threads", (int)threads);
     code = matmul_create(&e->matmul, e->pool, isa);
     if (!code) code = matmul_create(&e->matmul_alone, NULL, isa);
-    if (code) return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for the products' buffers");
-    int64_t needs;
-    if (model_create(&e->model, &e->config, ops_for_isa(isa), &needs)) return engine_fail_memory(e, "the model", needs);
-    needs = (e->model.floats + OPTIM_PIECE - 1) / OPTIM_PIECE * (int64_t)sizeof(double);
-    if (e->config.training && memory_allocate(&e->squares, needs))
-        return engine_fail_memory(e, "the gradient norm", needs);
-    for (const hidden_matrix *w = e->model.matrices; w < e->model.matrices + e->model.n_matrices; w++) {
-        int64_t floats = (muon_scratch(w->rows, w->of->columns) + 15) / 16 * 16;
-        if (floats > e->muon_stride) e->muon_stride = floats;
+    if (code || model_describe(&e->model, config, &parts))
+        return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for the engine's tables");
+    e->config = e->model.config;
+    int64_t bytes;
+    if (model_allocate(&e->model, config, ops_for_isa(isa), &bytes)) return engine_fail_memory(e, "the model", bytes);
+    if (model_trains(&e->model)) {
+        bytes = squares_count(e->model.floats) * (int64_t)sizeof(double);
+        if (memory_allocate(&e->squares, bytes)) return engine_fail_memory(e, "the gradient norm", bytes);
+        e->muon_stride = model_muon_stride(&e->model);
+        bytes = e->muon_stride * threads * (int64_t)sizeof(float);
+        if (bytes && memory_allocate(&e->muon, bytes)) return engine_fail_memory(e, "the optimizer", bytes);
     }
-    needs = e->muon_stride * threads * (int64_t)sizeof(float);
-    if (e->config.training && needs && memory_allocate(&e->muon, needs))
-        return engine_fail_memory(e, "the optimizer", needs);
     engine_describe(e, isa);
     return SAMPAN_OK;
 }
@@ -143,17 +113,12 @@ static void message_copy(char *message, int64_t size, const char *text) {
 
 int32_t sampan_create(sampan_engine **engine, const sampan_config *config, char *message, int64_t message_size) {
     *engine = NULL;
-    if (config->struct_size != (int64_t)sizeof(sampan_config)) {
-        message_copy(message, message_size, "the library and its caller are of different versions");
-        return SAMPAN_BAD_ARGUMENT;
-    }
     sampan_engine *e = calloc(1, sizeof *e);
     if (!e) {
         message_copy(message, message_size, "no memory for an engine");
         return SAMPAN_NO_MEMORY;
     }
-    e->config = *config;
-    int32_t code = engine_open(e);
+    int32_t code = engine_open(e, config);
     if (code) {
         message_copy(message, message_size, e->message);
         sampan_destroy(e);
@@ -165,7 +130,7 @@ int32_t sampan_create(sampan_engine **engine, const sampan_config *config, char 
 
 void sampan_destroy(sampan_engine *e) {
     if (!e) return;
-    activations_destroy(&e->activations);
+    buffers_destroy(&e->buffers);
     model_destroy(&e->model);
     memory_free(&e->squares);
     memory_free(&e->muon);
@@ -175,17 +140,52 @@ void sampan_destroy(sampan_engine *e) {
     free(e);
 }
 
-int32_t sampan_preferred_dtype(void) { return cpu_best_isa() == ISA_AVX512BF16 ? SAMPAN_BFLOAT16 : SAMPAN_FLOAT32; }
+/* Rows of a prompt that a session takes at a time. */
+static int64_t session_piece(const sampan_config *c, int64_t batch) {
+    int64_t piece = PIECE_ROWS / batch > 0 ? PIECE_ROWS / batch : 1;
+    return piece < c->block_size ? piece : c->block_size;
+}
 
-/* Of the products, and of what a cache keeps. */
-static int32_t engine_precision(const sampan_engine *e) {
-    return e->config.dtype == SAMPAN_BFLOAT16 ? MATMUL_BFLOAT16 : MATMUL_FLOAT32;
+/* 1 with an error in `message` where no engine of this model takes such a batch. */
+static int32_t refuse_batch(const sampan_config *c, int64_t batch, int64_t tokens, char *message,
+                            int64_t message_size) {
+    if (batch >= 1 && tokens >= 1 && tokens <= c->block_size && batch <= INT32_MAX / tokens) return 0;
+    snprintf(message, (size_t)message_size, "cannot take a batch of %lld x %lld tokens; block_size is %d",
+             (long long)batch, (long long)tokens, (int)c->block_size);
+    return 1;
+}
+
+int32_t sampan_memory(const sampan_config *config, int64_t batch, int64_t tokens, sampan_memory_sizes *sizes,
+                      char *message, int64_t message_size) {
+    char error[256] = "";
+    parts parts;
+    model m = {0};
+    int32_t code = SAMPAN_OK;
+    if (parts_read(&parts, config, error, sizeof error)) code = SAMPAN_BAD_ARGUMENT;
+    else if (refuse_batch(config, batch, tokens, error, sizeof error)) code = SAMPAN_BAD_ARGUMENT;
+    else if (model_describe(&m, config, &parts)) code = SAMPAN_NO_MEMORY;
+    if (code == SAMPAN_OK) {
+        int64_t threads = config->threads ? config->threads : cpu_count_cores();
+        buffers pass = buffers_of_batch(&m, batch, tokens, threads);
+        buffers session = buffers_of_session(&m, batch, session_piece(config, batch), threads);
+        model_count_bytes(&m, threads, sizes);
+        sizes->activations = buffers_count_bytes(&pass);
+        int64_t cache = cache_count_bytes(&m, batch), work = buffers_count_bytes(&session);
+        sizes->cache = cache < 0 || work < 0 ? -1 : cache + work;
+        const int64_t all[] = {sizes->weights, sizes->gradients, sizes->optimizer, sizes->activations, sizes->cache};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            if (all[i] < 0) code = SAMPAN_NO_MEMORY;
+    }
+    model_destroy(&m);
+    if (code == SAMPAN_NO_MEMORY) message_copy(error, sizeof error, "this model needs more bytes than can be counted");
+    if (code) message_copy(message, message_size, error);
+    return code;
 }
 
 /* ---- threads ---- */
 
 static team engine_team(const sampan_engine *e, int32_t thread, int32_t n_threads) {
-    return (team){e->pool, e->matmul, thread, n_threads, engine_precision(e), e->micro == 0};
+    return (team){e->pool, e->matmul, thread, n_threads, model_precision(&e->model), e->micro == 0};
 }
 
 static team engine_team_of_one(const sampan_engine *e) {
@@ -210,29 +210,33 @@ int32_t sampan_get_parameter(sampan_engine *e, int64_t index, sampan_parameter *
     return SAMPAN_OK;
 }
 
-/* The tensor's floats, or NULL where they are not kept. */
-static float *parameter_floats(const parameter *p, int32_t what) {
-    return what == SAMPAN_WEIGHT       ? p->value
-           : what == SAMPAN_GRADIENT   ? p->gradient
-           : what == SAMPAN_EXP_AVG    ? p->exp_avg
-           : what == SAMPAN_EXP_AVG_SQ ? p->exp_avg_sq
-                                       : NULL;
+/* The tensor's floats; NULL where they are not kept. */
+static float *parameter_floats(const parameter *p, int32_t kind) {
+    float *const floats[] = {p->value, p->gradient, p->exp_avg, p->exp_avg_sq};
+    return floats[kind];
 }
 
-int32_t sampan_read(sampan_engine *e, int32_t what, int64_t index, float *values) {
-    const parameter *p = engine_find_parameter(e, index);
-    if (!p) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "there is no parameter %lld", (long long)index);
+/* Finds the parameter and the number of its tensor's kind. */
+static int32_t engine_find_tensor(sampan_engine *e, const char *kind, int64_t index, const float *values, parameter **p,
+                                  int32_t *number) {
+    *p = engine_find_parameter(e, index);
+    *number = parts_find_tensor(kind, e->message, sizeof e->message);
+    if (*number < 0) return SAMPAN_BAD_ARGUMENT;
+    if (!*p) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "there is no parameter %lld", (long long)index);
     if (!values) return engine_fail_missing(e);
-    const float *kept = parameter_floats(p, what);
-    if (kept) {
-        memcpy(values, kept, (size_t)p->size * sizeof(float));
-    } else if (what == SAMPAN_WEIGHT) {
+    if (parameter_floats(*p, *number) || *number == TENSOR_WEIGHT) return SAMPAN_OK;
+    return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine keeps no %s of %s", kind, (*p)->name);
+}
+
+int32_t sampan_read(sampan_engine *e, const char *kind, int64_t index, float *values) {
+    parameter *p;
+    int32_t number, code = engine_find_tensor(e, kind, index, values, &p, &number);
+    if (code) return code;
+    const float *kept = parameter_floats(p, number);
+    if (kept) memcpy(values, kept, (size_t)p->size * sizeof(float));
+    else
         for (int64_t i = 0; i < p->size; i++) values[i] = bfloat16_to_float(p->bfloat16[i]);
-    } else {
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine does not train, or has no tensor of kind %d",
-                           (int)what);
-    }
-    if (what == SAMPAN_GRADIENT) {
+    if (number == TENSOR_GRADIENT) {
         if (!e->micro) memset(values, 0, (size_t)p->size * sizeof(float));
         float scale = 1.0f / (float)(e->targets > 0 ? e->targets : 1);
         for (int64_t i = 0; i < p->size; i++) values[i] *= scale;
@@ -240,16 +244,14 @@ int32_t sampan_read(sampan_engine *e, int32_t what, int64_t index, float *values
     return SAMPAN_OK;
 }
 
-int32_t sampan_write(sampan_engine *e, int32_t what, int64_t index, const float *values) {
-    parameter *p = engine_find_parameter(e, index);
-    if (!p) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "there is no parameter %lld", (long long)index);
-    if (!values) return engine_fail_missing(e);
-    float *kept = parameter_floats(p, what);
-    if (what == SAMPAN_GRADIENT || (!kept && what != SAMPAN_WEIGHT))
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine does not train, or tensors of kind %d are not written",
-                           (int)what);
+int32_t sampan_write(sampan_engine *e, const char *kind, int64_t index, const float *values) {
+    parameter *p;
+    int32_t number, code = engine_find_tensor(e, kind, index, values, &p, &number);
+    if (code) return code;
+    if (number == TENSOR_GRADIENT) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "gradients are read only");
+    float *kept = parameter_floats(p, number);
     if (kept) memcpy(kept, values, (size_t)p->size * sizeof(float));
-    if (what == SAMPAN_WEIGHT && p->bfloat16) {
+    if (number == TENSOR_WEIGHT && p->bfloat16) {
         team t = engine_team_of_one(e);
         e->model.op->bfloat16_copy(&t, p->bfloat16, values, p->size);
     }
@@ -309,20 +311,15 @@ static int32_t ids_check(sampan_engine *e, const int32_t *ids, int64_t n, int32_
     return SAMPAN_OK;
 }
 
-/* Room for B sequences of T tokens; rows of logits so that they take LOGIT_BYTES, in chunks of about equal size. */
+/* Room for B sequences of T tokens. */
 static int32_t engine_reserve(sampan_engine *e, int64_t B, int64_t T) {
-    activations *a = &e->activations;
-    if (B < 1 || T < 1 || T > e->config.block_size || B > INT32_MAX / T)
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "a batch of %lld sequences of %lld tokens; block_size is %d",
-                           (long long)B, (long long)T, (int)e->config.block_size);
+    buffers *a = &e->buffers;
+    if (refuse_batch(&e->config, B, T, e->message, sizeof e->message)) return SAMPAN_BAD_ARGUMENT;
     if (a->h && B * T <= a->B * a->T && B <= a->B && T <= a->S) return SAMPAN_OK;
-    int64_t most = LOGIT_BYTES / 4 / e->config.vocab_size, needs;
-    if (most < 16) most = 16;
-    int64_t chunks = (B * T + most - 1) / most, rows = (B * T + chunks - 1) / chunks;
-    activations_destroy(a);
-    if (activations_create(a, &e->model, B, T, T, pool_count_threads(e->pool), rows, e->config.training, &needs))
-        return engine_fail_memory(e, "a batch of this size", needs);
-    return SAMPAN_OK;
+    int64_t bytes;
+    buffers_destroy(a);
+    *a = buffers_of_batch(&e->model, B, T, pool_count_threads(e->pool));
+    return buffers_allocate(a, &bytes) ? engine_fail_memory(e, "a batch of this size", bytes) : SAMPAN_OK;
 }
 
 /* Sum of the losses of x, y, and with `backward` the gradients; *targets = how many there were. */
@@ -334,7 +331,7 @@ static int32_t engine_pass(sampan_engine *e, const int32_t *x, const int32_t *y,
         return code;
     uint64_t key = dropout_key(dropout_key(dropout_key(0, e->config.seed), (uint64_t)e->step), (uint64_t)e->micro);
     pass p = {.m = &e->model,
-              .a = &e->activations,
+              .a = &e->buffers,
               .ids = x,
               .targets = y,
               .B = B,
@@ -346,16 +343,17 @@ static int32_t engine_pass(sampan_engine *e, const int32_t *x, const int32_t *y,
     *loss = 0.0;
     *targets = 0;
     for (int64_t i = 0; i < B * T; i++) {
-        *loss += (double)e->activations.losses[i];
+        *loss += (double)e->buffers.losses[i];
         *targets += y[i] >= 0;
     }
     return SAMPAN_OK;
 }
 
 int32_t sampan_accumulate(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens) {
-    if (!e->config.training) return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine was created without training");
-    double loss;
-    int64_t targets;
+    if (!model_trains(&e->model))
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "this engine has no optimizer: it was not created to train");
+    double loss = 0.0;
+    int64_t targets = 0;
     int32_t code = engine_pass(e, x, y, batch, tokens, 1, &loss, &targets);
     if (code) return code;
     e->loss_sum += loss;
@@ -367,7 +365,7 @@ int32_t sampan_accumulate(sampan_engine *e, const int32_t *x, const int32_t *y, 
 static double mean(double sum, int64_t count) { return sum / (double)(count > 0 ? count : 1); }
 
 int32_t sampan_loss(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens, double *loss) {
-    int64_t targets;
+    int64_t targets = 0;
     int32_t code = engine_pass(e, x, y, batch, tokens, 0, loss, &targets);
     if (!code) *loss = mean(*loss, targets);
     return code;
@@ -380,15 +378,14 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
     team t = engine_team(e, thread, n_threads);
     double *squares = (double *)e->squares.data, sum = 0.0;
     e->model.op->squares_sum(&t, squares, e->model.gradients, e->model.floats);
-    for (int64_t i = 0; i < (e->model.floats + OPTIM_PIECE - 1) / OPTIM_PIECE; i++)
-        sum += squares[i]; /* by every thread, the same */
+    for (int64_t i = 0; i < squares_count(e->model.floats); i++) sum += squares[i]; /* by every thread, the same */
 
     double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6),
            step = (double)(e->applied + 1);
     if (thread == 0) r->grad_norm = norm;
     if (!isfinite(r->loss) || !isfinite(norm)) return; /* every thread sees the same */
     if (c->grad_clip > 0.0 && clip < 1.0) scale *= clip;
-    const double adamw_lr = r->learning_rate * (c->optimizer == SAMPAN_MUON ? c->adamw_lr_ratio : 1.0);
+    const double adamw_lr = r->learning_rate * (e->model.parts.optimizer == OPTIMIZER_MUON ? c->adamw_lr_ratio : 1.0);
     adamw a = {.gradient_scale = (float)scale,
                .keep = (float)(1.0 - adamw_lr * c->weight_decay),
                .step_size = (float)(adamw_lr / (1.0 - pow(c->beta1, step))),
@@ -415,67 +412,58 @@ static int32_t floats_are_finite(const float *x, int64_t n) {
     return 1;
 }
 
-/* Names what kept an update from being applied: a weight is the cause where one is not finite, and every gradient a
- * consequence. */
-static int32_t engine_fail_update(sampan_engine *e, double loss) {
-    const parameter *table = e->model.table, *end = table + e->model.count;
-    for (const parameter *p = table; p < end; p++)
-        if (!floats_are_finite(p->value, p->size))
-            return engine_fail(e, SAMPAN_NOT_FINITE, "the weights of %s are not finite", p->name);
-    for (const parameter *p = table; p < end; p++)
-        if (!floats_are_finite(p->gradient, p->size))
-            return engine_fail(e, SAMPAN_NOT_FINITE, "the gradient of %s is not finite", p->name);
-    return engine_fail(e, SAMPAN_NOT_FINITE,
-                       isfinite(loss) ? "the norm of the gradient is not finite" : "the loss is not finite");
+/* Why an update was refused. Where a weight is NaN or infinite it is the cause, and every gradient a consequence. */
+static const char *engine_refusal(sampan_engine *e, double loss) {
+    for (int32_t gradients = 0; gradients < 2; gradients++)
+        for (const parameter *p = e->model.table; p < e->model.table + e->model.count; p++) {
+            if (floats_are_finite(gradients ? p->gradient : p->value, p->size)) continue;
+            const char *what = gradients ? "the gradient of %s is not finite" : "the weights of %s are not finite";
+            snprintf(e->message, sizeof e->message, what, p->name);
+            return e->message;
+        }
+    return isfinite(loss) ? "the norm of the gradient is not finite" : "the loss is not finite";
 }
 
-int32_t sampan_update(sampan_engine *e, double learning_rate, double *loss, double *grad_norm) {
-    if (!e->config.training || !e->micro)
+int32_t sampan_update(sampan_engine *e, double learning_rate, double *loss, double *grad_norm, const char **refused) {
+    if (!model_trains(&e->model) || !e->micro)
         return engine_fail(e, SAMPAN_BAD_ARGUMENT, "nothing was accumulated for an update");
-    if (!loss || !grad_norm) return engine_fail_missing(e);
+    if (!loss || !grad_norm || !refused) return engine_fail_missing(e);
     region r = {.engine = e, .learning_rate = learning_rate, .loss = mean(e->loss_sum, e->targets)};
     pool_run(e->pool, update_region, &r);
     *loss = r.loss;
     *grad_norm = r.grad_norm;
-    int32_t applied = isfinite(r.loss) && isfinite(r.grad_norm),
-            code = applied ? SAMPAN_OK : engine_fail_update(e, r.loss);
-    int32_t counted = sampan_set_step(e, e->step + 1, e->applied + applied);
-    return code ? code : counted;
+    int32_t applied = isfinite(r.loss) && isfinite(r.grad_norm);
+    *refused = applied ? NULL : engine_refusal(e, r.loss);
+    return sampan_set_step(e, e->step + 1, e->applied + applied);
 }
 
 /* ---- decoding ---- */
 
 int32_t sampan_session_create(sampan_session **session, sampan_engine *e, int64_t batch) {
     *session = NULL;
-    const sampan_config *c = &e->config;
     if (batch < 1 || batch > 1 << 20)
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld sequences in a session", (long long)batch);
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "a session of %lld sequences", (long long)batch);
     sampan_session *s = calloc(1, sizeof *s);
-    int64_t piece = PIECE_ROWS / batch > 0 ? PIECE_ROWS / batch : 1, needs = 0, per_sequence = 0,
-            element = c->dtype == SAMPAN_BFLOAT16 ? 2 : 4;
-    if (piece > c->block_size) piece = c->block_size;
+    int64_t piece = session_piece(&e->config, batch), bytes;
     if (!s || !(s->ids = calloc((size_t)(batch * piece), sizeof(int32_t)))) {
         sampan_session_destroy(s);
         return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for a session");
     }
     s->engine = e;
-    s->cache = (cache){.B = batch, .type = engine_precision(e)};
-    if (!size_multiply(&per_sequence, 2 * (int64_t)c->n_layer * c->block_size, (int64_t)c->n_kv_head * c->head_dim)
-        || !size_multiply(&per_sequence, per_sequence, batch) || !size_multiply(&needs, per_sequence, element)) {
-        needs = -1;
-    } else if (!memory_allocate(&s->cache.memory, needs)
-               && !activations_create(&s->activations, &e->model, batch, piece, c->block_size,
-                                      pool_count_threads(e->pool), 0, 0, &needs)) {
-        *session = s;
-        return SAMPAN_OK;
+    s->cache = (cache){.B = batch, .type = model_precision(&e->model)};
+    s->buffers = buffers_of_session(&e->model, batch, piece, pool_count_threads(e->pool));
+    bytes = cache_count_bytes(&e->model, batch);
+    if (memory_allocate(&s->cache.memory, bytes) || buffers_allocate(&s->buffers, &bytes)) {
+        sampan_session_destroy(s);
+        return engine_fail_memory(e, "a session of this size", bytes);
     }
-    sampan_session_destroy(s);
-    return engine_fail_memory(e, "a session of this size", needs);
+    *session = s;
+    return SAMPAN_OK;
 }
 
 void sampan_session_destroy(sampan_session *s) {
     if (!s) return;
-    activations_destroy(&s->activations);
+    buffers_destroy(&s->buffers);
     memory_free(&s->cache.memory);
     free(s->ids);
     free(s);
@@ -493,11 +481,11 @@ int32_t sampan_session_feed(sampan_session *s, const int32_t *ids, int64_t token
     int32_t code = ids_check(e, ids, B * tokens, 0, "token");
     if (code) return code;
     for (int64_t first = 0, n; first < tokens; first += n) { /* a long prompt goes in pieces */
-        n = tokens - first < s->activations.T ? tokens - first : s->activations.T;
+        n = tokens - first < s->buffers.T ? tokens - first : s->buffers.T;
         for (int64_t b = 0; b < B; b++) memcpy(s->ids + b * n, ids + b * tokens + first, (size_t)n * sizeof(int32_t));
         pass p = {
             .m = &e->model,
-            .a = &s->activations,
+            .a = &s->buffers,
             .cache = &s->cache,
             .ids = s->ids,
             .B = B,
@@ -519,16 +507,8 @@ int32_t sampan_measure_peak(sampan_engine *e, double *flops) {
     if (memory_allocate(&block, bytes)) return engine_fail_memory(e, "the measurement", bytes);
     float *a = (float *)block.data, *b = a + N * N, *c = b + N * N;
     for (int64_t i = 0; i < 2 * N * N; i++) a[i] = (float)(i % 97) * 0.01f - 0.5f;
-    matmul_problem problem = {
-        .m = N,
-        .n = N,
-        .k = N,
-        .a = matmul_rows(a, N),
-        .b = matmul_columns(b, N),
-        .c = c,
-        .c_stride = N,
-        .precision = engine_precision(e),
-    };
+    matmul_problem problem = matmul_product(N, N, N, matmul_rows(a, N), matmul_columns(b, N), c, N,
+                                            model_precision(&e->model));
     double best = INFINITY;
     for (int32_t i = 0; i < 6; i++) {
         double start = clock_seconds();

@@ -1,8 +1,9 @@
-/* model.c: the GPT. The forward pass is torch_model.py's, call by call; the backward pass is the same calls in reverse.
+/* model.c: the GPT. The forward pass is that of the package's PyTorch model, call by call; the backward pass is the same
+   calls in reverse.
 
-   The three families differ in the norm (LayerNorm, RMSNorm), in positions (learned, rotary), in the MLP (GELU, SwiGLU)
-   and, for qwen3, in normed queries and keys. What each op computes is in ops.h; buffers and parameters, with their
-   sizes, are the tables of model.h.
+   Models differ in their parts: the norm (LayerNorm, RMSNorm), positions (learned, rotary), the MLP (plain or gated, with any
+   activation) and whether queries and keys are normed. What each op computes is in ops.h; parameters and buffers, with
+   their sizes, are the tables of parameters.h.
 
    It holds no optimizer, API or error messages: those are api.c's. */
 
@@ -15,14 +16,11 @@
 /* The letters of ops.h, from a config `c`. */
 #define MODEL_SIZES \
     const int64_t C = c->n_embd, H = c->n_head, KV = c->n_kv_head, D = c->head_dim, F = c->n_inner, V = c->vocab_size; \
-    const int32_t gpt2 = c->family == SAMPAN_GPT2; \
-    (void)C; \
-    (void)H; \
-    (void)KV; \
-    (void)D; \
-    (void)F; \
-    (void)V; \
-    (void)gpt2
+    const int64_t FC = c->gated ? 2 * F : F; \
+    (void)(C + H + KV + D + F + V + FC)
+
+static int32_t model_is_centered(const model *m) { return m->parts.norm == NORM_LAYERNORM; }
+static int32_t model_turns(const model *m) { return m->parts.positions == POSITIONS_ROTARY; }
 
 /* Places in a block whose dropout masks are drawn separately. */
 enum { DROP_EMBEDDING, DROP_ATTENTION, DROP_ATTENTION_PROJECTION, DROP_MLP_PROJECTION, DROP_PLACES };
@@ -37,7 +35,7 @@ static dropout pass_dropout(const pass *p, int64_t layer, int32_t place) {
 static attention attention_of_batch(const pass *p, int64_t layer) {
     const sampan_config *c = &p->m->config;
     MODEL_SIZES;
-    block_activations *a = &p->a->h[layer];
+    block_buffers *a = &p->a->h[layer];
     int64_t width = (H + 2 * KV) * D;
     return (attention){.B = p->B,
                        .T = p->T,
@@ -95,27 +93,28 @@ static void project(const team *t, const pass *p, float *out, const float *x, co
 static void block_forward(const team *t, const pass *p, int64_t layer, float *out) {
     const sampan_config *c = &p->m->config;
     const block_parameters *w = &p->m->h[layer];
-    const block_activations *a = &p->a->h[layer];
+    const block_buffers *a = &p->a->h[layer];
     const ops *op = p->m->op;
     MODEL_SIZES;
+    const int32_t centered = model_is_centered(p->m), activation = p->m->parts.activation;
     const int64_t B = p->B, T = p->T, M = B * T, start = p->cache ? p->cache->position : 0;
 
-    op->norm_forward(t, a->ln_1, a->ln_1_stats, a->x, w->ln_1_weight, w->ln_1_bias, M, C, gpt2, c->norm_eps);
+    op->norm_forward(t, a->ln_1, a->ln_1_stats, a->x, w->ln_1_weight, w->ln_1_bias, M, C, centered, c->norm_eps);
     op->linear_forward(t, a->qkv, a->ln_1, w->c_attn_weight, w->c_attn_bias, NULL, M);
     if (w->q_norm_weight)
         op->head_norm_forward(t, a->qkv, a->qk_raw, a->qk_stats, w->q_norm_weight, w->k_norm_weight, M, H, KV, D,
                               c->norm_eps);
-    if (!gpt2) op->rotary_forward(t, a->qkv, p->m->cosine, p->m->sine, B, T, H, KV, D, start);
+    if (model_turns(p->m)) op->rotary_forward(t, a->qkv, p->m->cosine, p->m->sine, B, T, H, KV, D, start);
     attention attend = p->cache ? attention_of_cache(t, p, layer) : attention_of_batch(p, layer);
     op->attention_forward(t, &attend);
     project(t, p, a->x_mid, a->y, w->attn_proj_weight, w->attn_proj_bias, a->x, layer, DROP_ATTENTION_PROJECTION);
 
-    op->norm_forward(t, a->ln_2, a->ln_2_stats, a->x_mid, w->ln_2_weight, w->ln_2_bias, M, C, gpt2, c->norm_eps);
-    if (gpt2) {
-        op->linear_gelu_forward(t, a->act, a->fc, a->ln_2, w->c_fc_weight, w->c_fc_bias, M);
-    } else {
+    op->norm_forward(t, a->ln_2, a->ln_2_stats, a->x_mid, w->ln_2_weight, w->ln_2_bias, M, C, centered, c->norm_eps);
+    if (c->gated) {
         op->linear_forward(t, a->fc, a->ln_2, w->c_fc_weight, w->c_fc_bias, NULL, M);
-        op->swiglu_forward(t, a->act, a->fc, M, F);
+        op->gated_forward(t, activation, a->act, a->fc, M, F);
+    } else {
+        op->linear_activation_forward(t, activation, a->act, a->fc, a->ln_2, w->c_fc_weight, w->c_fc_bias, M);
     }
     project(t, p, out, a->act, w->mlp_proj_weight, w->mlp_proj_bias, a->x_mid, layer, DROP_MLP_PROJECTION);
 }
@@ -123,9 +122,10 @@ static void block_forward(const team *t, const pass *p, int64_t layer, float *ou
 void model_forward(const team *t, const pass *p) {
     const model *m = p->m;
     const sampan_config *c = &m->config;
-    activations *a = p->a;
+    buffers *a = p->a;
     const ops *op = m->op;
     MODEL_SIZES;
+    const int32_t centered = model_is_centered(m);
     const int64_t B = p->B, T = p->T, start = p->cache ? p->cache->position : 0;
     int64_t M = B * T;
 
@@ -142,7 +142,7 @@ void model_forward(const team *t, const pass *p) {
         M = B;
     }
     if (p->logits || p->targets)
-        op->norm_forward(t, a->ln_f, a->ln_f_stats, x, m->ln_f_weight, m->ln_f_bias, M, C, gpt2, c->norm_eps);
+        op->norm_forward(t, a->ln_f, a->ln_f_stats, x, m->ln_f_weight, m->ln_f_bias, M, C, centered, c->norm_eps);
     if (p->logits) op->linear_forward(t, p->logits, a->ln_f, m->head, NULL, NULL, M);
     if (p->targets)
         op->loss_forward_backward(t, a->losses, p->backward ? a->dln : NULL, a->logits, a->chunk, a->ln_f, p->targets,
@@ -152,61 +152,64 @@ void model_forward(const team *t, const pass *p) {
 /* ---- backward ---- */
 
 /* out = residual + dropout(x w^T + bias):  the gradient of the product is dout with the same elements dropped; the
-   residual's is dout. dx, and through GELU: see linear_backward in ops.h. */
+   residual's is dout. dx, and through an activation: see linear_backward in ops.h. */
 static void project_backward(const team *t, const pass *p, float *dx, const float *dout, const float *x,
-                             const float *pre, parameter *weight, parameter *bias, int64_t layer, int32_t place) {
+                             int32_t activation, const float *pre, parameter *weight, parameter *bias, int64_t layer,
+                             int32_t place) {
     const ops *op = p->m->op;
     int64_t M = p->B * p->T;
     if (p->dropout > 0.0f) {
         op->dropout_forward(t, p->a->projected, dout, NULL, M, weight->rows, pass_dropout(p, layer, place));
         dout = p->a->projected;
     }
-    op->linear_backward(t, dx, dout, x, pre, weight, bias, M);
+    op->linear_backward(t, dx, dout, x, activation, pre, weight, bias, M);
 }
 
 /* g->dx holds the gradient of the residual stream after the block, and then that of the stream before it. */
 static void block_backward(const team *t, const pass *p, int64_t layer) {
     const sampan_config *c = &p->m->config;
     const block_parameters *w = &p->m->h[layer];
-    const block_activations *a = &p->a->h[layer];
-    const activations *g = p->a;
+    const block_buffers *a = &p->a->h[layer];
+    const buffers *g = p->a;
     const ops *op = p->m->op;
     MODEL_SIZES;
+    const int32_t centered = model_is_centered(p->m), activation = p->m->parts.activation;
     const int64_t B = p->B, T = p->T, M = B * T;
 
-    if (gpt2) {
-        project_backward(t, p, g->dfc, g->dx, a->act, a->fc, w->mlp_proj_weight, w->mlp_proj_bias, layer,
-                         DROP_MLP_PROJECTION);
+    if (c->gated) {
+        project_backward(t, p, g->dact, g->dx, a->act, ACTIVATION_NONE, NULL, w->mlp_proj_weight, w->mlp_proj_bias,
+                         layer, DROP_MLP_PROJECTION);
+        op->gated_backward(t, activation, g->dfc, g->dact, a->fc, M, F);
     } else {
-        project_backward(t, p, g->dact, g->dx, a->act, NULL, w->mlp_proj_weight, w->mlp_proj_bias, layer,
+        project_backward(t, p, g->dfc, g->dx, a->act, activation, a->fc, w->mlp_proj_weight, w->mlp_proj_bias, layer,
                          DROP_MLP_PROJECTION);
-        op->swiglu_backward(t, g->dfc, g->dact, a->fc, M, F);
     }
-    op->linear_backward(t, g->dln, g->dfc, a->ln_2, NULL, w->c_fc_weight, w->c_fc_bias, M);
-    op->norm_backward(t, g->dx, g->dln, a->x_mid, a->ln_2_stats, w->ln_2_weight, w->ln_2_bias, M, C, gpt2);
+    op->linear_backward(t, g->dln, g->dfc, a->ln_2, ACTIVATION_NONE, NULL, w->c_fc_weight, w->c_fc_bias, M);
+    op->norm_backward(t, g->dx, g->dln, a->x_mid, a->ln_2_stats, w->ln_2_weight, w->ln_2_bias, M, C, centered);
 
-    project_backward(t, p, g->dy, g->dx, a->y, NULL, w->attn_proj_weight, w->attn_proj_bias, layer,
+    project_backward(t, p, g->dy, g->dx, a->y, ACTIVATION_NONE, NULL, w->attn_proj_weight, w->attn_proj_bias, layer,
                      DROP_ATTENTION_PROJECTION);
     attention attend = attention_of_batch(p, layer);
     op->attention_backward(t, &attend);
-    if (!gpt2) op->rotary_backward(t, g->dqkv, p->m->cosine, p->m->sine, B, T, H, KV, D);
+    if (model_turns(p->m)) op->rotary_backward(t, g->dqkv, p->m->cosine, p->m->sine, B, T, H, KV, D);
     if (w->q_norm_weight)
         op->head_norm_backward(t, g->dqkv, a->qk_raw, a->qk_stats, w->q_norm_weight, w->k_norm_weight, M, H, KV, D);
-    op->linear_backward(t, g->dln, g->dqkv, a->ln_1, NULL, w->c_attn_weight, w->c_attn_bias, M);
-    op->norm_backward(t, g->dx, g->dln, a->x, a->ln_1_stats, w->ln_1_weight, w->ln_1_bias, M, C, gpt2);
+    op->linear_backward(t, g->dln, g->dqkv, a->ln_1, ACTIVATION_NONE, NULL, w->c_attn_weight, w->c_attn_bias, M);
+    op->norm_backward(t, g->dx, g->dln, a->x, a->ln_1_stats, w->ln_1_weight, w->ln_1_bias, M, C, centered);
 }
 
 /* After model_forward with `backward`, which has left the gradient of ln_f in a->dln. */
 void model_backward(const team *t, const pass *p) {
     const model *m = p->m;
     const sampan_config *c = &m->config;
-    activations *a = p->a;
+    buffers *a = p->a;
     const ops *op = m->op;
     MODEL_SIZES;
+    const int32_t centered = model_is_centered(m);
     const int64_t B = p->B, T = p->T, M = B * T;
 
     op->zero(t, a->dx, M * C);
-    op->norm_backward(t, a->dx, a->dln, a->x_out, a->ln_f_stats, m->ln_f_weight, m->ln_f_bias, M, C, gpt2);
+    op->norm_backward(t, a->dx, a->dln, a->x_out, a->ln_f_stats, m->ln_f_weight, m->ln_f_bias, M, C, centered);
     for (int64_t layer = c->n_layer - 1; layer >= 0; layer--) {
         if (c->gradient_checkpointing && layer < c->n_layer - 1)
             block_forward(t, p, layer, a->x_out); /* again; x_out has been used */
@@ -233,7 +236,7 @@ static void model_add_matrix(model *m, parameter *of, int64_t first_row, int64_t
     m->matrices[m->n_matrices++] = (hidden_matrix){of, first_row, rows};
 }
 
-/* Every linear layer of every block by itself, as model.py's Param.pieces. */
+/* Every linear layer of every block by itself, as the package's Param.pieces. */
 static void model_list_matrices(model *m) {
     const sampan_config *c = &m->config;
     MODEL_SIZES;
@@ -243,54 +246,29 @@ static void model_list_matrices(model *m) {
         model_add_matrix(m, w->c_attn_weight, H * D, KV * D); /* k */
         model_add_matrix(m, w->c_attn_weight, (H + KV) * D, KV * D); /* v */
         model_add_matrix(m, w->attn_proj_weight, 0, C);
-        model_add_matrix(m, w->c_fc_weight, 0, F); /* gate */
-        if (!gpt2) model_add_matrix(m, w->c_fc_weight, F, F); /* up */
+        model_add_matrix(m, w->c_fc_weight, 0, F); /* gate, where there is one */
+        if (c->gated) model_add_matrix(m, w->c_fc_weight, F, F); /* up */
         model_add_matrix(m, w->mlp_proj_weight, 0, C);
     }
 }
 
-int32_t model_is_muons(const model *m, const parameter *p) {
-    return m->n_matrices > 0 && p->columns && p >= m->matrices[0].of && p <= m->matrices[m->n_matrices - 1].of;
+static void place_tables(memory_plan *plan, void *arg) {
+    enum { MATRICES_OF_BLOCK = 7 };
+    model *m = arg;
+    const int64_t layers = m->config.n_layer;
+    m->table = memory_place(plan, PARAMETERS_MOST_OF_BLOCK * layers + PARAMETERS_MOST_OTHERS, sizeof *m->table);
+    m->h = memory_place(plan, layers, sizeof *m->h);
+    m->matrices = memory_place(plan, MATRICES_OF_BLOCK * layers, sizeof *m->matrices);
 }
 
-/* cos and sin of every position's angles, in double, as model.py's rotary_tables */
-static void model_fill_rotary(model *m) {
-    const sampan_config *c = &m->config;
-    int64_t half = c->head_dim / 2;
-    for (int64_t s = 0; s < c->block_size; s++)
-        for (int64_t i = 0; i < half; i++) {
-            double angle = (double)s * c->rotary_frequencies[i];
-            m->cosine[s * half + i] = (float)cos(angle);
-            m->sine[s * half + i] = (float)sin(angle);
-        }
-}
-
-int32_t model_create(model *m, const sampan_config *config, const ops *op, int64_t *needs) {
-    *m = (model){.config = *config, .op = op};
-    const sampan_config *c = &m->config;
+int32_t model_describe(model *m, const sampan_config *config, const parts *parts) {
+    *m = (model){.config = *config, .parts = *parts};
+    sampan_config *c = &m->config;
     MODEL_SIZES;
-    enum { PER_BLOCK = 14, OTHERS = 5, MATRICES = 7 }; /* rows of the tables of model.h, at most; a block's matrices */
-    int64_t bytes = 0, rotary = gpt2 ? 0 : (int64_t)c->block_size * (D / 2);
-    *needs = -1;
-    if (!size_add(&bytes, PER_BLOCK * (int64_t)c->n_layer + OTHERS, sizeof(parameter))) return 1;
-    int64_t blocks_at = bytes;
-    if (!size_add(&bytes, c->n_layer, sizeof(block_parameters))) return 1;
-    int64_t matrices_at = bytes;
-    if (!size_add(&bytes, MATRICES * (int64_t)c->n_layer, sizeof(hidden_matrix))) return 1;
-    int64_t cosine_at = bytes;
-    if (!size_add(&bytes, rotary, sizeof(float))) return 1;
-    int64_t sine_at = bytes;
-    if (!size_add(&bytes, rotary, sizeof(float))) return 1;
-    *needs = bytes;
-    if (memory_allocate(&m->tables, bytes)) return 1;
-    m->table = (parameter *)m->tables.data;
-    m->h = (block_parameters *)(m->tables.data + blocks_at);
-    m->matrices = (hidden_matrix *)(m->tables.data + matrices_at);
-    m->cosine = (float *)(m->tables.data + cosine_at);
-    m->sine = (float *)(m->tables.data + sine_at);
-    if (!gpt2) model_fill_rotary(m);
-    m->config.rotary_frequencies = NULL; /* the caller's; not needed any more */
-
+    c->norm = c->positions = c->activation = c->dtype = c->optimizer = NULL;
+    c->rotary_frequencies = NULL;
+    int64_t bytes;
+    if (memory_arrange(&m->tables, place_tables, m, &bytes)) return 1;
 #define ADD(field, name, rows, columns, present) \
     if (present) model_add_parameter(m, &m->field, -1, name, rows, columns);
 #define ADD_TO_BLOCK(field, name, rows, columns, present) \
@@ -301,102 +279,141 @@ int32_t model_create(model *m, const sampan_config *config, const ops *op, int64
     }
     PARAMETERS_AFTER(ADD)
     m->head = m->lm_head ? m->lm_head : m->wte;
-    if (c->optimizer == SAMPAN_MUON) model_list_matrices(m);
-
-    /* One piece: values, gradients, first moments (each `floats` long), second moments, bfloat16 copies. */
-    int32_t bfloat16 = c->dtype == SAMPAN_BFLOAT16, only_bfloat16 = bfloat16 && !c->training;
-    int64_t value_bytes = 0, all_bytes = 0, second_bytes = 0, copy_bytes = 0;
-    *needs = -1;
-    for (parameter *p = m->table; p < m->table + m->count; p++) {
-        if (!size_add(&all_bytes, p->size, sizeof(float))) return 1;
-        if (!(only_bfloat16 && p->columns) && !size_add(&value_bytes, p->size, sizeof(float))) return 1;
-        if (!model_is_muons(m, p) && !size_add(&second_bytes, p->size, sizeof(float))) return 1;
-        if (bfloat16 && p->columns && !size_add(&copy_bytes, p->size, sizeof(uint16_t))) return 1;
-    }
-    int64_t total = 0;
-    if (!size_add(&total, value_bytes, 1) || !size_add(&total, copy_bytes, 1)) return 1;
-    if (c->training && (!size_add(&total, all_bytes, 2) || !size_add(&total, second_bytes, 1))) return 1;
-    *needs = total;
-    if (memory_allocate(&m->memory, total)) return 1;
-    m->floats = all_bytes / (int64_t)sizeof(float);
-    float *value = (float *)m->memory.data, *gradient = (float *)(m->memory.data + value_bytes),
-          *second = gradient + 2 * m->floats;
-    uint16_t *copy = (uint16_t *)(m->memory.data + total - copy_bytes);
-    m->gradients = c->training ? gradient : NULL;
-    for (parameter *p = m->table; p < m->table + m->count; p++) {
-        int64_t padded = (p->size + 15) / 16 * 16;
-        if (!(only_bfloat16 && p->columns)) {
-            p->value = value;
-            value += padded;
-        }
-        if (bfloat16 && p->columns) {
-            p->bfloat16 = copy;
-            copy += (p->size + 31) / 32 * 32;
-        }
-        if (c->training) {
-            p->gradient = gradient;
-            p->exp_avg = gradient + m->floats;
-            gradient += padded;
-            if (model_is_muons(m, p)) continue;
-            p->exp_avg_sq = second;
-            second += padded;
-        }
-    }
+    if (m->parts.optimizer == OPTIMIZER_MUON) model_list_matrices(m);
     return 0;
+}
+
+int32_t model_is_muons(const model *m, const parameter *p) {
+    return m->n_matrices > 0 && p->columns && p >= m->matrices[0].of && p <= m->matrices[m->n_matrices - 1].of;
+}
+
+int64_t model_muon_stride(const model *m) {
+    int64_t most = 0;
+    for (const hidden_matrix *w = m->matrices; w < m->matrices + m->n_matrices; w++) {
+        int64_t floats = (muon_scratch(w->rows, w->of->columns) + 15) / 16 * 16;
+        if (floats > most) most = floats;
+    }
+    return most;
+}
+
+int32_t model_precision(const model *m) { return m->parts.dtype == DTYPE_BFLOAT16 ? MATMUL_BFLOAT16 : MATMUL_FLOAT32; }
+
+/* Where nothing is trained, a matrix that is multiplied in bfloat16 is kept only so. */
+static void place_weights(memory_plan *plan, void *arg) {
+    model *m = arg;
+    const sampan_config *c = &m->config;
+    const int32_t bfloat16 = model_precision(m) == MATMUL_BFLOAT16;
+    const int64_t angles = m->parts.positions == POSITIONS_ROTARY ? (int64_t)c->block_size * (c->head_dim / 2) : 0;
+    for (parameter *p = m->table; p < m->table + m->count; p++)
+        if (!(bfloat16 && p->columns && !model_trains(m))) p->value = memory_place(plan, p->size, sizeof *p->value);
+    for (parameter *p = m->table; p < m->table + m->count && bfloat16; p++)
+        if (p->columns) p->bfloat16 = memory_place(plan, p->size, sizeof *p->bfloat16);
+    m->cosine = memory_place(plan, angles, sizeof *m->cosine);
+    m->sine = memory_place(plan, angles, sizeof *m->sine);
+}
+
+static void place_gradients(memory_plan *plan, void *arg) {
+    model *m = arg;
+    for (parameter *p = m->table; p < m->table + m->count; p++)
+        p->gradient = memory_place(plan, p->size, sizeof *p->gradient);
+}
+
+static void place_moments(memory_plan *plan, void *arg) {
+    model *m = arg;
+    for (parameter *p = m->table; p < m->table + m->count; p++) {
+        p->exp_avg = memory_place(plan, p->size, sizeof *p->exp_avg);
+        if (!model_is_muons(m, p)) p->exp_avg_sq = memory_place(plan, p->size, sizeof *p->exp_avg_sq);
+    }
+}
+
+void model_count_bytes(model *m, int64_t threads, sampan_memory_sizes *sizes) {
+    sizes->weights = memory_count(place_weights, m);
+    sizes->gradients = memory_count(place_gradients, m);
+    sizes->optimizer = memory_count(place_moments, m);
+    if (sizes->optimizer >= 0) sizes->optimizer += model_muon_stride(m) * threads * (int64_t)sizeof(float);
+    if (!model_trains(m)) sizes->gradients = sizes->optimizer = 0;
+}
+
+/* cos and sin of every position's angles, in double, as the package's rotary_tables */
+static void model_fill_rotary(model *m, const double *frequencies) {
+    int64_t half = m->config.head_dim / 2;
+    for (int64_t s = 0; s < m->config.block_size; s++)
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)s * frequencies[i];
+            m->cosine[s * half + i] = (float)cos(angle);
+            m->sine[s * half + i] = (float)sin(angle);
+        }
+}
+
+int32_t model_allocate(model *m, const sampan_config *config, const ops *op, int64_t *bytes) {
+    m->op = op;
+    if (memory_arrange(&m->weights, place_weights, m, bytes)) return 1;
+    if (m->cosine) model_fill_rotary(m, config->rotary_frequencies);
+    m->floats = memory_count(place_gradients, m) / (int64_t)sizeof(float);
+    if (!model_trains(m)) return 0;
+    if (memory_arrange(&m->gradient_memory, place_gradients, m, bytes)) return 1;
+    m->gradients = (float *)m->gradient_memory.data;
+    return memory_arrange(&m->moments, place_moments, m, bytes);
 }
 
 void model_destroy(model *m) {
     memory_free(&m->tables);
-    memory_free(&m->memory);
+    memory_free(&m->weights);
+    memory_free(&m->gradient_memory);
+    memory_free(&m->moments);
 }
 
-/* ---- activations ---- */
+/* ---- buffers ---- */
 
-int32_t activations_create(activations *a, const model *m, int64_t B, int64_t T, int64_t S, int64_t n_threads,
-                           int64_t logit_rows, int32_t backward, int64_t *needs) {
+buffers buffers_of_session(const model *m, int64_t B, int64_t T, int64_t threads) {
+    return (buffers){.m = m, .B = B, .T = T, .S = m->config.block_size, .threads = threads};
+}
+
+/* Logits take LOGIT_BYTES, in chunks of rows of about equal size. */
+buffers buffers_of_batch(const model *m, int64_t B, int64_t T, int64_t threads) {
+    enum { LOGIT_BYTES = 64 << 20, LEAST_ROWS = 16 };
+    int64_t most = LOGIT_BYTES / (int64_t)sizeof(float) / m->config.vocab_size;
+    if (most < LEAST_ROWS) most = LEAST_ROWS;
+    int64_t chunks = (B * T + most - 1) / most, chunk = (B * T + chunks - 1) / chunks;
+    return (buffers){.m = m, .B = B, .T = T, .S = T, .threads = threads, .chunk = chunk, .backward = model_trains(m)};
+}
+
+static void place_buffers(memory_plan *plan, void *arg) {
+    buffers *a = arg;
+    const model *m = a->m;
     const sampan_config *c = &m->config;
     MODEL_SIZES;
-    const int32_t qwen3 = c->family == SAMPAN_QWEN3, drops = c->dropout > 0.0f && backward;
-    const int64_t M = B * T, chunk = logit_rows, sets = backward && !c->gradient_checkpointing ? c->n_layer : 1;
-    const int64_t inputs = backward ? c->n_layer - sets : 0; /* blocks that keep only x */
-    *a = (activations){.B = B, .T = T, .S = S, .chunk = chunk};
-    *needs = -1;
-    int64_t per_block = 0, total = 0;
-#define COUNT_OF_BLOCK(field, floats) \
-    if (!size_add(&per_block, floats, sizeof(float))) return 1;
-#define COUNT(field, floats) \
-    if (!size_add(&total, floats, sizeof(float))) return 1;
-    ACTIVATIONS_OF_BLOCK(COUNT_OF_BLOCK)
-    ACTIVATIONS_SHARED(COUNT)
-    if (!size_add(&total, per_block, sets)
-        || !size_add(&total, inputs, (M * C * (int64_t)sizeof(float) + 63) & ~(int64_t)63))
-        return 1;
-    *needs = total;
-    if (memory_allocate(&a->memory, total)
-        || memory_allocate(&a->blocks, c->n_layer * (int64_t)sizeof(block_activations))) {
-        activations_destroy(a);
-        return 1;
-    }
-    a->h = (block_activations *)a->blocks.data;
-    char *next = a->memory.data;
-#define PLACE(field, floats) \
-    a->field = (float *)next; \
-    next += ((floats) * (int64_t)sizeof(float) + 63) & ~(int64_t)63;
-#define PLACE_IN_BLOCK(field, floats) PLACE(h[layer].field, floats)
+    const int64_t B = a->B, M = B * a->T, S = a->S, chunk = a->chunk, threads = a->threads;
+    const int32_t backward = a->backward;
+    const int64_t sets = backward && !c->gradient_checkpointing ? c->n_layer : 1;
+    block_buffers counted = {0};
+    a->h = memory_place(plan, c->n_layer, sizeof *a->h);
+#define PLACE(field, floats) a->field = memory_place(plan, floats, sizeof(float));
+#define PLACE_IN_BLOCK(field, floats) h->field = memory_place(plan, floats, sizeof(float));
     for (int64_t layer = 0; layer < c->n_layer; layer++) {
+        block_buffers *h = a->h ? &a->h[layer] : &counted;
         if (layer < sets) {
-            ACTIVATIONS_OF_BLOCK(PLACE_IN_BLOCK)
-        } else a->h[layer] = a->h[0];
-        if (inputs && layer > 0) {
-            PLACE(h[layer].x, M * C)
+            BUFFERS_OF_BLOCK(PLACE_IN_BLOCK)
+            continue;
         }
+        if (a->h) *h = a->h[0];
+        if (backward) h->x = memory_place(plan, M * C, sizeof(float));
     }
-    ACTIVATIONS_SHARED(PLACE)
-    return 0;
+    BUFFERS_SHARED(PLACE)
 }
 
-void activations_destroy(activations *a) {
+int64_t buffers_count_bytes(buffers *a) { return memory_count(place_buffers, a); }
+
+int32_t buffers_allocate(buffers *a, int64_t *bytes) { return memory_arrange(&a->memory, place_buffers, a, bytes); }
+
+void buffers_destroy(buffers *a) {
     memory_free(&a->memory);
-    memory_free(&a->blocks);
-    *a = (activations){0};
+    *a = (buffers){0};
+}
+
+int64_t cache_count_bytes(const model *m, int64_t B) {
+    const sampan_config *c = &m->config;
+    int64_t bytes, width = (int64_t)c->n_kv_head * c->head_dim, element = model_precision(m) == MATMUL_BFLOAT16 ? 2 : 4;
+    if (!size_multiply(&bytes, 2 * (int64_t)c->n_layer * c->block_size, width)) return -1;
+    return size_multiply(&bytes, bytes, B * element) ? bytes : -1;
 }

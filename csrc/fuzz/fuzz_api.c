@@ -6,6 +6,7 @@
 #include <math.h>
 #include "sampan.h"
 #include "fuzz.h"
+#include "tests/check.h"
 
 enum { ROOM = 4096 };
 
@@ -36,62 +37,59 @@ static double take_real(input *in) {
     return reals[take(in) % (sizeof reals / sizeof *reals)];
 }
 
+/* One of the names, or none of them. */
+static const char *take_name(input *in, const char *const *names, int32_t count) {
+    uint8_t byte = take(in);
+    return byte < 0xf8 ? names[byte % count] : byte == 0xf8 ? NULL : byte == 0xf9 ? "" : "a name that no list has";
+}
+
 static sampan_config take_config(input *in) {
+    static const char *const norms[] = {"layernorm", "rmsnorm"}, *const positions[] = {"learned", "rotary"};
+    static const char *const activations[] = {"gelu_new", "silu", "relu2"}, *const optimizers[] = {"adamw", "muon"};
+    static const char *const dtypes[] = {"float32", "bfloat16", "auto"};
     static double frequencies[512];
     for (int32_t i = 0; i < 512; i++) frequencies[i] = pow(10000.0, -i / 16.0);
-    int32_t family = take(in) % 3, head_dim = 2 * (1 + take(in) % 4), n_head = 1 + take(in) % 4;
-    sampan_config c = {
-        .struct_size = sizeof c,
-        .family = family,
-        .n_layer = 1 + take(in) % 3,
-        .n_head = n_head,
-        .n_kv_head = n_head % 2 || !family ? n_head : n_head / 2,
-        .n_embd = n_head * head_dim,
-        .n_inner = 1 + take(in) % 40,
-        .head_dim = head_dim,
-        .block_size = 1 + take(in) % 20,
-        .vocab_size = 1 + take(in) % 40,
-        .bias = take(in) % 2,
-        .tie_word_embeddings = take(in) % 2,
-        .training = take(in) % 2,
-        .dtype = take(in) % 2,
-        .threads = 1 + (take(in) % 8 == 0),
-        .gradient_checkpointing = take(in) % 2,
-        .optimizer = take(in) % 2 ? SAMPAN_MUON : SAMPAN_ADAMW,
-        .momentum = 0.85,
-        .adamw_lr_ratio = 0.2,
-        .norm_eps = 1e-5f,
-        .beta1 = 0.9,
-        .beta2 = 0.95,
-        .weight_decay = 0.1,
-        .grad_clip = 1.0,
-        .seed = take(in),
-        .rotary_frequencies = family ? frequencies : NULL,
-    };
+    int32_t head_dim = 2 * (1 + take(in) % 4), n_head = 1 + take(in) % 4, halves = n_head % 2 == 0 && take(in) % 2;
+    int32_t n_layer = 1 + take(in) % 3, n_inner = 1 + take(in) % 40, block_size = 1 + take(in) % 20;
+    sampan_config c = example_config(n_layer, n_head, halves ? n_head / 2 : n_head, head_dim, n_inner, block_size,
+                                     1 + take(in) % 40);
+    c.norm = take_name(in, norms, 2);
+    c.positions = take_name(in, positions, 2);
+    c.activation = take_name(in, activations, 3);
+    c.dtype = take_name(in, dtypes, 3);
+    c.optimizer = take(in) % 2 ? take_name(in, optimizers, 2) : NULL;
+    c.rotary_frequencies = frequencies;
+    int32_t *const flags[] = {&c.gated,
+                              &c.qk_norm,
+                              &c.qkv_bias,
+                              &c.attn_proj_bias,
+                              &c.mlp_bias,
+                              &c.norm_bias,
+                              &c.tie_word_embeddings,
+                              &c.gradient_checkpointing};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) *flags[i] = take(in) % 2;
+    c.threads = 1 + (take(in) % 8 == 0);
     for (int32_t changes = take(in) % 4; changes > 0; changes--) {
-        int32_t *sizes[] = {&c.family,
-                            &c.n_layer,
-                            &c.n_head,
-                            &c.n_kv_head,
-                            &c.n_embd,
-                            &c.n_inner,
-                            &c.head_dim,
-                            &c.block_size,
-                            &c.vocab_size,
-                            &c.dtype,
-                            &c.threads,
-                            &c.optimizer,
-                            &c.gradient_checkpointing};
-        double *reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip, &c.momentum, &c.adamw_lr_ratio};
+        int32_t *const sizes[] = {&c.n_layer,
+                                  &c.n_head,
+                                  &c.n_kv_head,
+                                  &c.n_embd,
+                                  &c.n_inner,
+                                  &c.head_dim,
+                                  &c.block_size,
+                                  &c.vocab_size,
+                                  &c.threads,
+                                  &c.gated,
+                                  &c.gradient_checkpointing};
+        double *const reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip, &c.momentum, &c.adamw_lr_ratio};
         enum { SIZES = sizeof sizes / sizeof *sizes, REALS = sizeof reals / sizeof *reals };
-        uint8_t which = take(in) % (SIZES + REALS + 5);
+        uint8_t which = take(in) % (SIZES + REALS + 4);
         if (which < SIZES) *sizes[which] = (int32_t)take_size(in);
         else if (which < SIZES + REALS) *reals[which - SIZES] = take_real(in);
         else if (which == SIZES + REALS) c.dropout = (float)take_real(in);
         else if (which == SIZES + REALS + 1) c.norm_eps = (float)take_real(in);
         else if (which == SIZES + REALS + 2) c.rotary_frequencies = NULL;
-        else if (which == SIZES + REALS + 3) c.struct_size = take_size(in);
-        else c.training = (int32_t)take_size(in);
+        else c.struct_size = take_size(in);
     }
     if (c.block_size > 1 << 16 && c.block_size <= 1 << 24) c.block_size = 1 << 16; /* allowed, and seconds of cosines */
     if (c.head_dim > 1024) c.rotary_frequencies = NULL; /* or it would be shorter than the header asks */
@@ -137,7 +135,9 @@ static void call_batch(sampan_engine *e, const sampan_config *c, input *in, int3
 
 static void call_tensor(sampan_engine *e, input *in) {
     int64_t index = take_size(in);
-    int32_t what = (int32_t)take_size(in), writes = take(in) % 2;
+    static const char *const kinds[] = {"weight", "gradient", "exp_avg", "exp_avg_sq"};
+    const char *what = take_name(in, kinds, 4);
+    int32_t writes = take(in) % 2;
     sampan_parameter p;
     int64_t size = 1;
     if (!sampan_get_parameter(e, index, &p)) size = p.rows * (p.columns ? p.columns : 1);
@@ -172,8 +172,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input in = {data, data + size};
     sampan_config c = take_config(&in);
     sampan_engine *e;
+    sampan_memory_sizes sizes;
     char message[64] = "";
     int64_t message_size = take(&in) % 65;
+    int64_t batch = take_size(&in), tokens = take_size(&in);
+    if (!sampan_memory(&c, batch, tokens, &sizes, message, message_size)
+        && (sizes.weights < 0 || sizes.activations < 0))
+        abort();
     int32_t code = sampan_create(&e, &c, take(&in) == 0xff ? NULL : message, message_size);
     if (code) {
         if (e) abort();
@@ -182,10 +187,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if ((int64_t)c.vocab_size * c.n_embd + (int64_t)c.n_embd * c.n_inner < 1 << 16)
         for (int32_t calls = take(&in) % 12; calls > 0; calls--) {
             double loss, norm;
+            const char *refused;
             uint8_t which = take(&in) % 8;
             if (which < 2) call_batch(e, &c, &in, 1);
             else if (which == 2) call_batch(e, &c, &in, 0);
-            else if (which == 3) sampan_update(e, take_real(&in), take(&in) == 0xff ? NULL : &loss, &norm);
+            else if (which == 3) sampan_update(e, take_real(&in), take(&in) == 0xff ? NULL : &loss, &norm, &refused);
             else if (which == 4) call_tensor(e, &in);
             else if (which == 5) {
                 int64_t step = take_size(&in), applied = take_size(&in);

@@ -2,14 +2,15 @@
 
 #include "program/folder.h"
 #include "fuzz.h"
+#include "tests/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input in = {data, data + size}, config_json = take_first(&in);
     char message[4608] = "";
     double *frequencies;
     sampan_engine *engine;
-    sampan_config config = {
-        .struct_size = sizeof config, .threads = 1, .beta1 = 0.9, .beta2 = 0.95, .training = size & 1};
+    sampan_config config = example_config(1, 1, 1, 1, 1, 1, 1);
+    if (size & 1) config.optimizer = NULL;
     fuzz_write("config.json", config_json);
     fuzz_write("model.safetensors", in);
     if (folder_read_config(&config, &frequencies, fuzz_folder, message, sizeof message)) {

@@ -1,21 +1,19 @@
-/* sampan.h: the C engine's whole public interface. It trains and runs GPTs of three families; c_engine.py and main.c
-   use it.
+/* sampan.h: the C engine's whole public interface. It trains and runs GPTs that are made of the parts named below.
 
-       sampan_config config = {.struct_size = sizeof config, .family = SAMPAN_GPT2, .n_layer = 4, ..., .training = 1};
+       sampan_config config = {.struct_size = sizeof config, .n_layer = 4, ..., .norm = "layernorm", .positions = "learned",
+                               .activation = "gelu_new", .dtype = "auto", .optimizer = "adamw", ...};
        char message[256];
        sampan_engine *engine;
        if (sampan_create(&engine, &config, message, sizeof message)) { puts(message); ... }
-       for each parameter i: sampan_write(engine, SAMPAN_WEIGHT, i, values);
+       for each parameter i: sampan_write(engine, "weight", i, values);
        sampan_accumulate(engine, x, y, batch, tokens);          // as often as there are micro-batches
-       sampan_update(engine, learning_rate, &loss, &grad_norm);
+       sampan_update(engine, learning_rate, &loss, &grad_norm, &refused);
        sampan_destroy(engine);
 
-   A function returns SAMPAN_OK or another code, and then sampan_error(engine) says in a sentence what was wrong.
-   Nothing here prints, exits or keeps global state. One thread at a time may use an engine and its sessions; two
-   engines are independent.
+   A function returns SAMPAN_OK or another code, and then sampan_error(engine) says what was wrong. Nothing here prints, exits
+   or keeps global state. One thread at a time may use an engine and its sessions; two engines are independent.
 
-   What it does not do: files, tokenizers, batches, schedules, sampling, initial weights. Those belong to its callers.
- */
+   What it does not do: files, tokenizers, batches, schedules, sampling, initial weights. Those belong to its callers. */
 
 #ifndef SAMPAN_H
 #define SAMPAN_H
@@ -28,75 +26,82 @@
 #define SAMPAN_API __attribute__((visibility("default")))
 #endif
 
-enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3, SAMPAN_NOT_FINITE = 4 };
-enum { SAMPAN_GPT2 = 0, SAMPAN_LLAMA = 1, SAMPAN_QWEN3 = 2 };
-enum { SAMPAN_FLOAT32 = 0, SAMPAN_BFLOAT16 = 1 };
-enum { SAMPAN_ADAMW = 0, SAMPAN_MUON = 1 };
-enum { SAMPAN_WEIGHT = 0, SAMPAN_GRADIENT = 1, SAMPAN_EXP_AVG = 2, SAMPAN_EXP_AVG_SQ = 3 };
+enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3 };
 
-/* The names and meanings of config.py; every size is resolved (no "auto"). */
+/* A model's parts and sizes, and how it is run. Every size is resolved (no "auto"). Texts and arrays are copied or looked up
+   by sampan_create, and need not outlive it. An unknown name is refused with a message that lists the choices. */
 typedef struct sampan_config {
-    int64_t struct_size;      /* sizeof(sampan_config): a caller built for another version is refused */
-    int32_t family;           /* SAMPAN_GPT2 | SAMPAN_LLAMA | SAMPAN_QWEN3 */
+    int64_t struct_size;       /* sizeof(sampan_config): a caller built for another version is refused */
     int32_t n_layer, n_head, n_kv_head, n_embd, n_inner, head_dim, block_size, vocab_size;
-    int32_t bias;
+    const char *norm;          /* "layernorm" | "rmsnorm" */
+    const char *positions;     /* "learned" (added to the embedding) | "rotary" (turns queries and keys) */
+    const char *activation;    /* of the MLP: "gelu_new" | "silu" | "relu2" */
+    int32_t gated;             /* 1: the MLP is activation(gate) * up, gate and up in one c_fc matrix */
+    int32_t qk_norm;           /* 1: each head's queries and keys are RMS-normalized */
+    int32_t qkv_bias, attn_proj_bias, mlp_bias, norm_bias;
     int32_t tie_word_embeddings;
-    int32_t training; /* 0: no gradients and no optimizer are kept; with bfloat16, matrices only in bfloat16 */
-    int32_t gradient_checkpointing; /* 1: of each block only what enters it is kept, and computed again in the backward
-                                       pass (Chen et al. 2016) */
-    int32_t dtype; /* of the products; sums, norms, residual stream, gradients and optimizer are float32 */
-    int32_t threads; /* 0: as many as physical cores */
     float dropout, norm_eps;
-    int32_t optimizer; /* SAMPAN_ADAMW, or SAMPAN_MUON: that for the blocks' matrices and AdamW for the rest */
+    const double *rotary_frequencies; /* (head_dim / 2), angle per position; NULL unless rotary */
+    const char *dtype;         /* of the products: "auto" | "float32" | "bfloat16"; all else is float32 */
+    int32_t threads;           /* 0: as many as physical cores */
+    const char
+        *optimizer;     /* "adamw" | "muon" (that for the blocks' matrices, AdamW for the rest) | NULL: no training */
     double beta1, beta2, weight_decay, grad_clip; /* AdamW; weight decay on matrices only; grad_clip 0: none */
-    double momentum, adamw_lr_ratio; /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
+    double momentum, adamw_lr_ratio;  /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
+    int32_t gradient_checkpointing; /* 1: keep only each block's input, and compute the rest again (Chen et al. 2016) */
     uint64_t seed; /* of dropout */
-    const double *rotary_frequencies; /* (head_dim / 2), angle per position; copied. NULL for gpt2 */
 } sampan_config;
 
 typedef struct sampan_engine sampan_engine;
 typedef struct sampan_session sampan_session;
 
-/* A row of the parameter table: model.py's `parameters`, in its order. */
+/* A row of the parameter table: the package's `parameters`, in the same order. */
 typedef struct sampan_parameter {
     const char *name; /* "h.0.attn.c_attn.weight" */
     int64_t rows, columns; /* a matrix is (out, in); a vector has columns 0 */
 } sampan_parameter;
 
-/* `message` (of `message_size` bytes) receives the sentence if this fails; *engine is NULL then. Weights are zero at
- * first. */
+/* Bytes. The first three of an engine, `activations` of its passes, `cache` of a session. */
+typedef struct sampan_memory_sizes {
+    int64_t weights, gradients, optimizer, activations, cache;
+} sampan_memory_sizes;
+
+/* `message` (of `message_size` bytes) receives the error; *engine is NULL then. Weights are zero at first. */
 SAMPAN_API int32_t sampan_create(sampan_engine **engine, const sampan_config *config, char *message,
                                  int64_t message_size);
 SAMPAN_API void sampan_destroy(sampan_engine *engine);
 SAMPAN_API const char *sampan_error(const sampan_engine *engine);
-SAMPAN_API const char *sampan_description(
-    const sampan_engine *engine); /* "C on cpu (AVX-512 BF16), 2 threads, float32" */
-SAMPAN_API int32_t sampan_preferred_dtype(void); /* bfloat16 where this machine multiplies it natively */
+SAMPAN_API const char *sampan_description(const sampan_engine *engine); /* "C on cpu (AVX2), 2 threads, float32" */
+
+/* What an engine of this configuration would allocate for passes of `batch` sequences of `tokens` tokens, and for a session
+   of `batch` sequences. Allocates none of it. */
+SAMPAN_API int32_t sampan_memory(const sampan_config *config, int64_t batch, int64_t tokens, sampan_memory_sizes *sizes,
+                                 char *message, int64_t message_size);
 
 SAMPAN_API int64_t sampan_count_parameters(const sampan_engine *engine);
 SAMPAN_API int32_t sampan_get_parameter(sampan_engine *engine, int64_t index, sampan_parameter *parameter);
 
-/* Copy one tensor in or out: `what` is SAMPAN_WEIGHT, ... A gradient is read as that of the mean loss so far, and not
-   written. Muon's momentum is SAMPAN_EXP_AVG; its matrices have no SAMPAN_EXP_AVG_SQ. */
-SAMPAN_API int32_t sampan_read(sampan_engine *engine, int32_t what, int64_t index, float *values);
-SAMPAN_API int32_t sampan_write(sampan_engine *engine, int32_t what, int64_t index, const float *values);
+/* Copy one tensor out or in: `kind` is "weight", "gradient" (read only: that of the mean loss so far), "exp_avg" (also
+   Muon's momentum) or "exp_avg_sq" (Muon's matrices have none). */
+SAMPAN_API int32_t sampan_read(sampan_engine *engine, const char *kind, int64_t index, float *values);
+SAMPAN_API int32_t sampan_write(sampan_engine *engine, const char *kind, int64_t index, const float *values);
 
 /* Forward and backward of x, y (batch, tokens): adds to the gradients. A target of -1 is ignored. */
 SAMPAN_API int32_t sampan_accumulate(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch,
                                      int64_t tokens);
 
-/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and
-   `grad_norm` (before clipping) are outputs. Where one of them is not finite, weights and moments stay as they are; the
-   step counts all the same, what was accumulated is dropped, and the code is SAMPAN_NOT_FINITE, with the tensor's name
-   in sampan_error. */
-SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm);
+/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm`
+   (before clipping) are outputs. Where one of them is NaN or infinite the step is refused: weights and moments stay as they
+   are, the step counts, what was accumulated is dropped, and *refused says
+   which tensor it was (until the next call); else *refused is NULL. */
+SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm,
+                                 const char **refused);
 
 /* Mean loss over the targets, without dropout; changes nothing. */
 SAMPAN_API int32_t sampan_loss(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens,
                                double *loss);
 
-/* Updates so far, and how many of them were applied: all others were not finite. Together with weights and moments it
- * is all that a resume needs. */
+/* Updates so far, and how many were applied (the others were refused). A resume needs these, weights and moments. */
 SAMPAN_API int64_t sampan_get_step(const sampan_engine *engine);
 SAMPAN_API int64_t sampan_get_applied(const sampan_engine *engine);
 SAMPAN_API int32_t sampan_set_step(sampan_engine *engine, int64_t step, int64_t applied);

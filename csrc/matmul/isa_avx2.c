@@ -1,5 +1,6 @@
 /* isa_avx2.c: kernels for AVX2 with FMA. */
 
+#include <math.h>
 #include <string.h>
 #include "platform/bfloat16.h"
 #include "kernels.h"
@@ -7,6 +8,12 @@
 #if CPU_X86
 
 #include <immintrin.h>
+
+#define LANES 8
+CPU_TARGET_BEGIN(CPU_AVX2)
+#include "platform/vec.h"
+#include "activations.inc"
+CPU_TARGET_END
 
 #define UNROLLED _Pragma("GCC unroll 8")
 
@@ -57,20 +64,15 @@ INLINE float sum_avx2(__m256 v) {
 #define NAME(x) x##_avx2
 #define TARGET TARGET_AVX2
 #define PAIRS 0
-#define LANES 8
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
 #define TILES(T) T(1, 1) T(2, 1) T(3, 1) T(4, 1) T(5, 1) T(6, 1) T(1, 2) T(2, 2) T(3, 2) T(4, 2) T(5, 2) T(6, 2)
 #define DOT_ROWS 4
 #define DOT_COLUMNS(rows) ((rows) == 4 ? 2 : 4)
-#define vec __m256
-#define vec_load(p) _mm256_loadu_ps(p)
-#define vec_store(p, v) _mm256_storeu_ps(p, v)
+#define vec_read(p) _mm256_loadu_ps(p)
+#define vec_write(p, v) _mm256_storeu_ps(p, v)
 #define vec_broadcast(p) _mm256_broadcast_ss(p)
-#define vec_zero() _mm256_setzero_ps()
 #define vec_multiply_add(sum, a, b) _mm256_fmadd_ps(a, b, sum)
-#define vec_min(a, b) _mm256_min_ps(a, b)
-#define vec_max(a, b) _mm256_max_ps(a, b)
 #define vec_sum(v) sum_avx2(v)
 #define vec_weights(p, type, rounds) weights_avx2(p, type, rounds)
 #define transpose(source, bytes, words, stride) transpose_avx2(source, bytes, words, stride)

@@ -1,5 +1,6 @@
 /* isa_avx512.c: kernels for AVX-512, with float words, and for AVX-512 BF16, with pairs of bfloat16. */
 
+#include <math.h>
 #include <string.h>
 #include "platform/bfloat16.h"
 #include "kernels.h"
@@ -7,6 +8,12 @@
 #if CPU_X86
 
 #include <immintrin.h>
+
+#define LANES 16
+CPU_TARGET_BEGIN(CPU_AVX512)
+#include "platform/vec.h"
+#include "activations.inc"
+CPU_TARGET_END
 
 #define UNROLLED _Pragma("GCC unroll 16")
 
@@ -61,7 +68,6 @@ INLINE_512 __m512 weights_avx512(const void *p, int type, int rounds) {
 }
 
 /* What both have in common: 24 sums, 3 columns and a row of 32 registers. */
-#define LANES 16
 #define TILE_ROWS 8
 #define TILE_VECTORS 3
 #define TILES_OF(T, rows) T(rows, 1) T(rows, 2) T(rows, 3)
@@ -70,13 +76,9 @@ INLINE_512 __m512 weights_avx512(const void *p, int type, int rounds) {
     TILES_OF(T, 2) TILES_OF(T, 3) TILES_OF(T, 4) TILES_OF(T, 5) TILES_OF(T, 6) TILES_OF(T, 7) TILES_OF(T, 8)
 #define DOT_ROWS 8
 #define DOT_COLUMNS(rows) ((rows) == 8 ? 3 : 4)
-#define vec __m512
-#define vec_load(p) _mm512_loadu_ps(p)
-#define vec_store(p, v) _mm512_storeu_ps(p, v)
+#define vec_read(p) _mm512_loadu_ps(p)
+#define vec_write(p, v) _mm512_storeu_ps(p, v)
 #define vec_broadcast(p) _mm512_set1_ps(*(p))
-#define vec_zero() _mm512_setzero_ps()
-#define vec_min(a, b) _mm512_min_ps(a, b)
-#define vec_max(a, b) _mm512_max_ps(a, b)
 #define vec_sum(v) _mm512_reduce_add_ps(v)
 #define transpose(source, bytes, words, stride) transpose_avx512(source, bytes, words, stride)
 

@@ -1,5 +1,6 @@
 /* isa_neon.c: kernels for NEON on 64-bit ARM, which always has it. */
 
+#include <math.h>
 #include <string.h>
 #include "platform/bfloat16.h"
 #include "kernels.h"
@@ -7,6 +8,10 @@
 #if CPU_NEON
 
 #include <arm_neon.h>
+
+#define LANES 4
+#include "platform/vec.h"
+#include "activations.inc"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -38,7 +43,6 @@ INLINE float32x4_t weights_neon(const void *p, int type, int rounds) {
 #define NAME(x) x##_neon
 #define TARGET
 #define PAIRS 0
-#define LANES 4
 #define TILE_ROWS 8
 #define TILE_VECTORS 3
 #define TILES_OF(T, rows) T(rows, 1) T(rows, 2) T(rows, 3)
@@ -47,14 +51,10 @@ INLINE float32x4_t weights_neon(const void *p, int type, int rounds) {
     TILES_OF(T, 2) TILES_OF(T, 3) TILES_OF(T, 4) TILES_OF(T, 5) TILES_OF(T, 6) TILES_OF(T, 7) TILES_OF(T, 8)
 #define DOT_ROWS 8
 #define DOT_COLUMNS(rows) ((rows) == 8 ? 2 : 4)
-#define vec float32x4_t
-#define vec_load(p) vld1q_f32(p)
-#define vec_store(p, v) vst1q_f32(p, v)
+#define vec_read(p) vld1q_f32(p)
+#define vec_write(p, v) vst1q_f32(p, v)
 #define vec_broadcast(p) vld1q_dup_f32(p)
-#define vec_zero() vdupq_n_f32(0.0f)
 #define vec_multiply_add(sum, a, b) vfmaq_f32(sum, a, b)
-#define vec_min(a, b) vminq_f32(a, b)
-#define vec_max(a, b) vmaxq_f32(a, b)
 #define vec_sum(v) vaddvq_f32(v)
 #define vec_weights(p, type, rounds) weights_neon(p, type, rounds)
 #define transpose(source, bytes, words, stride) transpose_neon(source, bytes, words, stride)

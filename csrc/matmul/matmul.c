@@ -24,6 +24,7 @@
 #include "platform/cpu.h"
 #include "matmul.h"
 #include "kernels.h"
+#include "activations.inc"
 
 enum {
     SLAB_STEPS = 256, /* 32-bit words along k: 256 floats or 512 bfloat16; a panel of B is 48 KiB for AVX-512, as L1 */
@@ -445,13 +446,6 @@ static double element(const matmul_matrix *matrix, int64_t i, int64_t j, int32_t
     return precision == MATMUL_BFLOAT16 ? bfloat16_to_float(bfloat16_from_float(value)) : value;
 }
 
-static double gelu(double x) { return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
-
-static double gelu_slope(double x) {
-    const double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
-    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x);
-}
-
 void matmul_run_naive(const matmul_problem *p) {
     for (int64_t i = 0; i < p->m; i++) {
         for (int64_t j = 0; j < p->n; j++) {
@@ -461,11 +455,11 @@ void matmul_run_naive(const matmul_problem *p) {
             for (int64_t k = 0; k < p->k; k++)
                 v += element(&p->a, i, k, p->precision) * element(&p->b, k, j, p->precision);
             if (p->bias) v += p->bias[j];
-            if (p->activation == MATMUL_GELU) {
+            if (p->activation && p->backward) {
+                v *= activation_slope(p->activation, *pre);
+            } else if (p->activation) {
                 if (pre) *pre = (float)v;
-                v = gelu(v);
-            } else if (p->activation == MATMUL_GELU_BACKWARD) {
-                v *= gelu_slope(*pre);
+                v = activation_value(p->activation, v);
             }
             if (p->residual) v += p->residual[i * p->residual_stride + j];
             *c = (float)v;

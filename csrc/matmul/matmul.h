@@ -6,12 +6,11 @@
 
    A linear layer with weights w (N, K), input x (M, K), output y (M, N), all rows contiguous, is
 
-     forward    y  = x w^T + bias   .m = M, .n = N, .k = K, .a = matmul_rows(x, K), .b = matmul_columns(w, K),
-                                    .c = y, .c_stride = N, .bias = bias
-     backward   dx = dy w           .m = M, .n = K, .k = N, .a = matmul_rows(dy, N), .b = matmul_rows(w, K),
-                                    .c = dx, .c_stride = K
-     backward   dw += dy^T x        .m = N, .n = K, .k = M, .a = matmul_columns(dy, N), .b = matmul_rows(x, K),
-                                    .c = dw, .c_stride = K, .accumulate = 1
+     forward    y  = x w^T + bias   p = matmul_product(M, N, K, matmul_rows(x, K), matmul_columns(w, K), y, N, precision)
+                                    p.bias = bias
+     backward   dx = dy w           p = matmul_product(M, K, N, matmul_rows(dy, N), matmul_rows(w, K), dx, K, precision)
+     backward   dw += dy^T x        p = matmul_product(N, K, M, matmul_columns(dy, N), matmul_rows(x, K), dw, K, precision)
+                                    p.accumulate = 1
 
    Fields that are not named are zero, and zero always means "without". Nothing is allocated and nothing can fail after
    matmul_create().
@@ -25,6 +24,7 @@
 #define SAMPAN_MATMUL_H
 
 #include <stdint.h>
+#include "activations.h"
 #include "platform/threads.h"
 
 /* How a matrix is stored, and in which precision it is multiplied. Sums are float32 in both.
@@ -32,8 +32,6 @@
    The AVX-512 BF16 instruction adds products in pairs and flushes denormals, other instruction sets do not:
    between them results differ by float32 rounding, about 1e-7 times the sum of the absolute products. */
 enum { MATMUL_FLOAT32 = 0, MATMUL_BFLOAT16 = 1 };
-
-enum { MATMUL_IDENTITY = 0, MATMUL_GELU = 1, MATMUL_GELU_BACKWARD = 2 };
 
 /* Element (i, j) is data[i * row_stride + j * column_stride], of float or of uint16_t (bfloat16). */
 typedef struct matmul_matrix {
@@ -53,9 +51,9 @@ typedef struct matmul_problem {
 
     /* What is done to each finished sum v while it is in the first-level cache, in this order: */
     const float *bias;                /* (n): v += bias */
-    int32_t activation;               /* MATMUL_GELU: pre_activation = v if given, v = gelu(v)   (the tanh form)
-                                         MATMUL_GELU_BACKWARD: v *= gelu'(pre_activation) */
-    float *pre_activation;            /* (m, n), written by GELU, read by GELU_BACKWARD */
+    int32_t activation;               /* ACTIVATION_...: pre_activation = v if given, v = value(v) */
+    int32_t backward;                 /* 1, with an activation: v *= slope(pre_activation) instead */
+    float *pre_activation;            /* (m, n), written by the activation, read by its backward pass */
     int64_t pre_activation_stride;
     const float *residual;            /* (m, n): v += residual; not c itself: that is `accumulate` */
     int64_t residual_stride;
@@ -74,6 +72,13 @@ static inline matmul_matrix matmul_rows_bfloat16(const uint16_t *data, int64_t s
 }
 static inline matmul_matrix matmul_columns_bfloat16(const uint16_t *data, int64_t stride) {
     return (matmul_matrix){data, 1, stride, MATMUL_BFLOAT16};
+}
+
+/* c (m, n) = a (m, k) b (k, n), without anything else. */
+static inline matmul_problem matmul_product(int64_t m, int64_t n, int64_t k, matmul_matrix a, matmul_matrix b, float *c,
+                                            int64_t c_stride, int32_t precision) {
+    return (matmul_problem){
+        .m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .c_stride = c_stride, .precision = precision};
 }
 
 /* The kernels for an instruction set and the buffers for packed panels: a few MB in all, whatever the sizes. */

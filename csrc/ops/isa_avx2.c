@@ -6,24 +6,13 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include "matmul/matmul.h"
-#include "platform/threads.h"
+#include "ops.h"
 
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
-
+CPU_TARGET_BEGIN(CPU_AVX2)
 #define LANES 8
 #include "table.inc"
-
-extern const ops ops_avx2;
 const ops ops_avx2 = OPS_TABLE;
-
-#ifdef __clang__
-#pragma clang attribute pop
-#endif
+CPU_TARGET_END
 
 #else
 typedef int nothing_here;

@@ -6,25 +6,13 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include "matmul/matmul.h"
-#include "platform/threads.h"
+#include "ops.h"
 
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#endif
-
+CPU_TARGET_BEGIN(CPU_AVX512 CPU_WIDE)
 #define LANES 16
 #include "table.inc"
-
-extern const ops ops_avx512;
 const ops ops_avx512 = OPS_TABLE;
-
-#ifdef __clang__
-#pragma clang attribute pop
-#endif
+CPU_TARGET_END
 
 #else
 typedef int nothing_here;

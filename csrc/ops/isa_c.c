@@ -6,9 +6,6 @@
 #include "table.inc"
 
 static const ops ops_c = OPS_TABLE;
-#if CPU_X86
-extern const ops ops_avx2, ops_avx512;
-#endif
 
 const ops *ops_for_isa(int32_t isa) {
 #if CPU_X86

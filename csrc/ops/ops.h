@@ -133,12 +133,12 @@ typedef struct ops {
     /* out (M, N) = x (M, K) w^T + bias, + residual if there is one; w is (N, K) */
     void (*linear_forward)(const team *t, float *out, const float *x, const parameter *weight, const parameter *bias,
                            const float *residual, int64_t M);
-    /* the same, and out = gelu(pre), pre (M, N) = x w^T + bias */
-    void (*linear_gelu_forward)(const team *t, float *out, float *pre, const float *x, const parameter *weight,
-                                const parameter *bias, int64_t M);
-    /* dx (M, K); `pre` (M, K), if not NULL: x was gelu(pre), and dx becomes the gradient of pre */
-    void (*linear_backward)(const team *t, float *dx, const float *dout, const float *x, const float *pre,
-                            parameter *weight, parameter *bias, int64_t M);
+    /* out = activation(pre), pre (M, N) = x w^T + bias */
+    void (*linear_activation_forward)(const team *t, int32_t activation, float *out, float *pre, const float *x,
+                                      const parameter *weight, const parameter *bias, int64_t M);
+    /* dx (M, K). With an activation, x was activation(pre), pre (M, K), and dx becomes the gradient of pre. */
+    void (*linear_backward)(const team *t, float *dx, const float *dout, const float *x, int32_t activation,
+                            const float *pre, parameter *weight, parameter *bias, int64_t M);
 
     /* puts k and v of qkv (B, T, (H + 2 KV) * D) at `position` of keys and values (B, KV, S, D) of `type` */
     void (*cache_append)(const team *t, void *keys, void *values, int32_t type, const float *qkv, int64_t B, int64_t T,
@@ -146,10 +146,10 @@ typedef struct ops {
     void (*attention_forward)(const team *t, const attention *a);
     void (*attention_backward)(const team *t, const attention *a);
 
-    /* out (M, F) = silu(gate) * up; gate_up (M, 2 F) */
-    void (*swiglu_forward)(const team *t, float *out, const float *gate_up, int64_t M, int64_t F);
-    void (*swiglu_backward)(const team *t, float *dgate_up, const float *dout, const float *gate_up, int64_t M,
-                            int64_t F);
+    /* out (M, F) = activation(gate) * up; gate_up (M, 2 F) */
+    void (*gated_forward)(const team *t, int32_t activation, float *out, const float *gate_up, int64_t M, int64_t F);
+    void (*gated_backward)(const team *t, int32_t activation, float *dgate_up, const float *dout, const float *gate_up,
+                           int64_t M, int64_t F);
 
     /* out (M, C) = residual + dropped x; residual may be NULL. The backward pass is the same call on gradients, without
      * residual. */
@@ -170,6 +170,7 @@ typedef struct ops {
 
 enum { OPTIM_PIECE = 65536 };
 
+extern const ops ops_avx2, ops_avx512; /* x86-64 only */
 const ops *ops_for_isa(int32_t isa);
 
 /* A key of the words' values and order (splitmix64 over them). */

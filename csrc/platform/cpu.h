@@ -28,9 +28,24 @@ enum { ISA_NONE = -2, ISA_BEST = -1, ISA_C = 0, ISA_NEON, ISA_AVX2, ISA_AVX512, 
 #define CPU_NEON 0
 #endif
 
-#define TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
-#define TARGET_AVX512BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define CPU_AVX2 "avx2,fma"
+#define CPU_AVX512 "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"
+#define CPU_AVX512BF16 CPU_AVX512 ",avx512bf16"
+#define TARGET_AVX2 __attribute__((target(CPU_AVX2)))
+#define TARGET_AVX512 __attribute__((target(CPU_AVX512)))
+#define TARGET_AVX512BF16 __attribute__((target(CPU_AVX512BF16)))
+
+/* The same for all functions between the two, after the system's headers:  CPU_TARGET_BEGIN(CPU_AVX2) ... CPU_TARGET_END */
+#define CPU_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define CPU_WIDE
+#define CPU_TARGET_BEGIN(set) CPU_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
+#define CPU_TARGET_END _Pragma("clang attribute pop")
+#else
+#define CPU_WIDE ",prefer-vector-width=512" /* behind CPU_AVX512: the compiler's own vectors too */
+#define CPU_TARGET_BEGIN(set) _Pragma("GCC push_options") CPU_PRAGMA(GCC target(set))
+#define CPU_TARGET_END _Pragma("GCC pop_options")
+#endif
 
 /* Whether this CPU and operating system can run it. */
 int32_t cpu_has_isa(int32_t isa);

@@ -34,9 +34,27 @@ int32_t size_multiply(int64_t *product, int64_t a, int64_t b) {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, product) && *product <= LIMIT;
 }
 
-int32_t size_add(int64_t *total, int64_t count, int64_t width) {
-    int64_t bytes;
-    if (!size_multiply(&bytes, count, width)) return 0;
-    bytes = (bytes + 63) & ~(int64_t)63;
-    return !__builtin_add_overflow(*total, bytes, total) && *total <= LIMIT;
+void *memory_place(memory_plan *plan, int64_t count, int64_t width) {
+    int64_t bytes, at = plan->bytes;
+    if (at < 0) return NULL;
+    if (!size_multiply(&bytes, count, width) || bytes > LIMIT - at - 63) {
+        plan->bytes = -1;
+        return NULL;
+    }
+    plan->bytes = at + ((bytes + 63) & ~(int64_t)63);
+    return plan->base && count ? plan->base + at : NULL;
+}
+
+int64_t memory_count(memory_placer *place, void *arg) {
+    memory_plan plan = {0};
+    place(&plan, arg);
+    return plan.bytes;
+}
+
+int32_t memory_arrange(memory_block *block, memory_placer *place, void *arg, int64_t *bytes) {
+    *bytes = memory_count(place, arg);
+    if (memory_allocate(block, *bytes)) return 1;
+    memory_plan plan = {block->data, 0};
+    place(&plan, arg);
+    return 0;
 }

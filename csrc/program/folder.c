@@ -14,6 +14,8 @@ enum { PATH_SIZE = 4096 };
 
 /* ---- config.json ---- */
 
+static int32_t is_rotary(const sampan_config *c) { return !strcmp(c->positions, "rotary"); }
+
 /* A whole number from 1 to 2^28, or 0. */
 static int32_t read_size(const json *doc, const char *key, double otherwise) {
     double n = json_number(doc, 0, key, otherwise);
@@ -27,7 +29,9 @@ static const char *read_gpt2(sampan_config *c, const json *doc) {
     if (json_flag(doc, 0, "scale_attn_by_inverse_layer_idx", 0) || !json_flag(doc, 0, "scale_attn_weights", 1))
         return "its scale of attention is not supported";
     if (json_flag(doc, 0, "add_cross_attention", 0)) return "its cross-attention is not supported";
-    c->family = SAMPAN_GPT2;
+    c->norm = "layernorm";
+    c->positions = "learned";
+    c->activation = "gelu_new";
     c->n_layer = read_size(doc, "n_layer", 12);
     c->n_head = c->n_kv_head = read_size(doc, "n_head", 12);
     c->n_embd = read_size(doc, "n_embd", 768);
@@ -35,7 +39,7 @@ static const char *read_gpt2(sampan_config *c, const json *doc) {
     c->head_dim = c->n_head ? c->n_embd / c->n_head : 0;
     c->block_size = read_size(doc, "n_positions", 1024);
     c->vocab_size = read_size(doc, "vocab_size", 50257);
-    c->bias = json_flag(doc, 0, "bias", 1);
+    c->norm_bias = c->qkv_bias = c->attn_proj_bias = c->mlp_bias = json_flag(doc, 0, "bias", 1);
     c->tie_word_embeddings = json_flag(doc, 0, "tie_word_embeddings", 1);
     c->norm_eps = (float)json_number(doc, 0, "layer_norm_epsilon", 1e-5);
     return NULL;
@@ -49,7 +53,11 @@ static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) 
     if (strcmp(json_string(doc, 0, "hidden_act", "silu"), "silu")) return "its hidden_act is not silu";
     if (json_flag(doc, 0, "use_sliding_window", 0)) return "its sliding window is not supported";
     if (json_number(doc, 0, "pretraining_tp", 1) != 1) return "its pretraining_tp is not 1";
-    c->family = qwen3 ? SAMPAN_QWEN3 : SAMPAN_LLAMA;
+    c->norm = "rmsnorm";
+    c->positions = "rotary";
+    c->activation = "silu";
+    c->gated = 1;
+    c->qk_norm = qwen3;
     c->n_layer = read_size(doc, "num_hidden_layers", 0);
     c->n_head = read_size(doc, "num_attention_heads", 0);
     c->n_kv_head = read_size(doc, "num_key_value_heads", c->n_head);
@@ -58,8 +66,8 @@ static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) 
     c->head_dim = read_size(doc, "head_dim", qwen3 ? 128 : c->n_head ? c->n_embd / c->n_head : 0);
     c->block_size = read_size(doc, "max_position_embeddings", 2048);
     c->vocab_size = read_size(doc, "vocab_size", 0);
-    c->bias = json_flag(doc, 0, "attention_bias", 0);
-    if (!qwen3 && json_flag(doc, 0, "mlp_bias", 0) != c->bias) return "its attention_bias and mlp_bias differ";
+    c->qkv_bias = c->attn_proj_bias = json_flag(doc, 0, "attention_bias", 0);
+    c->mlp_bias = !qwen3 && json_flag(doc, 0, "mlp_bias", 0);
     c->tie_word_embeddings = json_flag(doc, 0, "tie_word_embeddings", 0);
     c->norm_eps = (float)json_number(doc, 0, "rms_norm_eps", 1e-6);
     return NULL;
@@ -69,7 +77,7 @@ static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) 
    few bytes of config.json can name any size. */
 static const char *check_sizes(const sampan_config *c, const char *folder) {
     enum { ROTARY_MOST = 1 << 25 };
-    const double C = c->n_embd, heads = (double)c->n_head * c->head_dim, gpt2 = c->family == SAMPAN_GPT2;
+    const double C = c->n_embd, heads = (double)c->n_head * c->head_dim, gpt2 = !is_rotary(c);
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
     double layer = 2 * heads * C + (gpt2 ? 2 : 3) * C * c->n_inner,
@@ -107,7 +115,7 @@ int32_t folder_read_config(sampan_config *c, double **frequencies, const char *f
              && c->vocab_size))
         complaint = "a size is missing, or not a whole number between 1 and 2^28";
     if (!complaint) complaint = check_sizes(c, folder);
-    if (!complaint && c->family != SAMPAN_GPT2) {
+    if (!complaint && is_rotary(c)) {
         double theta = json_number(&doc, json_find(&doc, 0, "rope_parameters"), "rope_theta", 10000.0);
         *frequencies = malloc((size_t)(c->head_dim / 2 + 1) * sizeof(double));
         if (!*frequencies) complaint = "no memory";
@@ -138,7 +146,7 @@ static void add_piece(stored *s, int64_t rows, const char *prefix, const char *n
 
 static stored find_stored(const sampan_config *c, const sampan_parameter *p) {
     stored s = {0};
-    if (c->family == SAMPAN_GPT2) {
+    if (!is_rotary(c)) {
         s.transposed = p->columns && !strncmp(p->name, "h.", 2);
         add_piece(&s, p->rows, strncmp(p->name, "lm_head", 7) ? "transformer." : "", p->name, "");
         return s;
@@ -235,7 +243,7 @@ int32_t folder_load_weights(sampan_engine *engine, const sampan_config *config, 
             failed = load_piece(&file, &s, k, &p, next, spare, room, message, message_size);
             next += s.piece[k].rows * parameter_columns(&p);
         }
-        if (!failed) failed = sampan_write(engine, SAMPAN_WEIGHT, i, values);
+        if (!failed) failed = sampan_write(engine, "weight", i, values);
     }
     free(values);
     free(spare);
@@ -261,7 +269,7 @@ static int64_t list_tensors(sampan_engine *engine, const sampan_config *c, safet
             is_zero[count] = 0;
         }
         const char *ending = strstr(p.name, ".weight");
-        if (c->family == SAMPAN_GPT2 && !c->bias && ending && strncmp(p.name, "wte", 3) && strncmp(p.name, "wpe", 3)
+        if (!is_rotary(c) && !c->norm_bias && ending && strncmp(p.name, "wte", 3) && strncmp(p.name, "wpe", 3)
             && strncmp(p.name, "lm_head", 7)) {
             snprintf(names[count], sizeof names[0], "transformer.%.*s.bias", (int)(ending - p.name), p.name);
             tensors[count] = (safetensor){.name = names[count], .rank = 1, .shape = {p.rows}, .elements = p.rows};
@@ -289,7 +297,7 @@ int32_t folder_save_weights(sampan_engine *engine, const sampan_config *config, 
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);
         stored s = find_stored(config, &p);
-        failed = sampan_read(engine, SAMPAN_WEIGHT, i, values);
+        failed = sampan_read(engine, "weight", i, values);
         const float *next = values;
         for (int32_t k = 0; k < s.pieces && !failed; k++, at++) {
             if (s.transposed) transpose(spare, next, p.rows, p.columns);

@@ -112,7 +112,9 @@ static int32_t weights_open(weights *w, sampan_config *c, const char *path, char
             return complain(w->stream, path, "its header has a size that no model has", message, message_size);
     if (h[7] < h[3] || h[6] % h[5])
         return complain(w->stream, path, "its header has sizes that do not fit together", message, message_size);
-    c->family = SAMPAN_GPT2;
+    c->norm = "layernorm";
+    c->positions = "learned";
+    c->activation = "gelu_new";
     c->block_size = h[2];
     c->vocab_size = h[3];
     c->n_layer = h[4];
@@ -126,7 +128,7 @@ static int32_t weights_open(weights *w, sampan_config *c, const char *path, char
                         message_size);
     c->n_inner = 4 * c->n_embd;
     c->head_dim = c->n_embd / c->n_head;
-    c->bias = c->tie_word_embeddings = 1;
+    c->norm_bias = c->qkv_bias = c->attn_proj_bias = c->mlp_bias = c->tie_word_embeddings = 1;
     c->norm_eps = 1e-5f;
     return 0;
 }
@@ -168,7 +170,7 @@ int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, co
         else if (read_values(w.stream, HEADER_BYTES + find_offset(&c, w.padded, p.name) * w.width, w.width, count,
                              values))
             complaint = "cannot be read";
-        else if (sampan_write(engine, SAMPAN_WEIGHT, i, values)) complaint = sampan_error(engine);
+        else if (sampan_write(engine, "weight", i, values)) complaint = sampan_error(engine);
         free(values);
     }
     if (complaint) return complain(w.stream, path, complaint, message, message_size);
@@ -287,7 +289,8 @@ int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c,
     int64_t bytes, logits;
     *s = (llmc_state){.padded = (c->vocab_size + PADDED_TO - 1) / PADDED_TO * PADDED_TO};
     int64_t parameters = count_elements(c, s->padded);
-    if (c->family != SAMPAN_GPT2 || !c->tie_word_embeddings || c->n_inner != 4 * c->n_embd)
+    if (strcmp(c->positions, "learned") || c->gated || !c->qkv_bias || !c->tie_word_embeddings
+        || c->n_inner != 4 * c->n_embd)
         return complain(NULL, path,
                         "a debug state is of a gpt2 with a tied head and an MLP of 4 n_embd, and this model is not one",
                         message, message_size);

@@ -51,7 +51,7 @@ static char *model_file(int32_t version) {
 
 static sampan_engine *open_engine(sampan_config *c, const char *from) {
     sampan_engine *e;
-    *c = (sampan_config){.struct_size = sizeof *c, .training = 1, .threads = 1, .beta1 = 0.9, .beta2 = 0.95};
+    *c = example_config(1, 1, 1, 1, 1, 1, 1);
     if (llmc_read_config(c, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) {
         check(0, message);
         exit(1);
@@ -68,14 +68,14 @@ static void weights_checks(void) {
         write_file("model.bin", file, size);
         check(llmc_recognizes(path), "its magic number");
         sampan_engine *e = open_engine(&c, path);
-        check(c.n_layer == L && c.n_head == H && c.n_embd == C && c.block_size == P && c.vocab_size == V && c.bias == 1
-                  && c.n_inner == 4 * C,
+        check(c.n_layer == L && c.n_head == H && c.n_embd == C && c.block_size == P && c.vocab_size == V
+                  && c.mlp_bias == 1 && c.n_inner == 4 * C,
               "sizes");
         check(!llmc_load_weights(e, &c, path, message, sizeof message), message);
         for (int64_t i = 0; i < sampan_count_parameters(e); i++) {
             sampan_parameter p;
             sampan_get_parameter(e, i, &p);
-            sampan_read(e, SAMPAN_WEIGHT, i, values);
+            sampan_read(e, "weight", i, values);
             if (!strcmp(p.name, "wpe.weight")) check(!memcmp(values, weights + VP * C, P * C * 4), "wpe");
             if (!strcmp(p.name, "h.1.ln_1.weight"))
                 check(!memcmp(values, weights + (VP + P + 1) * C, C * 4),

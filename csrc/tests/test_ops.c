@@ -15,7 +15,7 @@
 #include "platform/cpu.h"
 #include "ops/ops.h"
 #define LANES 4
-#include "ops/vec.h"
+#include "platform/vec.h"
 
 static int32_t checks, failures;
 
@@ -117,6 +117,9 @@ static void trial_check(trial *s) {
 
 /* ---- the ops ---- */
 
+#define ACTIVATION_NAME(name, value, slope) #name,
+static const char *const activation_names[] = {"none", ACTIVATIONS(ACTIVATION_NAME)};
+
 static void embedding_f(const team *t, trial *s) {
     s->op->embedding_forward(t, s->out, s->ids, &s->w, &s->v, s->B, s->T, s->C, 0);
 }
@@ -158,17 +161,17 @@ static void rotary_b(const team *t, trial *s) {
 }
 static void linear_f(const team *t, trial *s) { s->op->linear_forward(t, s->out, s->x, &s->w, &s->b, s->more, s->M); }
 static void linear_b(const team *t, trial *s) {
-    s->op->linear_backward(t, s->dx, s->dout, s->x, NULL, &s->w, &s->b, s->M);
+    s->op->linear_backward(t, s->dx, s->dout, s->x, ACTIVATION_NONE, NULL, &s->w, &s->b, s->M);
 }
 
-/* two layers, because the gelu of the first is undone in the backward pass of the second; w: first, v: second */
-static void gelu_f(const team *t, trial *s) {
-    s->op->linear_gelu_forward(t, s->more, s->stats, s->x, &s->w, &s->b, s->M);
+/* two layers, because the activation of the first is undone in the backward pass of the second; w: first, v: second */
+static void activation_f(const team *t, trial *s) {
+    s->op->linear_activation_forward(t, s->flag, s->more, s->stats, s->x, &s->w, &s->b, s->M);
     s->op->linear_forward(t, s->out, s->more, &s->v, NULL, NULL, s->M);
 }
-static void gelu_b(const team *t, trial *s) {
-    s->op->linear_backward(t, s->scratch, s->dout, s->more, s->stats, &s->v, NULL, s->M);
-    s->op->linear_backward(t, s->dx, s->scratch, s->x, NULL, &s->w, &s->b, s->M);
+static void activation_b(const team *t, trial *s) {
+    s->op->linear_backward(t, s->scratch, s->dout, s->more, s->flag, s->stats, &s->v, NULL, s->M);
+    s->op->linear_backward(t, s->dx, s->scratch, s->x, ACTIVATION_NONE, NULL, &s->w, &s->b, s->M);
 }
 static attention attention_of(trial *s) {
     int64_t width = (s->H + 2 * s->KV) * s->D;
@@ -201,8 +204,8 @@ static void attention_b(const team *t, trial *s) {
     attention a = attention_of(s);
     s->op->attention_backward(t, &a);
 }
-static void swiglu_f(const team *t, trial *s) { s->op->swiglu_forward(t, s->out, s->x, s->M, s->C); }
-static void swiglu_b(const team *t, trial *s) { s->op->swiglu_backward(t, s->dx, s->dout, s->x, s->M, s->C); }
+static void gated_f(const team *t, trial *s) { s->op->gated_forward(t, s->flag, s->out, s->x, s->M, s->C); }
+static void gated_b(const team *t, trial *s) { s->op->gated_backward(t, s->flag, s->dx, s->dout, s->x, s->M, s->C); }
 static void dropout_f(const team *t, trial *s) {
     s->op->dropout_forward(t, s->out, s->x, s->more, s->M, s->C, s->drop);
 }
@@ -216,6 +219,36 @@ static void loss_b(const team *t, trial *s) {
     s->op->loss_forward_backward(t, s->out, s->dx, s->more, 4, s->x, s->ids, &s->w, s->M);
 }
 
+typedef void trial_op(const team *t, trial *s);
+
+static trial trial_of(const trial *base, const char *name, trial_op *forward, trial_op *backward, int64_t out_size) {
+    trial s = *base;
+    s.name = name;
+    s.forward = forward;
+    s.backward = backward;
+    s.out_size = out_size;
+    s.out = random_floats(out_size);
+    s.dout = random_floats(out_size);
+    return s;
+}
+static void add_input(trial *s, const char *name, float *x, float *dx, int64_t size) {
+    int32_t k = 0;
+    while (s->input[k].x) k++;
+    s->input[k].name = name;
+    s->input[k].x = x;
+    s->input[k].dx = dx;
+    s->input[k].size = size;
+}
+static void add_x(trial *s, const char *name, int64_t size) {
+    s->x = random_floats(size);
+    s->dx = random_floats(size);
+    add_input(s, name, s->x, s->dx, size);
+}
+static void add_parameter(trial *s, const char *name, parameter *p, int64_t rows, int64_t columns) {
+    *p = random_parameter(rows, columns);
+    add_input(s, name, p->value, p->gradient, p->size);
+}
+
 static void ops_check(int32_t isa, int32_t n_threads) {
     thread_pool *pool;
     matmul_context *matmul;
@@ -223,112 +256,105 @@ static void ops_check(int32_t isa, int32_t n_threads) {
         check(0, "creating a pool", n_threads);
         return;
     }
-    enum { B = 2, T = 7, M = B * T, C = 19, H = 4, KV = 2, D = 6, V = 21, WIDTH = (H + 2 * KV) * D };
-    const trial base = {.op = ops_for_isa(isa),
-                        .pool = pool,
-                        .matmul = matmul,
-                        .B = B,
-                        .T = T,
-                        .M = M,
-                        .C = C,
-                        .H = H,
-                        .KV = KV,
-                        .D = D,
-                        .V = V};
+    enum { B = 2, T = 7, M = B * T, C = 19, N = 23, H = 4, KV = 2, D = 6, V = 21, WIDTH = (H + 2 * KV) * D };
+    trial base = {.op = ops_for_isa(isa), .pool = pool, .matmul = matmul, .B = B, .T = T, .M = M, .C = C, .H = H};
+    base.KV = KV;
+    base.D = D;
+    base.V = V;
     int32_t ids[M], targets[M];
     for (int32_t i = 0; i < M; i++) {
         ids[i] = (i * 5) % V;
         targets[i] = i % 4 == 1 ? -1 : (i * 3) % V;
     }
 
-    trial s = base;
-    s.name = "embedding", s.forward = embedding_f, s.backward = embedding_b, s.ids = ids;
-    s.w = random_parameter(V, C), s.v = random_parameter(T, C);
-    s.out_size = M * C, s.out = random_floats(M * C), s.dout = random_floats(M * C);
-    s.input[0].name = "wte", s.input[0].x = s.w.value, s.input[0].dx = s.w.gradient, s.input[0].size = s.w.size;
-    s.input[1].name = "wpe", s.input[1].x = s.v.value, s.input[1].dx = s.v.gradient, s.input[1].size = s.v.size;
+    trial s = trial_of(&base, "embedding", embedding_f, embedding_b, M * C);
+    s.ids = ids;
+    add_parameter(&s, "wte", &s.w, V, C);
+    add_parameter(&s, "wpe", &s.v, T, C);
     trial_check(&s);
 
-#define ADD_INPUT(k, what, from, to, n) \
-    (s.input[k].name = what, s.input[k].x = from, s.input[k].dx = to, s.input[k].size = n)
     for (int32_t centered = 0; centered < 2; centered++) {
-        s = base;
-        s.name = centered ? "LayerNorm" : "RMSNorm", s.forward = norm_f, s.backward = norm_b, s.flag = centered;
-        s.w = random_parameter(C, 0), s.b = random_parameter(C, 0), s.x = random_floats(M * C),
-        s.dx = random_floats(M * C), s.stats = random_floats(2 * M);
-        s.out_size = M * C, s.out = random_floats(M * C), s.dout = random_floats(M * C);
-        ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, C);
-        if (centered) ADD_INPUT(2, "bias", s.b.value, s.b.gradient, C);
+        s = trial_of(&base, centered ? "LayerNorm" : "RMSNorm", norm_f, norm_b, M * C);
+        s.flag = centered;
+        s.stats = random_floats(2 * M);
+        add_x(&s, "x", M * C);
+        add_parameter(&s, "weight", &s.w, C, 0);
+        if (centered) add_parameter(&s, "bias", &s.b, C, 0);
         trial_check(&s);
     }
 
-    s = base;
-    s.name = "head norm", s.forward = head_norm_f, s.backward = head_norm_b;
-    s.w = random_parameter(D, 0), s.v = random_parameter(D, 0), s.x = random_floats(M * WIDTH),
-    s.dx = random_floats(M * WIDTH);
-    s.more = random_floats(M * (H + KV) * D), s.stats = random_floats(M * (H + KV));
-    s.out_size = M * WIDTH, s.out = random_floats(M * WIDTH), s.dout = random_floats(M * WIDTH);
-    ADD_INPUT(0, "qkv", s.x, s.dx, M * WIDTH), ADD_INPUT(1, "q weight", s.w.value, s.w.gradient, D),
-        ADD_INPUT(2, "k weight", s.v.value, s.v.gradient, D);
+    s = trial_of(&base, "head norm", head_norm_f, head_norm_b, M * WIDTH);
+    s.more = random_floats(M * (H + KV) * D);
+    s.stats = random_floats(M * (H + KV));
+    add_x(&s, "qkv", M * WIDTH);
+    add_parameter(&s, "q weight", &s.w, D, 0);
+    add_parameter(&s, "k weight", &s.v, D, 0);
     trial_check(&s);
 
-    s.name = "rotary", s.forward = rotary_f, s.backward = rotary_b, s.more = random_floats(T * D),
+    s = trial_of(&base, "rotary", rotary_f, rotary_b, M * WIDTH);
+    s.more = random_floats(T * D);
     s.stats = random_floats(T * D);
     for (int32_t i = 0; i < T * D / 2; i++) {
         s.more[i] = cosf(1.7f * (float)i);
         s.stats[i] = sinf(1.7f * (float)i);
     }
-    s.input[1].x = NULL;
+    add_x(&s, "qkv", M * WIDTH);
     trial_check(&s);
 
-    s = base;
-    s.name = "linear", s.forward = linear_f, s.backward = linear_b;
-    s.w = random_parameter(23, C), s.b = random_parameter(23, 0), s.x = random_floats(M * C),
-    s.dx = random_floats(M * C), s.more = random_floats(M * 23);
-    s.out_size = M * 23, s.out = random_floats(M * 23), s.dout = random_floats(M * 23);
-    ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, s.w.size),
-        ADD_INPUT(2, "bias", s.b.value, s.b.gradient, 23);
-    ADD_INPUT(3, "residual", s.more, s.dout, M * 23);
+    s = trial_of(&base, "linear", linear_f, linear_b, M * N);
+    add_x(&s, "x", M * C);
+    add_parameter(&s, "weight", &s.w, N, C);
+    add_parameter(&s, "bias", &s.b, N, 0);
+    s.more = random_floats(M * N);
+    add_input(&s, "residual", s.more, s.dout, M * N);
     trial_check(&s);
 
-    s.name = "linear, gelu, linear", s.forward = gelu_f, s.backward = gelu_b, s.v = random_parameter(11, 23);
-    s.more = random_floats(M * 23), s.stats = random_floats(M * 23), s.scratch = random_floats(M * 23);
-    s.out_size = M * 11;
-    ADD_INPUT(3, "second weight", s.v.value, s.v.gradient, s.v.size);
-    trial_check(&s);
+    for (int32_t activation = 1; activation < ACTIVATION_COUNT; activation++) {
+        s = trial_of(&base, activation_names[activation], activation_f, activation_b, M * 11);
+        s.flag = activation;
+        s.more = random_floats(M * N);
+        s.stats = random_floats(M * N);
+        s.scratch = random_floats(M * N);
+        add_x(&s, "x", M * C);
+        add_parameter(&s, "weight", &s.w, N, C);
+        add_parameter(&s, "bias", &s.b, N, 0);
+        add_parameter(&s, "second weight", &s.v, 11, N);
+        trial_check(&s);
+
+        s = trial_of(&base, activation_names[activation], gated_f, gated_b, M * C);
+        s.flag = activation;
+        add_x(&s, "gate and up", M * 2 * C);
+        trial_check(&s);
+    }
 
     for (int32_t drops = 0; drops < 2; drops++)
         for (int32_t k = 0; k < 3; k++) {
-            s = base;
-            s.name = drops ? "attention with dropout" : "attention", s.forward = attention_f, s.backward = attention_b;
-            s.T = (int64_t[]){1, 40, 140}[k], s.KV = (int64_t[]){4, 2, 1}[k], s.D = (int64_t[]){6, 5, 32}[k];
+            const int64_t n_tokens = (int64_t[]){1, 40, 140}[k], kv = (int64_t[]){4, 2, 1}[k];
+            const int64_t d = (int64_t[]){6, 5, 32}[k], rows = B * n_tokens;
+            s = trial_of(&base, drops ? "attention with dropout" : "attention", attention_f, attention_b, rows * H * d);
+            s.T = n_tokens;
+            s.KV = kv;
+            s.D = d;
             s.drop = (dropout){drops ? 0.3f : 0.0f, 99};
-            int64_t width = (H + 2 * s.KV) * s.D, rows = B * s.T;
-            s.x = random_floats(rows * width), s.dx = random_floats(rows * width), s.lse = random_floats(rows * H);
-            s.scratch = random_floats(n_threads * attention_scratch(s.T));
-            s.out_size = rows * H * s.D, s.out = random_floats(s.out_size), s.dout = random_floats(s.out_size);
-            ADD_INPUT(0, "qkv", s.x, s.dx, rows * width);
+            s.lse = random_floats(rows * H);
+            s.scratch = random_floats(n_threads * attention_scratch(n_tokens));
+            add_x(&s, "qkv", rows * (H + 2 * kv) * d);
             trial_check(&s);
         }
 
-    s = base;
-    s.name = "swiglu", s.forward = swiglu_f, s.backward = swiglu_b, s.x = random_floats(M * 2 * C),
-    s.dx = random_floats(M * 2 * C);
-    s.out_size = M * C, s.out = random_floats(M * C), s.dout = random_floats(M * C);
-    ADD_INPUT(0, "gate and up", s.x, s.dx, M * 2 * C);
-    trial_check(&s);
-
-    s.name = "dropout", s.forward = dropout_f, s.backward = dropout_b, s.drop = (dropout){0.4f, 5},
+    s = trial_of(&base, "dropout", dropout_f, dropout_b, M * C);
+    s.drop = (dropout){0.4f, 5};
     s.more = random_floats(M * C);
-    ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "residual", s.more, s.dout, M * C);
+    add_x(&s, "x", M * C);
+    add_input(&s, "residual", s.more, s.dout, M * C);
     trial_check(&s);
 
-    s = base;
-    s.name = "loss", s.forward = loss_f, s.backward = loss_b, s.ids = targets, s.w = random_parameter(V, C);
-    s.x = random_floats(M * C), s.dx = random_floats(M * C), s.more = random_floats(4 * V);
-    s.out_size = M, s.out = random_floats(M), s.dout = random_floats(M);
+    s = trial_of(&base, "loss", loss_f, loss_b, M);
+    s.ids = targets;
+    s.more = random_floats(4 * V);
     for (int32_t i = 0; i < M; i++) s.dout[i] = 1.0f;
-    ADD_INPUT(0, "x", s.x, s.dx, M * C), ADD_INPUT(1, "weight", s.w.value, s.w.gradient, s.w.size);
+    add_x(&s, "x", M * C);
+    add_parameter(&s, "weight", &s.w, V, C);
     trial_check(&s);
 
     matmul_destroy(matmul);

@@ -14,43 +14,51 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import FAMILIES, OPTIMIZERS, MachineConfig, ModelConfig, TrainConfig
+from sampan.config import MachineConfig, ModelConfig, TrainConfig
 from sampan.engine.protocol import Update
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.model.parameters import parameters
 from sampan.model.rotary import rotary_frequencies
 
-DTYPES = ("float32", "bfloat16")  # by their numbers in sampan.h, as are FAMILIES and OPTIMIZERS
-WEIGHT, GRADIENT, EXP_AVG, EXP_AVG_SQ = range(4)
-NOT_FINITE = 4  # an error code of sampan.h
-MOMENTS = {"exp_avg": EXP_AVG, "exp_avg_sq": EXP_AVG_SQ}
-
-
+SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "head_dim", "block_size", "vocab_size")
+NAMES = ("norm", "positions", "activation")
+FLAGS = ("gated", "qk_norm", "qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias", "tie_word_embeddings")
 RECIPE = ("beta1", "beta2", "weight_decay", "grad_clip", "momentum", "adamw_lr_ratio")
 
 
-class Config(ctypes.Structure):
-    """sampan_config, field by field."""
+def fields(names: tuple[str, ...], kind: type) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names]
 
-    _fields_ = (
-        [("struct_size", c_int64), ("family", c_int32)]
-        + [
-            (n, c_int32)
-            for n in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "head_dim", "block_size", "vocab_size")
-        ]
-        + [
-            (n, c_int32)
-            for n in ("bias", "tie_word_embeddings", "training", "gradient_checkpointing", "dtype", "threads")
-        ]
-        + [(n, c_float) for n in ("dropout", "norm_eps")]
-        + [("optimizer", c_int32)]
-        + [(n, c_double) for n in RECIPE]
-        + [("seed", c_uint64), ("rotary_frequencies", POINTER(c_double))]
-    )
+
+class Config(ctypes.Structure):
+    """sampan_config of sampan.h, field by field."""
+
+    _fields_ = [
+        ("struct_size", c_int64),
+        *fields(SIZES, c_int32),
+        *fields(NAMES, c_char_p),
+        *fields(FLAGS, c_int32),
+        *fields(("dropout", "norm_eps"), c_float),
+        ("rotary_frequencies", POINTER(c_double)),
+        ("dtype", c_char_p),
+        ("threads", c_int32),
+        ("optimizer", c_char_p),
+        *fields(RECIPE, c_double),
+        ("gradient_checkpointing", c_int32),
+        ("seed", c_uint64),
+    ]
+
+
+class MemorySizes(ctypes.Structure):
+    """sampan_memory_sizes: bytes."""
+
+    _fields_ = fields(("weights", "gradients", "optimizer", "activations", "cache"), c_int64)
 
 
 class Parameter(ctypes.Structure):
+    """sampan_parameter: columns 0 means a vector."""
+
     _fields_ = [("name", c_char_p), ("rows", c_int64), ("columns", c_int64)]
 
 
@@ -59,13 +67,13 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
     "destroy": (None, [c_void_p]),
     "error": (c_char_p, [c_void_p]),
     "description": (c_char_p, [c_void_p]),
-    "preferred_dtype": (c_int32, []),
+    "memory": (c_int32, [POINTER(Config), c_int64, c_int64, POINTER(MemorySizes), c_char_p, c_int64]),
     "count_parameters": (c_int64, [c_void_p]),
     "get_parameter": (c_int32, [c_void_p, c_int64, POINTER(Parameter)]),
-    "read": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
-    "write": (c_int32, [c_void_p, c_int32, c_int64, c_void_p]),
+    "read": (c_int32, [c_void_p, c_char_p, c_int64, c_void_p]),
+    "write": (c_int32, [c_void_p, c_char_p, c_int64, c_void_p]),
     "accumulate": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64]),
-    "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double)]),
+    "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double), POINTER(c_char_p)]),
     "loss": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(c_double)]),
     "get_step": (c_int64, [c_void_p]),
     "get_applied": (c_int64, [c_void_p]),
@@ -102,9 +110,48 @@ def load_library() -> ctypes.CDLL:
 
 
 def destroy(library: ctypes.CDLL, pointer: c_void_p, process: int) -> None:
-    """Not in a forked child: it has not got the threads that the library would wait for."""
+    """Free an engine, except in a forked child, which lacks the threads that the library would wait for."""
     if os.getpid() == process:
         library.sampan_destroy(pointer)
+
+
+def model_parts(c: ModelConfig) -> dict[str, str | bool]:
+    """Return the names and flags that describe the model's parts to the C library."""
+    if c.family == "gpt2":
+        biases = dict.fromkeys(("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"), c.bias)
+        return dict(norm="layernorm", positions="learned", activation="gelu_new", gated=False, qk_norm=False) | biases
+    biases = dict(qkv_bias=c.bias, attn_proj_bias=c.bias, mlp_bias=c.bias and c.family == "llama", norm_bias=False)
+    return dict(norm="rmsnorm", positions="rotary", activation="silu", gated=True, qk_norm=c.family == "qwen3") | biases
+
+
+def c_config(c: ModelConfig, settings: MachineConfig) -> Config:
+    """Return the library's configuration of a resolved model. It trains if `settings` are a TrainConfig."""
+    config = Config(ctypes.sizeof(Config), threads=settings.threads or 0, seed=settings.seed)
+    config.dtype = settings.dtype.encode()
+    for name, value in model_parts(c).items():
+        setattr(config, name, value.encode() if isinstance(value, str) else value)
+    for name in (*SIZES, "tie_word_embeddings", "dropout", "norm_eps"):
+        setattr(config, name, getattr(c, name))
+    if config.positions == b"rotary":
+        config.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
+    if isinstance(settings, TrainConfig):
+        config.optimizer = settings.optimizer.encode()
+        for name in (*RECIPE, "gradient_checkpointing"):
+            setattr(config, name, getattr(settings, name))
+    return config
+
+
+def memory(model: ModelConfig, settings: MachineConfig, batch: int, tokens: int) -> dict[str, int]:
+    """Return the bytes that an engine would allocate, by purpose: weights, gradients, optimizer, activations, cache.
+
+    `activations` are those of passes over `batch` sequences of `tokens` tokens; `cache` is that of a session of `batch`
+    sequences. Raises UserError for a model that the engine refuses.
+    """
+    sizes, message = MemorySizes(), ctypes.create_string_buffer(256)
+    config = c_config(model, settings)
+    if load_library().sampan_memory(byref(config), batch, tokens, byref(sizes), message, len(message)):
+        raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
+    return {name: getattr(sizes, name) for name, _ in MemorySizes._fields_}
 
 
 class CEngine:
@@ -116,15 +163,9 @@ class CEngine:
             raise UserError(f"device={settings.device}: the C engine runs on cpu; use --engine torch")
         if world()[1] > 1:
             raise UserError("the C engine is one process; under torchrun use --engine torch")
-        if settings.dtype == "auto":
-            self.dtype = DTYPES[self.lib.sampan_preferred_dtype()]
-        elif settings.dtype in DTYPES:
-            self.dtype = settings.dtype
-        else:
-            raise UserError(f"dtype={settings.dtype}: the C engine has {' and '.join(DTYPES)}")
         self.pointer, self.process = c_void_p(), os.getpid()
         message = ctypes.create_string_buffer(256)
-        if self.lib.sampan_create(byref(self.pointer), byref(self.c_config()), message, len(message)):
+        if self.lib.sampan_create(byref(self.pointer), byref(c_config(config, settings)), message, len(message)):
             raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
         self.close = weakref.finalize(self, destroy, self.lib, self.pointer, self.process)
         self.table = parameters(config)
@@ -136,33 +177,18 @@ class CEngine:
             raise UserError("this C engine was closed, or belongs to the process that this one was forked from")
         return self.pointer
 
-    def c_config(self) -> Config:
-        c, s = self.config, self.settings
-        fields = {name: getattr(c, name) for name, _ in Config._fields_ if name in ModelConfig.__dataclass_fields__}
-        if self.training:
-            fields.update({name: getattr(s, name) for name in RECIPE}, optimizer=OPTIMIZERS.index(s.optimizer))
-            fields["gradient_checkpointing"] = s.gradient_checkpointing
-        fields.update(family=FAMILIES.index(c.family), dtype=DTYPES.index(self.dtype), training=self.training)
-        result = Config(struct_size=ctypes.sizeof(Config), threads=s.threads or 0, seed=s.seed, **fields)
-        if c.family != "gpt2":
-            result.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
-        return result
-
     def check_table(self) -> None:
-        """The C table of parameters is model.py's: the same names, shapes and order."""
+        """Raise AssertionError unless the C table of parameters is the package's: names, shapes and order."""
         row, found = Parameter(), []
         for i in range(self.lib.sampan_count_parameters(self.handle)):
             self.check(self.lib.sampan_get_parameter(self.handle, i, byref(row)))
             found.append((row.name.decode(), (row.rows, row.columns) if row.columns else (row.rows,)))
         if found != [(p.name, p.shape) for p in self.table]:
-            raise AssertionError("csrc/engine/model.h and model.parameters list different parameters")
+            raise AssertionError("csrc/engine/parameters.h and model.parameters list different parameters")
 
     def check(self, code: int) -> None:
         if code:
-            raise UserError(self.complaint())
-
-    def complaint(self) -> str:
-        return self.lib.sampan_error(self.handle).decode()
+            raise UserError(self.lib.sampan_error(self.handle).decode())
 
     @property
     def description(self) -> str:
@@ -170,26 +196,26 @@ class CEngine:
 
     # ---- tensors ----
 
-    def read(self, what: int, i: int) -> np.ndarray:
+    def read(self, kind: bytes, i: int) -> np.ndarray:
         array = np.empty(self.table[i].shape, np.float32)
-        self.check(self.lib.sampan_read(self.handle, what, i, address(array)))
+        self.check(self.lib.sampan_read(self.handle, kind, i, address(array)))
         return array
 
-    def write(self, what: int, i: int, array: np.ndarray, name: str) -> None:
+    def write(self, kind: bytes, i: int, array: np.ndarray, name: str) -> None:
         array = np.ascontiguousarray(array, dtype=np.float32)
         if array.shape != self.table[i].shape:
             raise ValueError(f"{name} has shape {array.shape}, the model's is {self.table[i].shape}")
-        self.check(self.lib.sampan_write(self.handle, what, i, address(array)))
+        self.check(self.lib.sampan_write(self.handle, kind, i, address(array)))
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
         for i, p in enumerate(self.table):
-            self.write(WEIGHT, i, weights[p.name], p.name)
+            self.write(b"weight", i, weights[p.name], p.name)
 
     def params(self) -> dict[str, np.ndarray]:
-        return {p.name: self.read(WEIGHT, i) for i, p in enumerate(self.table)}
+        return {p.name: self.read(b"weight", i) for i, p in enumerate(self.table)}
 
     def gradients(self) -> dict[str, np.ndarray]:
-        return {p.name: self.read(GRADIENT, i) for i, p in enumerate(self.table)}
+        return {p.name: self.read(b"gradient", i) for i, p in enumerate(self.table)}
 
     # ---- training ----
 
@@ -198,12 +224,9 @@ class CEngine:
         self.check(self.lib.sampan_accumulate(self.handle, address(x), address(y), *x.shape))
 
     def update(self, lr: float) -> Update:
-        loss, norm = c_double(), c_double()
-        code = self.lib.sampan_update(self.handle, lr, byref(loss), byref(norm))
-        if code == NOT_FINITE:
-            return Update(loss.value, norm.value, self.complaint())
-        self.check(code)
-        return Update(loss.value, norm.value)
+        loss, norm, refused = c_double(), c_double(), c_char_p()
+        self.check(self.lib.sampan_update(self.handle, lr, byref(loss), byref(norm), byref(refused)))
+        return Update(loss.value, norm.value, (refused.value or b"").decode())
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         loss = c_double()
@@ -221,17 +244,17 @@ class CEngine:
     def state(self) -> dict[str, np.ndarray]:
         counts = {"step": self.lib.sampan_get_step, "applied_steps": self.lib.sampan_get_applied}
         arrays = {name: np.array(count(self.handle), dtype=np.int64) for name, count in counts.items()}
-        return arrays | {name: self.read(what, i) for name, what, i in self.moments()}
+        return arrays | {name: self.read(kind, i) for name, kind, i in self.moments()}
 
-    def moments(self) -> list[tuple[str, int, int]]:
-        """(name in `state`, what it is in sampan.h, the parameter's place in the table)."""
+    def moments(self) -> list[tuple[str, bytes, int]]:
+        """Return (name in `state`, the tensor's kind in the library, the parameter's place in the table) of each."""
         keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.settings.optimizer)]
-        return [(f"{key}.{p.name}", MOMENTS[key], i) for i, p, key in keys]
+        return [(f"{key}.{p.name}", key.encode(), i) for i, p, key in keys]
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         self.check(self.lib.sampan_set_step(self.handle, int(state["step"]), int(state["applied_steps"])))
-        for name, what, i in self.moments():
-            self.write(what, i, state[name], name)
+        for name, kind, i in self.moments():
+            self.write(kind, i, state[name], name)
 
     # ---- speed ----
 

@@ -26,7 +26,6 @@ from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.model.count import count_parameters
-from sampan.model.parameters import parameters
 from sampan.units import bytes_of, size_of
 
 MEASURE_SECONDS = 0.4  # seconds that a measurement takes, at least three steps
@@ -96,38 +95,16 @@ def save_seconds(model: ModelConfig) -> float:
 
 
 def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[str, int]:
-    """Bytes by part, for one process. `engine` is "c" or "torch".
+    """Return the bytes of training by part (weights, gradients, optimizer, activations), for one process.
 
-    The C engine's are those of csrc/engine/model.h. PyTorch's autograd keeps more of a forward pass than the C engine does,
-    by a factor that bench/plan.py measures.
+    `engine` is "c" or "torch"; each counts its own.
     """
-    N = count_parameters(model)
-    is_bfloat16 = config.dtype in ("auto", "bfloat16")
-    moments = sum(p.size * len(p.moments(config.optimizer)) for p in parameters(model))
-    matrices = sum(p.size for p in parameters(model) if p.decay)
-    return {
-        "weights": 4 * N + 2 * matrices * (engine == "c" and is_bfloat16),
-        "gradients": 4 * N,
-        "optimizer": 4 * moments,
-        "activations": activation_bytes(model, config, engine),
-    }
-
-
-def activation_bytes(model: ModelConfig, config: TrainConfig, engine: str) -> int:
-    """What one micro-batch keeps between its forward and its backward pass, and the buffers of both."""
-    c, M = model, micro_batch(config) * config.block_size
-    C, F, D, H, KV = c.n_embd, c.n_inner, c.head_dim, c.n_head, c.n_kv_head
-    qkv, inner = (H + 2 * KV) * D, F if c.family == "gpt2" else 2 * F
-    block = 4 * C + 4 + qkv + H * D + H + inner + F  # x, ln_1, x_mid, ln_2; q k v, y; the MLP before and after
-    block += (H + KV) * (D + 1) if c.family == "qwen3" else 0
-    shared = 4 * C + qkv + H * D + inner + F  # x_out and ln_f; gradients of what the blocks keep
-    if engine == "torch":
-        block += (
-            3 * C + qkv + (F if c.family == "gpt2" else 2 * F)
-        )  # norms in float32, rotated copies, a product's factors
-    blocks = c.n_layer * block if not config.gradient_checkpointing else block + c.n_layer * C
-    logits = min(M * c.vocab_size, 16 << 20) if engine == "c" else 3 * M * c.vocab_size
-    return 4 * (M * (blocks + shared) + logits)
+    if engine == "c":
+        from sampan.engine.c import memory
+    else:
+        from sampan.engine.torch.memory import memory
+    parts = memory(model, config, micro_batch(config), config.block_size)
+    return {name: parts[name] for name in ("weights", "gradients", "optimizer", "activations")}
 
 
 def total_memory(model: ModelConfig, config: TrainConfig) -> int:

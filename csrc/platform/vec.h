@@ -1,4 +1,4 @@
-/* vec.h: LANES floats at a time, for the rows that the ops work on.
+/* vec.h: LANES floats at a time, for loops over rows.
 
    These are the compiler's own vectors (GCC and Clang): `a * b + c` is the instruction of whichever set the file is
    compiled for, and isa_*.c compile it for several. Whoever includes this has defined LANES (4, 8 or 16).

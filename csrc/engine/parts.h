@@ -1,0 +1,29 @@
+/* parts.h: the names of a configuration, in one table, and the checks that it has to pass.
+
+       parts parts;
+       if (parts_read(&parts, &config, message, sizeof message)) ...
+       if (parts.norm == NORM_RMSNORM) ... */
+
+#ifndef SAMPAN_PARTS_H
+#define SAMPAN_PARTS_H
+
+#include "sampan.h"
+
+/* The numbers are places in the lists of parts.c. Activations are numbered in matmul/activations.h, from 1 on. */
+enum { NORM_LAYERNORM, NORM_RMSNORM };
+enum { POSITIONS_LEARNED, POSITIONS_ROTARY };
+enum { DTYPE_AUTO, DTYPE_FLOAT32, DTYPE_BFLOAT16 };
+enum { OPTIMIZER_NONE = -1, OPTIMIZER_ADAMW, OPTIMIZER_MUON };
+enum { TENSOR_WEIGHT, TENSOR_GRADIENT, TENSOR_EXP_AVG, TENSOR_EXP_AVG_SQ };
+
+typedef struct parts {
+    int32_t norm, positions, activation, dtype, optimizer;
+} parts;
+
+/* Looks up every name and checks every number. dtype is never DTYPE_AUTO afterwards. 0; or 1 with an error in `message`. */
+int32_t parts_read(parts *parts, const sampan_config *config, char *message, int64_t message_size);
+
+/* The number of a tensor's kind; -1 with an error in `message` if it has none. */
+int32_t parts_find_tensor(const char *kind, char *message, int64_t message_size);
+
+#endif
