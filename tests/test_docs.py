@@ -146,7 +146,7 @@ def stand_ins(monkeypatch, tmp_path):
 # ---- the commands ----
 
 
-def run(words: list[str], is_tutorial: bool, monkeypatch) -> None:
+def run(words: list[str], monkeypatch) -> None:
     if "|" in words:  # zcat FILE | sampan ...
         at = words.index("|")
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.decompress(Path(words[1]).read_bytes()))))
@@ -155,10 +155,6 @@ def run(words: list[str], is_tutorial: bool, monkeypatch) -> None:
     extra = []
     if command in ("train", "plan"):
         extra = next(flags for flag, flags in SHORTENED.items() if not flag or flag in rest).split()
-        if command == "train" and "--resume" not in rest and not is_tutorial:
-            extra.append(
-                "--overwrite"
-            )  # a README shows several ways to do a thing; a tutorial's steps follow each other
     elif command == "sample":
         extra = ["--max_new_tokens=4", "--threads=1"]
     if program == "sampan":
@@ -176,7 +172,7 @@ def test_every_command_runs(pair, stand_ins, monkeypatch, capsys):
         if is_elsewhere(words) or (words[0] == "csrc/build/sampan-c" and not C_PROGRAM.exists()):
             continue
         try:
-            run(words, pair == "tutorial", monkeypatch)
+            run(words, monkeypatch)
         except AssertionError as error:
             shown = capsys.readouterr()
             pytest.fail(f"{' '.join(words)}\n{shown.out[-2000:]}{shown.err}{error}")
@@ -256,3 +252,16 @@ def test_both_languages_have_the_same_sections_numbers_and_placeholders(pair):
 def test_links_lead_to_files(name):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", read(name)):
         assert (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def anchors(name: str) -> set[str]:
+    """The fragments of a document's headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```$", "", read(name), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_to_headings(name):
+    for path, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", read(name)):
+        target = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
+        assert heading in anchors(str(target.relative_to(ROOT))), f"{path}#{heading}"
