@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sampan.checkpoint.folder import find_model, load_model, load_tokenizer, save_model
-from sampan.checkpoint.run import Progress
 from sampan.config import (
     SIZES,
     DataConfig,
@@ -48,7 +47,7 @@ from sampan.data.examples import (
 from sampan.engine.open import has_gpu, open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
-from sampan.model.count import count_parameters
+from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve
 from sampan.sampling.draw import generate
@@ -194,7 +193,7 @@ class GPT:
         engine.load(self._weights)
         self._weights, self._engine = None, engine
         self._trainings += 1
-        self._records = learn(engine, self.model, config, training_steps(source, config), splits, Progress(), None)
+        self._records = learn(engine, config, training_steps(source, config), splits, flops_per_token(self.model))
         return self._records
 
     def _training_config(self, settings: dict[str, Any]) -> TrainConfig:

@@ -1,46 +1,46 @@
-"""The one training loop: a generator that yields a record for each step and each evaluation.
+"""The training loop: a generator that yields a record for each step and each evaluation.
 
     for record in train(make_plan("my-novel.txt", {})):
         print(record)
 
 `learn` is the loop; it reads from top to bottom in the order in which things happen. `train` calls it with the text
-and the folder of a plan, library.py with anybody's data and no folder. Whoever consumes the records shows or keeps
-them (report.py); stopping to consume ends the run after a whole step, saved, ready to be resumed.
+and the folder of a plan, api.py with any data and no folder. Consumers of the records show or keep them (report/).
+Close the generator to stop after the current step: the run is saved and can be resumed.
 """
 
 import contextlib
 import math
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from sampan.checkpoint.run import Progress, Run
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import TrainConfig
 from sampan.data.examples import Batch, micro_batches
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.engine.open import open_engine
-from sampan.engine.protocol import Engine
+from sampan.engine.protocol import Engine, Update
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
 from sampan.machine import world
+from sampan.messages import _
 from sampan.model.count import flops_per_token
-from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.plan import Plan
 from sampan.training.schedule import is_enough, learning_rate
+from sampan.training.writer import RunWriter
 
-PEAK_EVERY = 60.0  # seconds between measurements of the machine's peak: each takes the time of some steps
-MOST_REFUSED = 20  # steps in a row that --on_nan skip passes over
+MOST_REFUSED = 20  # bad steps in a row that --on_nan skip accepts
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step has been taken."""
+    """Report one optimizer step."""
 
     step: int  # counted from 0, as nanoGPT's iter
     loss: float  # mean over the global batch, nats per token, before the step
     lr: float
-    grad_norm: float  # before clipping; where it or the loss is not finite, the step has changed nothing
+    grad_norm: float  # before clipping; if it or the loss is NaN or infinite, the step has changed nothing
     seconds: float
     tokens_per_second: float
     mfu: float  # share of the peak that the engine measured on this machine, 0 to 1
@@ -48,99 +48,73 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both losses were measured on fixed windows, after `step` optimizer steps."""
+    """Report both losses on fixed windows, after `step` optimizer steps."""
 
     step: int
-    train_loss: float  # nan where the training data can be read only once
+    train_loss: float  # NaN where the training data can be read only once
     val_loss: float
     best: bool  # the lowest val_loss so far
     lr: float
 
 
-def train(plan: Plan, engine: Engine | None = None) -> Generator[Step | Evaluation, None, None]:
-    """Run a plan. The run's folder is written at evaluations, at the end and when the consumer stops early.
+Records = Generator[Step | Evaluation, None, None]
 
-    Raises UserError where the plan cannot run here, another process trains in its folder, the folder cannot be
-    written, or a loss, a gradient or a weight is not finite.
+
+def train(plan: Plan, engine: Engine | None = None) -> Records:
+    """Run a plan. Evaluations, the end and an early stop by the consumer write the run's folder.
+
+    Raise UserError if the plan cannot run here, another process trains in the folder, the folder cannot be written, or
+    a loss, a gradient or a weight is NaN or infinite.
     """
-    run, keeps = Run(plan.config.out_dir), world()[0] == 0 and not plan.config.eval_only
-    with run.locked() if keeps else contextlib.nullcontext():
-        yield from train_locked(plan, engine or open_engine(plan.model, plan.config), run, keeps)
-
-
-def train_locked(plan: Plan, engine: Engine, run: Run, keeps: bool) -> Generator[Step | Evaluation, None, None]:
-    """`train`, with the folder to itself. `keeps`: this process writes it."""
-    config, model = plan.config, plan.model
-    if plan.resume:
-        weights, state, progress = run.load_last(model)
-        engine.load(weights)
-        engine.load_state(state)
-        if keeps:
+    config, model, run = plan.config, plan.model, Run(plan.config.out_dir)
+    writes = world()[0] == 0 and not config.eval_only
+    with run.locked() if writes else contextlib.nullcontext():
+        engine = engine or open_engine(model, config)
+        progress = load_start(plan, run, engine)
+        if writes and plan.resume:
             run.write_settings(config, plan.data.record())
-    else:
-        progress = Progress()
+        saved = progress if plan.resume else None
+        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, plan.data.record(), saved)
+        windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
+        steps = micro_batches(windows, config, progress.step)
+        splits = {split: evaluation_batches(plan, split) for split in ("train", "val")}
+        yield from learn(engine, config, steps, splits, flops_per_token(model), progress, writer if writes else None)
+
+
+def load_start(plan: Plan, run: Run, engine: Engine) -> Progress:
+    """Load into the engine what the plan starts from: the run's last save, or its initial weights."""
+    if not plan.resume:
         engine.load(plan.weights())
-    weights = state = None  # the engine has its own copies
-
-    windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
-    splits = {
-        split: EvaluationBatches(
-            plan.data.tokens(split), config.block_size, config.batch_size, config.eval_iters, model.vocab_size
-        )
-        for split in ("train", "val")
-    }
-    steps = micro_batches(windows, config, progress.step)
-    keep = RunWriter(run, plan.data.tokenizer, plan.data.record(), begun=plan.resume) if keeps else None
-    yield from learn(engine, model, config, steps, splits, progress, keep)
+        return Progress()
+    weights, state, progress = run.load_last(plan.model)
+    engine.load(weights)
+    engine.load_state(state)
+    return progress
 
 
-@dataclass(frozen=True)
-class RunWriter:
-    """The folder that a loop writes, and what is in it that a loop does not know."""
-
-    run: Run
-    tokenizer: Tokenizer | None
-    data: dict
-    begun: bool  # the run is there, and goes on
+def evaluation_batches(plan: Plan, split: str) -> EvaluationBatches:
+    c = plan.config
+    return EvaluationBatches(plan.data.tokens(split), c.block_size, c.batch_size, c.eval_iters, plan.model.vocab_size)
 
 
 def learn(
     engine: Engine,
-    model: ModelConfig,
     config: TrainConfig,
     steps: Iterator[list[Batch]],
-    splits: dict[str, Iterable[Batch]],
-    progress: Progress,
-    keep: RunWriter | None,
-) -> Generator[Step | Evaluation, None, None]:
-    """The loop. It goes on from `progress` until max_iters, or until `steps` ends, which gives each step's micro-batches.
+    splits: Mapping[str, Iterable[Batch]],
+    flops: float = 0.0,
+    progress: Progress = Progress(),  # noqa: B008  (it is frozen)
+    writer: RunWriter | None = None,
+) -> Records:
+    """Train from `progress` to max_iters, or to the end of `steps`, which yields the micro-batches of each step.
 
-    `splits` are what is evaluated on, "val" and where it can be had "train"; {} evaluates nothing. `keep` is None where
-    nothing is written.
+    `splits` are evaluated on: "val" and, where it can be read again, "train"; {} evaluates nothing. `flops` per token
+    give the share of the machine's peak. Without a `writer` nothing is saved. Raise UserError for NaN or infinity.
     """
-    rank, processes = world()
-    flops = flops_per_token(model)
-    peak, peak_again = 0.0, 0.0  # FLOP/s; when to measure it again
-    saved = progress if keep and keep.begun else None  # what last/ has
-
-    def save(best: bool = False) -> None:
-        nonlocal saved
-        if keep is None or not (best or saved != progress):
-            return
-        weights = engine.params()
-        run = keep.run
-        begins = run.begin(config, model, keep.tokenizer, keep.data) if saved is None else contextlib.nullcontext(run)
-        with begins as place:
-            if best:
-                place.save_best(model, weights, progress)
-            if saved != progress:
-                place.save_last(model, weights, engine.state(), progress)
-        saved = progress
-
+    processes, peak = world()[1], engine.peak_flops()
     try:
         while True:
-            step = progress.step
-            lr = learning_rate(config, step)
+            step, lr = progress.step, learning_rate(config, progress.step)
             start = time.perf_counter()
             batch = next(steps, None) if step < config.max_iters else None
             ends = batch is None
@@ -149,45 +123,64 @@ def learn(
             # evaluate, and keep what is worth keeping
             if splits and (step % config.eval_interval == 0 or ends):
                 losses = {split: evaluate(engine, batches) for split, batches in splits.items()}
-                if not all(map(math.isfinite, losses.values())):
-                    found = ", ".join(f"{split} {loss}" for split, loss in losses.items())
-                    raise UserError(f"the losses after step {step} are {found}: {diverged(saved)}")
-                # a resume begins with the evaluation that it was saved at, and finds the same
-                best = losses["val"] < progress.best_val_loss or step == progress.best_step
-                progress = replace(progress, val_loss=losses["val"])
-                if best:
-                    progress = replace(progress, best_step=step, best_val_loss=losses["val"])
+                progress = evaluated(progress, losses, writer)
+                best = progress.best_step == step
                 ends = ends or is_enough(config, progress)
-                if best or config.always_save_checkpoint or ends:
-                    save(best)
+                if writer:
+                    writer.keep(progress, best, ends)
                 yield Evaluation(step, losses.get("train", math.nan), losses["val"], best, lr)
-            if ends or config.eval_only:
+            if batch is None or ends or config.eval_only:
                 return
-            if time.perf_counter() >= peak_again:
-                peak = max(peak, engine.peak_flops())  # a busy machine shows less of it at times
-                peak_again = time.perf_counter() + PEAK_EVERY
 
             # one step: the gradient of the global batch, in micro-batches
             start = time.perf_counter()
             for number, (x, y) in enumerate(batch, 1):
                 engine.accumulate(x, y, more=number < len(batch))
-            loss, grad_norm, refused = engine.update(lr)
-            progress = replace(progress, step=step + 1, refused=progress.refused + 1 if refused else 0)
-            if refused and (config.on_nan == "stop" or progress.refused >= MOST_REFUSED):
-                row = f", {progress.refused} such steps in a row" if progress.refused > 1 else ""
-                raise UserError(f"step {step}: {refused} (loss {loss}{row}): {diverged(saved)}")
-            if refused and rank == 0:
-                warnings.warn(f"step {step} is skipped: {refused} (loss {loss})", stacklevel=2)
+            update = engine.update(lr)
+            progress = stepped(progress, update, config, writer)
             seconds = waited + time.perf_counter() - start
 
             # everything that follows is just diagnostics
-            speed = sum(x.size for x, _ in batch) * processes / seconds
-            yield Step(step, loss, lr, grad_norm, seconds, speed, speed * flops / peak)
-    except GeneratorExit:  # the consumer has had enough
-        save()
+            speed = sum(x.size for x, y in batch) * processes / seconds
+            yield Step(step, update.loss, lr, update.grad_norm, seconds, speed, speed * flops / peak)
+    except GeneratorExit:  # the consumer stops the run
+        if writer:
+            writer.save(progress)
         raise
 
 
-def diverged(saved: Progress | None) -> str:
-    kept = "nothing was saved" if saved is None else f"last/ has step {saved.step}, from before"
-    return f"the training diverged ({kept}); lower --learning_rate, or pass over single steps with --on_nan skip"
+def evaluated(progress: Progress, losses: dict[str, float], writer: RunWriter | None) -> Progress:
+    """Return the progress after an evaluation. Raise UserError if a loss is NaN or infinite."""
+    if not all(map(math.isfinite, losses.values())):
+        found = ", ".join(f"{split} {loss}" for split, loss in losses.items())
+        raise diverged(_("losses after step {step}: {found}").format(step=progress.step, found=found), writer)
+    # a resume begins with the evaluation that it was saved at, and finds the same best
+    if losses["val"] < progress.best_val_loss or progress.step == progress.best_step:
+        progress = replace(progress, best_step=progress.step, best_val_loss=losses["val"])
+    return replace(progress, val_loss=losses["val"])
+
+
+def stepped(progress: Progress, update: Update, config: TrainConfig, writer: RunWriter | None) -> Progress:
+    """Return the progress after a step. For NaN or infinity, raise UserError or, with --on_nan skip, warn."""
+    after = replace(progress, step=progress.step + 1, refused=progress.refused + 1 if update.refused else 0)
+    if not update.refused:
+        return after
+    about = dict(step=progress.step, reason=update.refused, loss=update.loss, count=after.refused)
+    if after.refused >= MOST_REFUSED:
+        raise diverged(_("step {step}: {reason} (loss {loss}), {count} bad steps in a row").format(**about), writer)
+    if config.on_nan == "stop":
+        raise diverged(_("step {step}: {reason} (loss {loss})").format(**about), writer)
+    if world()[0] == 0:
+        warnings.warn(_("skipped step {step}: {reason} (loss {loss})").format(**about), stacklevel=2)
+    return after
+
+
+def diverged(what: str, writer: RunWriter | None) -> UserError:
+    if writer is None or writer.saved is None:
+        advice = _("Training diverged, nothing was saved: lower --learning_rate, or skip bad steps with --on_nan skip.")
+        return UserError(f"{what}. {advice}")
+    advice = _(
+        "Training diverged (the last good checkpoint is step {step}): lower --learning_rate, or skip bad steps with "
+        "--on_nan skip."
+    )
+    return UserError(f"{what}. {advice.format(step=writer.saved.step)}")

@@ -1,0 +1,51 @@
+"""Save the weights of a run: the best so far and the newest.
+
+    writer = RunWriter(run, engine, model, config, tokenizer, data.record())
+    writer.keep(progress, best=True)
+
+It decides when to save. How a save stays whole when the process is killed is checkpoint/run.py's.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+from sampan.checkpoint.run import Progress, Run
+from sampan.config import ModelConfig, TrainConfig
+from sampan.engine.protocol import Engine
+from sampan.tokens.tokenizer import Tokenizer
+
+
+@dataclass
+class RunWriter:
+    """Write the folder of a run from an engine, and remember what is saved."""
+
+    run: Run
+    engine: Engine
+    model: ModelConfig
+    config: TrainConfig
+    tokenizer: Tokenizer | None
+    data: dict  # what run.json records of it
+    saved: Progress | None = None  # the progress that last/ holds; None: the folder is not begun
+
+    def keep(self, progress: Progress, best: bool, ends: bool) -> None:
+        """Save after an evaluation, where the settings ask for it: new best weights and the last weights always."""
+        if best or ends or self.config.always_save_checkpoint:
+            self.save(progress, best)
+
+    def save(self, progress: Progress, best: bool = False) -> None:
+        """Replace last/ unless it has this progress, and with `best` the best weights. Raise UserError where it fails."""
+        if self.saved == progress and not best:
+            return
+        weights = self.engine.params()
+        with self.folder() as folder:
+            if best:
+                folder.save_best(self.model, weights, progress)
+            if self.saved != progress:
+                folder.save_last(self.model, weights, self.engine.state(), progress)
+        self.saved = progress
+
+    def folder(self) -> contextlib.AbstractContextManager[Run]:
+        """Return where to save: the run's folder, or before the first save a new one that replaces it when complete."""
+        if self.saved is None:
+            return self.run.begin(self.config, self.model, self.tokenizer, self.data)
+        return contextlib.nullcontext(self.run)
