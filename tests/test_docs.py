@@ -43,7 +43,7 @@ ELSEWHERE = {  # beginning of a command: why it is not run here
     "pip install": "changes the environment",
     "pytest": "that is this",
     "make -C csrc build/sampan-c": "takes a minute; what needs it is run where it was built",
-    "torchrun": "GPT-2 124M on eight GPUs; test_train.py runs torchrun with two processes",
+    "torchrun": "GPT-2 124M on eight GPUs; test_torchrun.py runs torchrun with two processes",
     "sampan train hf:": "needs the Hugging Face Hub; test_sources.py reads hf: from a stand-in",
 }
 TINY = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=2 --eval_iters=1 --threads=1 --device=cpu"
@@ -265,3 +265,17 @@ def test_links_lead_to_headings(name):
     for path, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", read(name)):
         target = (ROOT / name).parent.joinpath(path).resolve() if path else ROOT / name
         assert heading in anchors(str(target.relative_to(ROOT))), f"{path}#{heading}"
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/FORMATS.md", "docs/RELIABILITY.md", "docs/REPRODUCE.md"])
+def test_files_and_tests_that_are_named_exist(name):
+    """Such as `src/sampan/config.py`, `test_cli.py` and `test_memory_and_handles_stay`."""
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    functions = set(re.findall(r"^def (test_\w+)", "".join(tests.values()), re.M))
+    for code in re.findall("`([^`\n]+)`", read(name)):
+        if re.fullmatch(r"test_\w+\.py", code):
+            assert code in tests
+        elif re.fullmatch(r"test_\w+", code) and code != "test_gpt2":  # llm.c's
+            assert code in functions, code
+        elif re.fullmatch(r"(src|csrc|bench|docs|tests|examples)/[\w./]+", code):
+            assert (ROOT / code).exists() or code.startswith("csrc/build"), code
