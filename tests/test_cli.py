@@ -146,7 +146,10 @@ def test_a_shipped_recipe_is_found_by_name(text):
         (["sample", "folder"], "not a model"),
         (["sample", "nowhere/at/all"], "no such folder"),
         (["sample", "river.txt"], "river.txt"),
-        (["smaple"], "invalid choice"),
+        (["smaple"], "did you mean sample"),
+        (["teach"], "the commands are prepare, plan, train"),
+        (["train", "river.txt", "--lang=xx"], "lang=xx"),
+        (["sample", "out", "-x"], "unexpected argument '-x'"),
         (["train", "river.txt", "--out_dir=river.txt/x", "--max_iters=1"], "cannot be written"),
     ],
 )
@@ -235,8 +238,9 @@ def test_a_folder_of_texts_leaves_out_runs(text):
 
 def test_help_fits_80_columns():
     for command in ("", "prepare", "plan", "train", "sample", "import", "export"):
-        shown = sampan(*([command] if command else []), "--help").stdout
-        assert all(len(line) <= 80 for line in shown.splitlines()), command
+        for words in ([], ["all"]):
+            shown = sampan(*([command] if command else []), "--help", *words).stdout
+            assert all(len(line) <= 80 for line in shown.splitlines()), command
 
 
 def test_an_unknown_character_in_the_prompt(make_folder):
@@ -281,5 +285,5 @@ def test_help_is_quick_and_names_every_setting():
     from sampan.config import SampleConfig, TrainConfig
 
     for command, cls in (("train", TrainConfig), ("sample", SampleConfig)):
-        text = sampan(command, "--help").stdout
+        text = sampan(command, "--help", "all").stdout
         assert all(f"--{name}" in text for name in cls.__dataclass_fields__ if name not in ("title", "rope_scaling"))

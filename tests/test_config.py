@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import sampan
-from sampan.cli.main import COMMANDS, make_parser
+from sampan.cli.flags import make_parser
+from sampan.cli.main import COMMANDS
 from sampan.config import SampleConfig, TrainConfig, build, change, check_keys, convert, types_of
 from sampan.config_files import find_file, read_file
 from sampan.errors import UserError
@@ -29,6 +30,10 @@ OPTIONAL = [(cls, f.name) for cls, f in FIELDS if types_of(cls)[f.name][1] and f
 def write(text: str, name: str) -> Path:
     Path(name).write_text(text, encoding="utf-8")
     return Path(name)
+
+
+def parser_of(command: str):
+    return make_parser(command, COMMANDS[command])
 
 
 # ---- settings ----
@@ -49,9 +54,7 @@ SAYABLE = [
 @pytest.mark.parametrize(("cls", "field"), SAYABLE, ids=[f"{c.__name__}.{f.name}" for c, f in SAYABLE])
 def test_a_default_given_as_a_flag_is_the_default(cls, field):
     assert convert(cls, field.name, str(field.default)) == field.default
-    args = vars(
-        make_parser().parse_args(["train" if cls is TrainConfig else "sample", f"--{field.name}={field.default}"])
-    )
+    args = vars(parser_of("train" if cls is TrainConfig else "sample").parse_args([f"--{field.name}={field.default}"]))
     assert getattr(build(cls, {field.name: args[field.name]}), field.name) == field.default
 
 
@@ -66,10 +69,28 @@ def test_a_prompt_may_be_the_word_auto():
 
 @pytest.mark.parametrize("command", ["prepare", "train", "plan", "sample"])
 def test_help_shows_every_flag(command):
-    parser = make_parser()
-    shown = parser._subparsers._group_actions[0].choices[command].format_help()
-    for f in dataclasses.fields(COMMANDS[command][0]):
+    shown = parser_of(command).format_help()
+    for f in dataclasses.fields(COMMANDS[command].settings):
         assert (f"--{f.name} " in shown) == (f.name != "rope_scaling"), f.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_short_and_says_what_it_leaves_out(command):
+    first, settings = COMMANDS[command].first, COMMANDS[command].settings
+    shown = make_parser(command, COMMANDS[command], everything=False).format_help()
+    named = [f.name for f in dataclasses.fields(settings) if f"--{f.name} " in shown]
+    assert sorted(named) == sorted(first or (f.name for f in dataclasses.fields(settings)))
+    assert (f"more flags: sampan {command} --help all" in shown) == bool(first)
+    assert len(shown.splitlines()) <= 50, "one look at a terminal"
+
+
+def test_the_whole_help_is_in_groups_by_topic():
+    shown = parser_of("train").format_help()
+    order = [shown.index(f"\n{title}:\n") for title in ("training", "model", "data", "machine")]
+    assert order == sorted(order)
+    for title, flag in (("model", "--n_layer"), ("data", "--tokenizer"), ("machine", "--device")):
+        group = shown[shown.index(f"\n{title}:\n") + 1 :].split("\n\n")[0]
+        assert f"  {flag} " in group
 
 
 @given(
@@ -85,14 +106,10 @@ def test_flags_round_trip(n, x, b, s):
 
 
 def test_every_flag_spelling_of_nanogpt():
-    parser = make_parser()
-    one = parser.parse_args(["train", "--compile=False", "--n_layer=4", "--learning_rate=1e-3", "--max_iters=1e3"])
-    two = parser.parse_args(
-        ["train", "--compile", "False", "--n_layer", "4", "--learning_rate", "1e-3", "--max_iters", "1000"]
-    )
-    settings = [
-        {k: v for k, v in vars(a).items() if v is not None and k not in ("command", "source")} for a in (one, two)
-    ]
+    parser = parser_of("train")
+    one = parser.parse_args(["--compile=False", "--n_layer=4", "--learning_rate=1e-3", "--max_iters=1e3"])
+    two = parser.parse_args(["--compile", "False", "--n_layer", "4", "--learning_rate", "1e-3", "--max_iters", "1000"])
+    settings = [{k: v for k, v in vars(a).items() if v is not None and k != "source"} for a in (one, two)]
     assert build(TrainConfig, settings[0]) == build(TrainConfig, settings[1])
     assert build(TrainConfig, settings[0]).max_iters == 1000 and build(TrainConfig, settings[0]).compile is False
 

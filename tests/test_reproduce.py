@@ -13,7 +13,8 @@ import pytest
 from conftest import readable
 
 import sampan
-from sampan.cli.main import make_parser
+from sampan.cli.flags import make_parser
+from sampan.cli.main import COMMANDS as PROGRAM
 from sampan.config import ExportConfig, ImportConfig, TrainConfig, build
 from sampan.config_files import find_file, read_file
 from sampan.text.corpora import find_corpus
@@ -47,10 +48,10 @@ def printed(document: str) -> list[str]:
 
 def parse(words: list[str]) -> tuple[str, list[str], dict]:
     """(command, what it is of, flags) as the program's own parser reads them; an unknown flag is an error."""
-    args, unknown = make_parser().parse_known_args(words)
+    args, unknown = make_parser(words[0], PROGRAM[words[0]]).parse_known_args(words[1:])
     assert not unknown
     flags = {name: value for name, value in vars(args).items() if value is not None}
-    return flags.pop("command"), flags.pop("source"), flags
+    return words[0], flags.pop("source"), flags
 
 
 @pytest.fixture

@@ -1,70 +1,140 @@
-"""Flags of the command line, made from the dataclasses of config.py.
+"""Flags of the command line, made from the dataclasses of config.py, and their help.
 
-add_flags(parser, TrainConfig)
+parser = make_parser("train", COMMANDS["train"], everything=True)
+
+main.py lists the commands; a command's own file calls what it needs.
 """
 
 import argparse
 import dataclasses
-import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
 
-from sampan.config import types_of
+from sampan.config import TrainConfig, types_of
 from sampan.config_files import find_file, read_file
 from sampan.errors import UserError
-
-TEXTS = (
-    "a corpus's name, or files (.txt .md .jsonl .txt.gz .jsonl.gz .parquet .zip), folders of them, quoted globs such as "
-    "'src/**/*.py', hf:NAME[:CONFIG[:SPLIT]] of the Hugging Face Hub, - for standard input"
-)
-SOURCE = f"{TEXTS}; or a configuration, .toml or nanoGPT's .py"
+from sampan.messages import _, wrap
 
 
-def print_lines(lines: list[str]) -> None:
+class Command(NamedTuple):
+    settings: type  # of config.py
+    about: str  # what it does
+    source: tuple[str, ...]  # what it takes
+    first: tuple[str, ...] = ()  # the settings that --help shows; () shows all
+    switches: Mapping[str, str] = MappingProxyType({})  # {flag that is no setting: its help text}
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print each line, wrapped to 80 columns."""
     for line in lines:
-        print(textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+        print("\n".join(wrap(line, 80, "  ")))
 
 
-# ---- flags ----
+# ---- configuration files ----
 
 
 def is_configuration(word: str) -> bool:
     return word.endswith((".toml", ".py")) and "*" not in word
 
 
-def file_settings(source: list[str]) -> dict:
-    """What the configuration files among these words say, later ones over earlier ones."""
-    settings = {}
+def file_settings(source: list[str]) -> dict[str, Any]:
+    """Return the settings of the configuration files among these words; later files override earlier ones."""
+    settings: dict[str, Any] = {}
     for file in filter(is_configuration, source):
         settings |= read_file(find_file(file))
     return settings
 
 
-def add_flags(parser: argparse.ArgumentParser, cls) -> None:
-    """A flag for each field of a settings dataclass, in nanoGPT's two spellings: --key value and --key=value."""
-    owners = {
-        f.name: base
-        for base in reversed(cls.__mro__)
-        if dataclasses.is_dataclass(base)
-        for f in dataclasses.fields(base)
-    }
-    groups = {base: parser.add_argument_group(base.title) for base in dict.fromkeys(owners.values())}
-    kinds = types_of(cls)
-    for f in dataclasses.fields(cls):
-        kind, optional = kinds[f.name]
-        if kind is dict:  # only a checkpoint sets it
-            continue
-        names = [f"--{f.name}", *f.metadata["aliases"]]
-        default = "auto" if f.default is None else f.default
-        if isinstance(default, tuple):
-            default = " ".join(default) or "none"
-        help = f"{f.metadata['help']} [{default}]".replace("%", "%%")
-        choices = f.metadata["choices"]
-        metavar = "|".join(choices) if choices else {bool: "BOOL", int: "N", float: "X"}.get(kind, "TEXT")
-        how = (
-            {"nargs": "?", "const": "True"} if kind is bool else {"action": "append"} if kind == tuple[str, ...] else {}
+# ---- flags ----
+
+
+def make_parser(name: str, command: Command, everything: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of a command. Without `everything` its help shows the flags that most people need."""
+    parser = Parser(prog=f"sampan {name}", add_help=False, allow_abbrev=False, formatter_class=Help)
+    parser.description = _(command.about) + "."
+    parser.usage = f"sampan {name} [{_('SOURCE')} ...] [--{_('FLAG')} {_('VALUE')} ...]"
+    parser.add_argument_group(_("source")).add_argument(
+        "source", nargs="*", metavar=_("SOURCE"), help="; ".join(map(_, command.source))
+    )
+    options = parser.add_argument_group(_("options"))
+    options.add_argument("--help", metavar="all", nargs="?", help=_("show this help; --help all shows every flag"))
+    options.add_argument("--lang", metavar="en|zh", help=_("language of all messages; default: the locale's"))
+    for switch, text in command.switches.items():
+        options.add_argument(f"--{switch}", action="store_true", default=None, help=_(text))
+    shown = [f.name for f in dataclasses.fields(command.settings) if is_flag(f)]
+    notes = [_("Defaults are in [ ].")]
+    if command.settings is TrainConfig:
+        notes = [
+            _("Defaults are in [ ]; a config file overrides them."),
+            _("For a bare text, smaller values are chosen: see sampan plan."),
+        ]
+    if command.first and not everything:
+        notes.append(
+            _("{count} more flags: sampan {name} --help all").format(count=len(shown) - len(command.first), name=name)
         )
-        groups[owners[f.name]].add_argument(*names, dest=f.name, help=help, metavar=metavar, default=None, **how)
+        shown = list(command.first)
+    parser.epilog = "\n".join(notes)
+    add_flags(parser, command.settings, shown, titled=everything)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, shown: Sequence[str], titled: bool) -> None:
+    """Add a flag for each field of a settings dataclass, in nanoGPT's two spellings: --key value and --key=value.
+
+    The help lists those that are `shown`: in groups, one for each dataclass that `cls` is made of, where `titled`.
+    """
+    parts = [base for base in cls.__mro__ if "title" in base.__dict__]
+    owner = {f.name: base for base in parts for f in dataclasses.fields(base)}  # the last is the one that defines it
+    groups = {base: parser.add_argument_group(_(vars(base)["title"])) for base in parts} if titled else {}
+    common = None if titled else parser.add_argument_group(_("settings"))
+    kinds = types_of(cls)
+    order = {name: place for place, name in enumerate(shown)}
+    for f in sorted(filter(is_flag, dataclasses.fields(cls)), key=lambda f: order.get(f.name, len(order))):
+        (kind, _optional), meta = kinds[f.name], f.metadata
+        how: dict[str, Any] = {}
+        if kind is bool:
+            how = {"nargs": "?", "const": "True"}
+        elif kind == tuple[str, ...]:
+            how = {"action": "append"}
+        metavar = "|".join(meta["choices"] or ()) or {bool: "BOOL", int: "N", float: "X"}.get(kind, "TEXT")
+        text = f"{_(meta['help'])} [{default_words(f)}]".replace("%", "%%")
+        group = common or groups[owner[f.name]]
+        group.add_argument(
+            f"--{f.name}", *meta["aliases"], dest=f.name, metavar=metavar, default=None,
+            help=text if f.name in order else argparse.SUPPRESS, **how,
+        )  # fmt: skip
+
+
+def is_flag(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a setting can be given as a flag; a table can only come from a checkpoint."""
+    return "dict" not in str(field.type)
+
+
+def default_words(field: dataclasses.Field[Any]) -> str:
+    if field.default is None:
+        return "auto" if "auto:" in field.metadata["help"] else "none"
+    if isinstance(field.default, tuple):
+        return " ".join(field.default) or "none"
+    return str(field.default)
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Wrap by columns, since a Chinese character takes two, and leave out empty groups."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=80)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, _("usage: "))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join("\n".join(wrap(line, width)) for line in text.splitlines())
