@@ -1,9 +1,9 @@
-"""Timing several ways to do the same work, alternately in one run, and printing medians and ratios.
+"""Time several ways to do the same work, alternately in one run, and print medians and ratios.
 
     contest({"ours": step, "theirs": other_step}, rounds=20)
 
-This machine may be shared: alternating gives every contestant the same neighbours, a median drops the worst of
-them, and a ratio between medians of one run says more than either time. Not a test: nothing here passes or fails.
+The machine may be shared with other programs. Alternating exposes every contestant to the same load, the median drops
+outliers, and the ratio of two medians of one run says more than either time. This is no test: nothing passes or fails.
 """
 
 import importlib.util
@@ -18,17 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-REST = 0.03  # seconds: the threads of the one before, which wait for more work by spinning, have gone to sleep by then
+REST = 0.03  # seconds; by then, the previous contestant's spinning threads have gone to sleep
 
 
 def contest(
     contestants: dict[str, Callable[[], object]], rounds: int, unit: str = "ms", work: float = 1.0
 ) -> dict[str, float]:
-    """Median seconds of a call of each. Prints them in `unit` (ms, or "tok/s" of `work` tokens) beside the first's."""
+    """Return the median seconds per call of each contestant, and print them in `unit`: "ms", or a rate of `work` per call."""
     times = {name: [] for name in contestants}
     for call in contestants.values():
         call()
-        call()  # allocators and caches are warm from here on
+        call()  # warm up allocators and caches
     for _ in range(rounds):
         for name, call in contestants.items():
             time.sleep(REST)
@@ -48,7 +48,7 @@ def contest(
 
 
 def machine() -> str:
-    """What the figures belong to: processor, system, commit."""
+    """Return one line for a benchmark's header: processor, load, system, commit."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -63,14 +63,15 @@ def machine() -> str:
 
 
 def random_batch(vocab_size: int, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return random inputs and targets: int32 (batch_size, block_size) each."""
     ids = np.random.default_rng(0).integers(0, vocab_size, (batch_size, block_size + 1), dtype=np.int32)
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
 def load_nanogpt(folder: Path):
-    """model.py of a clone of nanoGPT, as a module."""
+    """Import model.py from a clone of nanoGPT."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module  # its dataclass looks itself up there
+    sys.modules["nanogpt_model"] = module  # the dataclass decorator looks its module up here
     spec.loader.exec_module(module)
     return module

@@ -1,10 +1,10 @@
-"""Decoding one sequence, the whole program loop (logits, drawing, cache), in tokens a second.
+"""Time the generation of one sequence (logits, sampling, cache), in tokens per second.
 
-    python bench/decode.py --threads 2                          # our engines, 124M and the 0.8M character model
-    python bench/decode.py --threads 2 --nanogpt ../nanoGPT     # and nanoGPT's own generate
-    python bench/decode.py --threads 2 --transformers           # and transformers' generate with its cache
+    python bench/decode.py --threads 2                          # both engines, GPT-2 124M and a 0.8M character model
+    python bench/decode.py --threads 2 --nanogpt ../nanoGPT     # also nanoGPT's own generate
+    python bench/decode.py --threads 2 --transformers           # also transformers' generate with its cache
 
-Random weights: the time does not depend on them.
+Weights are random, because the time does not depend on them. Nothing is trained, and the text is not looked at.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WORKS = {"characters": ("shakespeare", 64, 2000), "gpt2": ("gpt2_1x1024", 1024, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=WORKS, action="append")
-    parser.add_argument("--engine", action="append", help="c, torch; all that are here if left out")
+    parser.add_argument("--engine", action="append", help="c or torch (default: every installed engine)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--transformers", action="store_true")
@@ -52,7 +52,7 @@ def main() -> None:
             opened.load(weights)
 
             contestants[f"{engine} {dtype}"] = partial(our_generate, opened, model, settings, prompt, count)
-        few = min(count, 200)  # the slow ones draw fewer; tokens a second are what is compared
+        few = min(count, 200)  # fewer tokens for the slow ones; rates are compared
         slow = {}
         if args.nanogpt or args.transformers:
             import torch

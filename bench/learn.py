@@ -1,11 +1,12 @@
-"""How fast does the default recipe learn? Against nanoGPT's recipe for a CPU, which the torch engine runs.
+"""Compare how fast the default recipe learns with nanoGPT's recipe for a CPU, run by the torch engine.
 
-    python bench/learn.py time  --text tinyshakespeare.txt            seconds of the whole process, and its val loss
-    python bench/learn.py equal --minutes 1 --text a.txt b.txt ...    val loss after the same minutes, bits a character
-    python bench/learn.py alone --minutes 1 10 --text a.txt           val loss of the default recipe alone
+    python bench/learn.py time  --text tinyshakespeare.txt            # time of the whole process, and val loss
+    python bench/learn.py equal --minutes 1 --text a.txt b.txt ...    # val loss after equal time, in bits per character
+    python bench/learn.py alone --minutes 1 10 --text a.txt           # val loss of the default recipe alone
 
-Every run is a process of its own that begins with the text: it prepares, plans and trains. Val losses are of the best
-weights over the whole val split. `time` takes both by turns, once for each seed, and prints medians.
+Every run is a separate process that starts from the text: it prepares, plans and trains. Val losses are those of the
+best weights over the whole val split. `time` alternates the two recipes, once per seed, and prints medians. nanoGPT's
+own code is not run here; bench/step.py times it.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def flags(settings: dict) -> list[str]:
 
 
 def run(text: Path, settings: dict) -> tuple[float, float, float]:
-    """(seconds from the start of the process to the end of training, val loss of the best weights, bits a character)."""
+    """Train in a new process. Return (seconds from its start to the end of training, best val loss, bits per character)."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
         command = [sys.executable, "-m", "sampan", "train", str(text), "--log_interval=1000000", *flags(settings)]
@@ -78,11 +79,11 @@ def compare_equal(texts: list[Path], minutes: float) -> None:
         ours = run(text, dict(minutes=minutes))
         theirs = run(text, nanogpt(steps, eval_interval=max(1, steps // 10)))
         for name, (seconds, _, bits) in (("default recipe", ours), (f"nanoGPT's, {steps} steps", theirs)):
-            print(f"  {text.name:24} {name:26} {bits:.4f} bits a character after {seconds:5.0f} s", flush=True)
+            print(f"  {text.name:24} {name:26} {bits:.4f} bits per character after {seconds:5.0f} s", flush=True)
 
 
 def nanogpt_steps(text: Path, minutes: float) -> int:
-    """As many as the torch engine does in that time here, by the plan's own measurement."""
+    """Return how many steps of nanoGPT's recipe fit into the minutes, as `sampan plan` measures a step here."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
         command = [sys.executable, "-m", "sampan", "plan", str(text), *flags(nanogpt(100))]
@@ -107,7 +108,7 @@ def main() -> None:
         for text in texts:
             for minutes in args.minutes:
                 seconds, loss, bits = run(text, dict(minutes=minutes))
-                result = f"val loss {loss:.4f}, {bits:.4f} bits a character, {seconds:.0f} s"
+                result = f"val loss {loss:.4f}, {bits:.4f} bits per character, {seconds:.0f} s"
                 print(f"  {text.name:24} {minutes:g} min: {result}", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Are a plan's promises kept? Time to finish and memory of a dozen runs, promised by `sampan plan` and then measured.
+"""Compare the time and memory that a plan predicts with those measured, over a dozen runs.
 
     python bench/plan.py [--text FILE] [--engine c] [--only 3]
 
-Each run is a process of its own; its peak of resident memory is what the system counted. A text of words is made
-where none is given.
+Each run is a separate process, and its peak resident memory is the system's count. Without --text, a text of random
+words is generated. Losses are not looked at.
 """
 
 import argparse
@@ -42,7 +42,7 @@ UNITS = {"s": 1, "min": 60, "h": 3600, "MB": 1e6, "GB": 1e9}
 
 
 def promised(plan: str) -> tuple[float, float]:
-    """(seconds, bytes) that the plan's lines say."""
+    """Return the (seconds, bytes) that the printed plan predicts."""
     words = re.sub(r"\s+", " ", plan)
     seconds = re.search(r"\ntime +about ((?:[\d.]+ \w+ ?)+)", plan)[1]
     time = sum(float(n) * UNITS[unit] for n, unit in re.findall(r"([\d.]+) (s|min|h)\b", seconds))
@@ -51,7 +51,7 @@ def promised(plan: str) -> tuple[float, float]:
 
 
 def measured(command: list[str], env: dict, folder: Path) -> tuple[float, float, str]:
-    """(seconds from the plan's last line to the last evaluation's, bytes at the peak, output)."""
+    """Run a command. Return (seconds from the plan to the last evaluation, peak bytes, output)."""
     process = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
     start = end = None
     output = []
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", type=Path)
     parser.add_argument("--engine", default="c", choices=("c", "torch"))
-    parser.add_argument("--only", type=int, help="the number of a run")
+    parser.add_argument("--only", type=int, help="run only the one with this number, from 0")
     args = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as name:

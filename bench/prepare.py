@@ -1,10 +1,11 @@
-"""Preparing a text: characters, GPT-2's BPE beside tiktoken's own batch, and learning a BPE.
+"""Time the preparation of a text: characters, GPT-2's BPE compared with tiktoken's own batch, and BPE training.
 
     python bench/prepare.py FILE [FILE ...] [--threads 2]      # medians of alternating runs, MB/s of UTF-8
-    python bench/prepare.py --large 4 --tokenizer char         # a made source of 4 GB: time and peak memory of the process
-    python bench/prepare.py --large 4 --limit 500              # and exit status 1 where the peak is above 500 MB
+    python bench/prepare.py --large 4 --tokenizer char         # a generated source of 4 GB: time and peak memory
+    python bench/prepare.py --large 4 --limit 500              # exit status 1 if the peak is above 500 MB
 
-GPT-2's vocabulary is fetched (fetch.py); where it cannot be had, both sides get a BPE of 50,257 that is learnt here.
+GPT-2's vocabulary is downloaded (src/sampan/fetch.py). If that fails, both sides use a BPE of 50,257 tokens trained on the
+text. Nothing is trained but tokenizers.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from sampan.tokens.kinds import gpt2_tokenizer, train_bpe
 
 
 def prepare_once(path: str, kind: str):
-    """A call that prepares a file from its bytes to train.bin and val.bin."""
+    """Return a function that prepares a file, from its bytes to train.bin and val.bin."""
 
     def call():
         with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -41,7 +42,7 @@ def against_tiktoken(text: str, threads: int) -> None:
     try:
         ours = gpt2_tokenizer()
     except UserError as error:
-        print(f"  gpt2: {error}; a BPE of this text stands for it")
+        print(f"  gpt2: {error}; using a BPE trained on this text instead")
         ours = train_bpe([text], 50257)
     theirs = ours.fast  # tiktoken's own Encoding
     pieces = [text[i : i + (1 << 16)] for i in range(0, len(text), 1 << 16)]
@@ -61,7 +62,7 @@ def compare_speeds(path: str, threads: int) -> None:
     text = raw.decode("utf-8")
     print(f"{path}: {len(raw) / 1e6:.1f} MB, {len(text):,} characters")
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        many = Path(folder, "many.txt")  # so that the time is not that of opening and syncing files
+        many = Path(folder, "many.txt")  # long enough that opening and syncing files does not count
         many.write_bytes(raw * (100_000_000 // len(raw) + 1))
         kinds = {f"prepare, {kind}": prepare_once(str(many), kind) for kind in ("char", "char+bytes")}
         contest(kinds, rounds=3, unit="MB/s", work=many.stat().st_size / 1e6)
@@ -75,7 +76,7 @@ def compare_speeds(path: str, threads: int) -> None:
 
 
 def large(gigabytes: float, kind: str, limit: float | None) -> int:
-    """Prepare a source of that size in a process of its own; 1 where its peak is above the limit."""
+    """Prepare a source of that size in a separate process. Return 1 if its peak memory exceeds the limit in MB, else 0."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder, "source.jsonl")
         make_source(path, int(gigabytes * 1e9))
@@ -93,7 +94,7 @@ def large(gigabytes: float, kind: str, limit: float | None) -> int:
 
 
 def make_source(path: Path, size: int) -> None:
-    """Records of Chinese and English clauses, put together at random, so that few words are met twice."""
+    """Write JSON lines of random Chinese and English clauses, in which few words repeat."""
     rng = random.Random(0)
     ideographs = [chr(0x4E00 + int(i)) for i in range(4000)]
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(20_000)]
@@ -119,9 +120,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="texts in UTF-8")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--large", type=float, help="prepare a made source of so many GB")
+    parser.add_argument("--large", type=float, help="prepare a generated source of this many GB")
     parser.add_argument("--tokenizer", default="char", help="for --large")
-    parser.add_argument("--limit", type=float, help="MB that --large may use")
+    parser.add_argument("--limit", type=float, help="memory limit for --large, in MB")
     args = parser.parse_args()
     print(machine())
     for path in args.files:

@@ -1,13 +1,14 @@
-"""The losses that nanoGPT, its tutorials and llm.c publish, beside what the same commands give here.
+"""Reproduce the losses that nanoGPT, its tutorials and llm.c publish, and print both in a table.
 
-    python bench/reproduce.py                          # all that a CPU can do in a few minutes each; a table at the end
-    python bench/reproduce.py --only sanzijing llmc    # these alone, also such as need weights or a GPU
-    python bench/reproduce.py --llmc ../llm.c          # llm.c's own programs too, from a clone where they are built
-    python bench/reproduce.py --list                   # the commands and what each needs; runs nothing
+    python bench/reproduce.py                          # everything that takes a CPU a few minutes; a table at the end
+    python bench/reproduce.py --only sanzijing llmc    # only these, including runs that need weights or a GPU
+    python bench/reproduce.py --llmc ../llm.c          # also run llm.c's own programs, from a clone where they are built
+    python bench/reproduce.py --list                   # print the commands and what each needs; run nothing
 
-RUNS is the one list: docs/REPRODUCE.md explains it, and tests/test_reproduce.py keeps the two together. Each run has
-a folder of its own, with the output in log.txt, in a new folder or in --work. Texts come from the cache, SAMPAN_MIRROR
-or their addresses. The exit status is 1 if a command failed. Whether two losses are near enough is not judged here.
+RUNS is the only list of runs: docs/REPRODUCE.md explains it, and tests/test_reproduce.py keeps the two in step. Each run
+has its own folder, with the output in log.txt, in a temporary folder or in --work. Texts come from the cache,
+SAMPAN_MIRROR or their addresses. The exit status is 1 if a command failed. The script does not judge whether two losses
+are close enough.
 """
 
 import argparse
@@ -36,11 +37,11 @@ BUILT = Path(__file__).resolve().parents[1] / "csrc" / "build"  # where `make -C
 SAMPLES = 1000  # random windows of a split, to see how much they differ
 
 
-# ---- what a run's output says ----
+# ---- reading a run's output ----
 
 
 def evaluations(output: str) -> list[tuple[int, float, float]]:
-    """(step, train loss, val loss) of each line that has them, of the last training; sampan and sampan-c print the same."""
+    """Return (step, train loss, val loss) of each evaluation of the last training in an output of sampan or sampan-c."""
     lines = re.findall(r"^step (\d+): train loss ([\d.]+), val loss ([\d.]+)$", output, re.M)
     found = [(int(step), float(train), float(val)) for step, train, val in lines]
     starts = [number for number, (step, _, _) in enumerate(found) if step == 0]
@@ -48,21 +49,24 @@ def evaluations(output: str) -> list[tuple[int, float, float]]:
 
 
 def last(output: str) -> str:
+    """Return the last evaluation's losses, "train / val"."""
     _, train, val = evaluations(output)[-1]
     return f"{train:.4f} / {val:.4f}"
 
 
 def best(output: str) -> str:
+    """Return the lowest val loss."""
     return f"val {min(val for _, _, val in evaluations(output)):.4f}"
 
 
 def curve(output: str) -> str:
-    """The first and the last of the val losses that llm.c prints, at each tenth of its 41 steps."""
+    """Return the first and last of the val losses that llm.c prints, one every ten of its 41 steps."""
     vals = [val for step, _, val in evaluations(output) if step % 10 == 0]
     return f"val {vals[0]:.4f} to {vals[-1]:.4f}"
 
 
 def tokens(output: str) -> str:
+    """Return the token counts of both splits, "train / val"."""
     return " / ".join(re.search(r"([\d,]+) train tokens, ([\d,]+) val tokens", output).groups())
 
 
@@ -72,12 +76,12 @@ def tokens(output: str) -> str:
 @dataclass(frozen=True)
 class Run:
     name: str
-    published: str  # train / val loss in nats per token, unless it says otherwise
+    published: str  # train / val loss in nats per token, unless the text says otherwise
     commands: tuple[str, ...]
-    read: Callable[[str], str] = last  # of the output of all commands
-    needs: str = ""  # what a CPU and the texts are not enough for; it runs only where --only names it
-    random_windows: str = ""  # the run's folder, where the published loss is of windows drawn at random
-    llmc: tuple[str, ...] = ()  # llm.c's programs that read what the commands wrote
+    read: Callable[[str], str] = last  # called with the output of all commands
+    needs: str = ""  # in addition to a CPU and the texts; such a run needs --only
+    random_windows: str = ""  # the run's folder, if the published loss is measured on random windows
+    llmc: tuple[str, ...] = ()  # programs of llm.c that read the files of the commands
 
 
 CPU = (
@@ -85,7 +89,7 @@ CPU = (
     "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 "
     "--dropout=0.0"
 )
-SMALL = (  # GPT-2's shape, but for the sizes; its weights are random
+SMALL = (  # a small GPT-2 with random weights
     "sampan train configs/gpt2_124m.toml --dataset=chuck_norris --vocab_size=auto --bias=True --n_layer=4 --n_head=4 "
     "--n_embd=128 --block_size=256 --batch_size=1 --gradient_accumulation_steps=1 --eval_iters=1 --max_iters=0 "
     "--out_dir=out/small"
@@ -163,30 +167,32 @@ RUNS = (
 
 
 class Failed(Exception):
-    """A command that could not be run, or ended with an error; says which and why."""
+    """Say which command could not be started or ended with an error, and why."""
 
 
 def run(command: str, folder: Path, programs: dict[str, str]) -> str:
-    """What a command printed, which log.txt keeps. Raises Failed where its status is not 0."""
+    """Run a command and append its output to log.txt. Return the output. Raise Failed if its exit status is not 0."""
     name, *rest = shlex.split(command)
     start = [sys.executable, "-m", "sampan"] if name == "sampan" else [programs.get(name) or shutil.which(name)]
     if start == [None]:
-        raise Failed(f"{name} is not here" + (": make -C csrc builds it" if name == "sampan-c" else ""))
+        build = ": make -C csrc builds it" if name == "sampan-c" else ""
+        raise Failed(f"{name} was not found{build}")
     done = subprocess.run([*start, *rest], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = done.stdout.decode("utf-8", "replace")
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         log.write(f"$ {command}\n{output}\n")
     if done.returncode:
         raise Failed(
-            f"{name} ended with {done.returncode}: {output.strip().splitlines()[-1:]}; see {folder / 'log.txt'}"
+            f"{name} failed with status {done.returncode}: {output.strip().splitlines()[-1:]}; see {folder / 'log.txt'}"
         )
     return output
 
 
 def scatter(folder: Path) -> str:
-    """Mean losses of the newest weights, and the standard deviation of an evaluation by windows drawn at random.
+    """Measure the final weights on random windows. Return a sentence with the means and standard deviations.
 
-    As many windows as the run's own evaluations read. nanoGPT draws them, so that its figures move by as much.
+    The deviation is that of an evaluation of as many windows as the run's own evaluations read. nanoGPT draws its windows
+    at random, so its published losses vary by as much.
     """
     found = Folder(folder)
     config, data = found.settings(), open_folder(folder.parents[1] / found.data()["folder"])
@@ -205,7 +211,7 @@ def scatter(folder: Path) -> str:
 
 
 def compare(ours: str, theirs: str) -> str:
-    """How far apart are the losses that both printed, and what llm.c's test said."""
+    """Return a sentence with the largest difference between both programs' losses, and the result of llm.c's test."""
     train = dict(re.findall(r"^iter (\d+): loss ([\d.]+)", ours, re.M))
     val = [loss for step, _, loss in evaluations(ours) if step % 10 == 0]
     their_train = re.findall(r"^step (\d+): train loss ([\d.]+) \(took", theirs, re.M)
@@ -221,7 +227,7 @@ def compare(ours: str, theirs: str) -> str:
 
 
 def execute(item: Run, folder: Path, programs: dict[str, str], llmc: Path | None, engine: str | None) -> str:
-    """Do all of it in a new folder; what its output says. Raises Failed."""
+    """Run all commands of an item in a new folder. Return the losses that it reads from the output. Raise Failed."""
     folder.mkdir(parents=True)
     output = ""
     for command in item.commands:
@@ -241,6 +247,7 @@ def execute(item: Run, folder: Path, programs: dict[str, str], llmc: Path | None
 
 
 def listing(items: tuple[Run, ...]) -> str:
+    """Return the text of --list."""
     lines = []
     for item in items:
         lines.append(f"{item.name}: published {item.published}" + (f"; needs {item.needs}" if item.needs else ""))
@@ -250,12 +257,14 @@ def listing(items: tuple[Run, ...]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=[item.name for item in RUNS], metavar="NAME", help="run these")
-    parser.add_argument("--list", action="store_true", help="print every run's commands, and run nothing")
-    parser.add_argument("--work", type=Path, help="the folder to work in, kept; else a temporary one")
-    parser.add_argument("--engine", choices=("c", "torch"), help="for sampan train")
     parser.add_argument(
-        "--llmc", type=Path, metavar="FOLDER", help="a clone of llm.c with train_gpt2 and test_gpt2 built"
+        "--only", nargs="+", choices=[item.name for item in RUNS], metavar="NAME", help="run only these"
+    )
+    parser.add_argument("--list", action="store_true", help="print the commands of every run, and run nothing")
+    parser.add_argument("--work", type=Path, help="folder to work in and keep (default: a temporary one)")
+    parser.add_argument("--engine", choices=("c", "torch"), help="engine of sampan train")
+    parser.add_argument(
+        "--llmc", type=Path, metavar="FOLDER", help="clone of llm.c with train_gpt2 and test_gpt2 built"
     )
     args = parser.parse_args()
     if args.list:
@@ -272,7 +281,7 @@ def main() -> int:
             start = time.perf_counter()
             try:
                 if (work / item.name).exists():
-                    raise Failed(f"{work / item.name} is there already")
+                    raise Failed(f"{work / item.name} already exists")
                 here = execute(item, work / item.name, programs, args.llmc and args.llmc.resolve(), args.engine)
             except Failed as error:
                 here, failed = "failed", True
@@ -283,7 +292,7 @@ def main() -> int:
         print("{:<18}{:>20}{:>24}{:>10}".format(*row))
     if not args.only:
         rest = ", ".join(f"{item.name} ({item.needs})" for item in RUNS if item.needs)
-        print(textwrap.fill(f"needing more, only by name: {rest}", 80, break_on_hyphens=False))
+        print(textwrap.fill(f"not run, because they need more (use --only NAME): {rest}", 80, break_on_hyphens=False))
     return int(failed)
 
 

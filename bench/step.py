@@ -1,11 +1,11 @@
-"""A training step (forward, backward, clip, AdamW): our engines against each other and against nanoGPT's own code.
+"""Time a training step (forward, backward, clip, AdamW) of both engines, and of nanoGPT's own code.
 
-    python bench/step.py --threads 2                          # our engines
-    python bench/step.py --threads 2 --nanogpt ../nanoGPT     # and the model.py of a clone of nanoGPT
-    python bench/step.py --work gpt2_4x64 --device cuda       # one of the shapes, on a GPU
+    python bench/step.py --threads 2                          # both engines
+    python bench/step.py --threads 2 --nanogpt ../nanoGPT     # also the model.py of a clone of nanoGPT
+    python bench/step.py --work gpt2_4x64 --device cuda       # one shape, on a GPU
 
-Prints medians of alternating steps, their ratios, and the share of the peak that the machine shows in the same run.
-Random weights and tokens: the time of a step does not depend on them.
+It prints the medians of alternating steps, their ratios, and the share of the machine's peak measured in the same run.
+Weights and tokens are random, because the time does not depend on them. Losses are not compared.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def our_step(shape: dict, engine: str, dtype: str, args):
 
 
 def nanogpt_step(shape: dict, folder: Path, device: str, compiled: bool):
-    """nanoGPT's own model and optimizer, in the order of its train.py; autocast on CUDA as there."""
+    """Return a function that takes one step of nanoGPT's model and optimizer, as its train.py does."""
     import contextlib
 
     import torch
@@ -73,13 +73,13 @@ def nanogpt_step(shape: dict, folder: Path, device: str, compiled: bool):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", choices=SHAPES, action="append", help="a shape; all but the last if left out")
-    parser.add_argument("--engine", action="append", help="c, torch; all that are here if left out")
+    parser.add_argument("--work", choices=SHAPES, action="append", help="a shape (default: all but the last)")
+    parser.add_argument("--engine", action="append", help="c or torch (default: every installed engine)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the torch engine and for nanoGPT")
-    parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT")
-    parser.add_argument("--dtype", action="append", help="float32, bfloat16; both if left out")
+    parser.add_argument("--nanogpt", type=Path, help="clone of nanoGPT")
+    parser.add_argument("--dtype", action="append", help="float32 or bfloat16 (default: both)")
     parser.add_argument("--rounds", type=int, default=11)
     args = parser.parse_args()
     print(machine())

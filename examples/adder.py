@@ -1,11 +1,11 @@
-"""Addition, learnt digit by digit from examples alone, and tried on sums that were never seen.
+"""Learn addition digit by digit from examples, and test it on sums that the model has never seen.
 
     python examples/adder.py                     # two digits
     python examples/adder.py --digits 3
 
-85 + 50 = 135 is the sequence 8 5 5 0 5 3 1: both numbers with their zeros, then the sum from its last digit to its
-first, which is the order in which carries arise. Of all sums of so many digits a fifth, but 500 at most, are kept for
-the test; the loss is on the sum's digits alone. The task is that of minGPT's adder (Karpathy 2020).
+85 + 50 = 135 becomes the sequence 8 5 5 0 5 3 1: both numbers, zero-padded, then the sum from its last digit to its
+first, the order in which carries arise. One fifth of all sums, at most 500, is held out for the test. Only the digits of
+the sum count in the loss. The task is minGPT's adder (Karpathy 2020). The script saves no model.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import sampan
 
 
 def digits_of(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Decimal digits, the first one first: (N,) to (N, count)."""
+    """Return the decimal digits, most significant first: int (N,) to int (N, count)."""
     return numbers[:, None] // 10 ** np.arange(count - 1, -1, -1) % 10
 
 
 def problems(digits: int) -> np.ndarray:
-    """All sums a + b, each a row of 3 * digits + 1 digits."""
+    """Return all sums a + b, one per row: int (100 ** digits, 3 * digits + 1)."""
     a, b = np.divmod(np.arange(10 ** (2 * digits)), 10**digits)
     return np.hstack([digits_of(a, digits), digits_of(b, digits), digits_of(a + b, digits + 1)[:, ::-1]])
 
@@ -39,7 +39,7 @@ def main() -> None:
     held_out = min(len(rows) // 5, 500)
     test, train = rows[:held_out], rows[held_out:]
     x, y = train[:, :-1], train[:, 1:].copy()
-    y[:, : 2 * n - 1] = -1  # nothing is to be learnt from the problem itself
+    y[:, : 2 * n - 1] = -1  # no loss on the problem itself
 
     gpt = sampan.GPT(vocab_size=10, block_size=3 * n, n_layer=3, n_head=3, n_embd=48, seed=options.seed)
     print(gpt)

@@ -1,10 +1,11 @@
-"""A model of whole documents with a vocabulary learnt from them (BPE), fed by a generator of batches.
+"""Train a BPE tokenizer and a model of whole documents, fed by a generator of batches.
 
-    python examples/bpe.py                                 # speeches of Shakespeare, fetched once
+    python examples/bpe.py                                 # speeches of Shakespeare, downloaded once
     python examples/bpe.py my-notes.txt --vocab_size 2048
 
-A document is what stands between blank lines. Each is a row of a batch, from an end-of-text token to an end-of-text
-token, so that the model learns where one begins and ends; a row is filled up with targets of -1, which are ignored.
+Blank lines separate documents. Each document is one row of a batch, between two end-of-text tokens, so the model learns
+where a document begins and ends. Rows are padded with targets of -1, which the loss ignores. A document longer than the
+context is cut. The script saves no model.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sampan
 def batches(
     documents: list[np.ndarray], size: int, block_size: int, end: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endlessly, `size` documents drawn at random; of a long one the beginning. x and y are (size, block_size)."""
+    """Yield batches of `size` random documents, forever: x and y, each int (size, block_size)."""
     draw = np.random.default_rng(0)
     while True:
         x = np.full((size, block_size), end)
@@ -32,7 +33,9 @@ def batches(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", nargs="?", default="tinyshakespeare", help="a text file, or a name that sampan knows")
+    parser.add_argument(
+        "text", nargs="?", default="tinyshakespeare", help="a text file, or the name of a built-in text"
+    )
     parser.add_argument("--vocab_size", type=int, default=1024)
     parser.add_argument("--max_iters", type=int, default=600)
     options = parser.parse_args()
@@ -43,9 +46,8 @@ def main() -> None:
     tokenizer = sampan.train_bpe(documents[:cut], options.vocab_size)
     encoded = [tokenizer.encode(d) for d in documents]
     tokens = sum(map(len, encoded))
-    print(
-        f"{len(documents):,} documents, {len(text):,} characters, {tokens:,} tokens: {len(text) / tokens:.2f} a token"
-    )
+    print(f"{len(documents):,} documents, {len(text):,} characters, {tokens:,} tokens")
+    print(f"{len(text) / tokens:.2f} characters per token")
 
     gpt = sampan.GPT(vocab_size=tokenizer.vocab_size, block_size=64)
     print(gpt)
@@ -53,7 +55,7 @@ def main() -> None:
     for record in gpt.train(train, val, max_iters=options.max_iters):
         if isinstance(record, sampan.Evaluation):
             bits = record.val_loss / np.log(2) * tokens / len(text)
-            print(f"step {record.step}: val loss {record.val_loss:.4f}, {bits:.3f} bits a character")
+            print(f"step {record.step}: val loss {record.val_loss:.4f}, {bits:.3f} bits per character")
 
     for sample in gpt.generate([tokenizer.end_of_text], max_new_tokens=64, num_samples=4):
         ids = sample[1:].tolist()

@@ -1,9 +1,10 @@
-"""A model of a text, one token a character: trained, kept in a folder, loaded again, made to write.
+"""Train a character model of a text, save it in a folder, load it again, and sample from it.
 
-    python examples/characters.py                          # nine plays of Shakespeare, fetched once
+    python examples/characters.py                          # nine plays of Shakespeare, downloaded once
     python examples/characters.py my-novel.txt --max_iters 3000
 
-`sampan train my-novel.txt` does this and more with no program; this is how to do it within one.
+`sampan train my-novel.txt` does this and more from the command line; this is how to do it in a program. The model is
+saved without optimizer state, so the training cannot be resumed.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import sampan
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", nargs="?", default="tinyshakespeare", help="a text file, or a name that sampan knows")
+    parser.add_argument(
+        "text", nargs="?", default="tinyshakespeare", help="a text file, or the name of a built-in text"
+    )
     parser.add_argument("--max_iters", type=int, default=1000)
-    parser.add_argument("--folder", default="out/characters", help="where the model is kept")
+    parser.add_argument("--folder", default="out/characters", help="where to save the model")
     parser.add_argument("--prompt", default="\n")
     options = parser.parse_args()
 
@@ -37,7 +40,7 @@ def main() -> None:
     for sample in best.generate(prompt, max_new_tokens=300, num_samples=2):
         print("-" * 40)
         print(tokenizer.decode(sample))
-    print(f"More of it: sampan sample {options.folder}")
+    print(f"For more samples: sampan sample {options.folder}")
 
 
 if __name__ == "__main__":

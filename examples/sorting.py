@@ -1,10 +1,11 @@
-"""Sorting, learnt from a torch Dataset or from anything that looks like one.
+"""Learn to sort digits, from a torch Dataset or any class with the same two methods.
 
     python examples/sorting.py
     python examples/sorting.py --length 10 --digits 10
 
-0 0 2 1 0 1, then its digits in order: 0 0 0 1 1 2. The model reads the first six and is to write the other six; targets
-of -1 keep the loss off what it was given. The task is that of minGPT's demo (Karpathy 2022).
+An example is 0 0 2 1 0 1 followed by the same digits in order, 0 0 0 1 1 2. The model reads the first six and writes the
+other six. Targets of -1 exclude the given digits from the loss. The task is minGPT's demo (Karpathy 2022). The script saves
+no model.
 """
 
 import argparse
@@ -15,9 +16,9 @@ import sampan
 
 
 class SortDataset:
-    """Random problems by their number; with torch installed it could inherit torch.utils.data.Dataset as it is.
+    """Random problems, each a function of its index. With torch installed, it could inherit torch.utils.data.Dataset.
 
-    Every tenth of all sequences is of the test split, by a number that is made of its digits.
+    One sequence in ten belongs to the test split; a hash of its digits decides which.
     """
 
     def __init__(self, split: str, length: int, digits: int, size: int = 10_000):
@@ -30,7 +31,7 @@ class SortDataset:
         draw = np.random.default_rng([index, self.split == "test"])
         while True:
             digits = draw.integers(0, self.digits, self.length)
-            if draw.random() < 0.5:  # many repeated digits are rare by chance, and hard
+            if draw.random() < 0.5:  # repeated digits are hard, and rare by chance
                 digits = draw.choice(digits[: 1 + self.length // 2], self.length)
             number = int("".join(map(str, digits)), 10)
             if (number % 97 % 10 == 0) == (self.split == "test"):
@@ -56,7 +57,7 @@ def main() -> None:
     print(gpt)
     for record in gpt.train(train, test, max_iters=options.max_iters, batch_size=64, eval_interval=100):
         if isinstance(record, sampan.Evaluation):
-            print(f"step {record.step}: loss {record.train_loss:.4f}, of the test split {record.val_loss:.4f}")
+            print(f"step {record.step}: train loss {record.train_loss:.4f}, test loss {record.val_loss:.4f}")
 
     problems = np.stack([test.problem(i) for i in range(1000)])
     answers = gpt.generate(problems, options.length, temperature=0)[:, options.length :]
