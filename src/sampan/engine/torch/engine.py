@@ -21,7 +21,7 @@ from sampan.engine.protocol import Update
 from sampan.engine.torch.device import pick_device, pick_dtype
 from sampan.engine.torch.model import GPT, Cache
 from sampan.engine.torch.muon import Muon
-from sampan.engine.torch.processes import join_processes, naming_dead_processes
+from sampan.engine.torch.processes import before_leaving, join_processes, naming_dead_processes
 from sampan.errors import UserError
 from sampan.machine import physical_cores, world
 from sampan.model.parameters import parameters
@@ -99,6 +99,11 @@ class TorchEngine:
             join_processes(s)
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.forward = torch.nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+            before_leaving(self.leave_group)
+
+    def leave_group(self) -> None:
+        """Train no more together with others; drops what holds the process group."""
+        self.forward = self.model if self.compiled is None else self.compiled
 
     def try_compile(self) -> None:
         """Compile, and prove it on one batch; where that fails, one line says so and the model runs as it is."""

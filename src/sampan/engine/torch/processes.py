@@ -5,13 +5,18 @@
 torch.distributed does the work. Gradients are averaged by engine.py, not here.
 """
 
+import atexit
 import contextlib
+import gc
 import time
 import uuid
+import weakref
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its default arguments would hold: see leave_processes
 from torch.distributed.rendezvous import rendezvous
 
 from sampan.config import MachineConfig, TrainConfig
@@ -36,6 +41,8 @@ def join_processes(settings: MachineConfig) -> None:
     store, rank, size = next(iter(rendezvous("env://")))
     live_store = agree_on_store(store, rank, size, limit)
     dist.init_process_group(backend, store=live_store, rank=rank, world_size=size, timeout=limit)
+    if backend == "gloo":  # NCCL's watchdog ends a process that waits for a dead one, and must not wait itself
+        atexit.register(leave_processes)
 
 
 def agree_on_store(store: dist.Store, rank: int, size: int, limit: timedelta) -> dist.Store:
@@ -68,10 +75,30 @@ def agree_on_store(store: dist.Store, rank: int, size: int, limit: timedelta) ->
     raise UserError(f"not all of {size} processes came within --process_timeout {limit.total_seconds():g} seconds")
 
 
+holders: list[weakref.WeakMethod] = []  # methods that let go of what holds the group
+
+
+def before_leaving(release: Callable[[], None]) -> None:
+    """Have a method called before the group ends, so that its object no longer holds the group."""
+    holders.append(weakref.WeakMethod(release))
+
+
 def leave_processes() -> None:
-    """At the end of a job, by all: the group's threads end before the process does, which could else end in SIGABRT."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """End the group and its threads; at the latest when the process exits, on whatever path.
+
+    gloo's threads release the tensors that they were given, for which they take Python's lock, and some time after the
+    operation has ended. Where the interpreter shuts down in between, Python ends the thread inside of a C++ destructor, and
+    the process in SIGABRT: "terminate called without an active exception". So the threads have to be joined before, which
+    happens when nothing holds the group any more. `destroy_process_group` drops PyTorch's own references.
+    DistributedDataParallel holds one, and imports torch.distributed.nn, which has `group=group.WORLD` as default arguments.
+    """
+    if not dist.is_initialized():
+        return
+    for method in holders:
+        if (release := method()) is not None:
+            release()
+    gc.collect()  # DistributedDataParallel is part of a circle
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager
