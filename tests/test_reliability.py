@@ -39,7 +39,7 @@ from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
 from sampan.model.parameters import initialize
 from sampan.report.metrics import Metrics
-from sampan.report.picture import Picture
+from sampan.report.picture import POINTS, Picture, draw, read_curves
 from sampan.training.loop import MOST_REFUSED, Evaluation, Step, train
 from sampan.training.plan import make_plan
 
@@ -749,7 +749,9 @@ def test_memory_and_handles_stay_over_20000_steps(text, engine_name):
 
 
 def many_lines(path: Path, count: int) -> None:
-    line = json.dumps({"step": 0, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.5, "seconds": 0.01, "tokens_per_second": 1e4})
+    line = json.dumps(
+        {"step": 0, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.5, "seconds": 0.01, "tokens_per_second": 1e4, "mfu": 0.1}
+    )
     evaluation = json.dumps({"step": 0, "train_loss": 2.5, "val_loss": 2.6, "best": False, "lr": 1e-3})
     with path.open("w") as file:
         for step in range(count):
@@ -782,4 +784,6 @@ def test_a_long_metrics_file_costs_little_at_a_resume_and_nothing_after(tmp_path
     with (tmp_path / "metrics.jsonl").open("rb") as file:
         steps = [int(re.match(rb'\{"step": (\d+)', line)[1]) for line in file if b'"loss"' in line]
     assert steps == [*range(count - 50), count - 50, *range(count - 49, count + 151)]
-    assert len(picture.steps) < 1100 and len(picture.evaluations) < 1100 and len(picture.draw()) < 1e6
+    curves = read_curves(metrics.path)
+    assert POINTS / 20 < len(curves.steps) < 1100 and POINTS / 2 < len(curves.evaluations) < 1100
+    assert len(draw(curves)) < 1e6

@@ -15,7 +15,7 @@ from conftest import readable
 from sampan.config import TrainConfig
 from sampan.errors import UserError
 from sampan.report.consumers import consumers
-from sampan.report.picture import PICTURE_POINTS, Picture, thin
+from sampan.report.picture import POINTS, Picture, read_curves, thin
 from sampan.report.terminal import Live
 from sampan.training.loop import Evaluation, Step
 from sampan.training.plan import make_plan
@@ -77,10 +77,19 @@ def test_the_picture_is_svg_and_marks_the_best(plan, tmp_path):
 def test_the_picture_takes_little_time_and_has_the_last_evaluation_all_the_same(plan, tmp_path, monkeypatch):
     drawn = []
     renew = Picture.renew
-    monkeypatch.setattr(Picture, "renew", lambda self: (renew(self), drawn.append(self.evaluations[-1][0])))
+    monkeypatch.setattr(
+        Picture, "renew", lambda self: (renew(self), drawn.append(read_curves(self.metrics).evaluations[-1][0]))
+    )
     show_all(plan, [Evaluation(step, 3.0, 3.0 - step / 1000, True, 1e-3) for step in range(500)])
     assert drawn[0] == 1 and drawn[-1] == 499 and len(drawn) < 20
     assert "best val loss 2.5010 at step 499" in (tmp_path / "out" / "loss.svg").read_text()
+
+
+def test_a_new_run_removes_the_picture_of_the_one_that_it_replaces(plan, tmp_path):
+    show_all(plan)
+    show_all(plan, RECORDS[:1])
+    assert not (tmp_path / "out" / "loss.svg").exists()
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_curve_keeps_its_shape_in_few_points():
@@ -88,7 +97,7 @@ def test_a_curve_keeps_its_shape_in_few_points():
     for step in range(100_000):
         points.append((step, float(step % 7)))
         points = thin(points)
-    assert PICTURE_POINTS / 2 <= len(points) <= PICTURE_POINTS + 1
+    assert POINTS / 2 <= len(points) <= POINTS + 1
     assert points[0][0] == 0 and points[-1][0] > 90_000
 
 

@@ -38,7 +38,7 @@ from sampan.errors import UserError
 from sampan.model.parameters import initialize, parameters
 from sampan.model.rotary import rotary_frequencies
 from sampan.report.metrics import Metrics, evaluations_of
-from sampan.report.picture import Picture
+from sampan.report.picture import draw, read_curves
 from sampan.sampling.write import write
 from sampan.tokens.kinds import characters, train_bpe
 from sampan.training.plan import make_plan
@@ -376,14 +376,11 @@ def test_metrics(run, examples):
     def check(lines: list[bytes]) -> None:
         path.write_bytes(b"\n".join([json.dumps(step).encode(), json.dumps(evaluation).encode(), *lines, b""]))
         metrics = Metrics(run.folder)
-        metrics.open(5)
-        picture = Picture(metrics)
-        picture.read()
+        metrics.file = metrics.open(5)
         metrics.close()
-        assert (
-            picture.evaluations[0][:2] == (0, 4.0) and evaluations_of(run.folder)[0].val_loss == 4.1
-        )  # what is good stays
-        assert "<svg" in picture.draw()
+        curves = read_curves(path)
+        assert curves.evaluations[0] == (0, 4.0, 4.1) and evaluations_of(run.folder)[0].val_loss == 4.1, "intact"
+        assert "<svg" in draw(curves)
 
     hammer(examples, check, st.lists(texts_of(step) | texts_of(evaluation), max_size=3))
     check([json.dumps(step | {"loss": loss}).encode() for loss in (1e308, float("inf"), float("nan"))])

@@ -11,8 +11,10 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, TextIO
 
 from sampan.errors import UserError
+from sampan.machine import world
 from sampan.report.metrics import Metrics
 from sampan.report.picture import Picture
 from sampan.report.terminal import Lines, Live
@@ -21,19 +23,16 @@ from sampan.training.loop import Evaluation, Step
 from sampan.training.plan import Plan
 
 
+class Consumer(Protocol):
+    def __call__(self, record: Step | Evaluation, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @contextlib.contextmanager
-def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], None]]:
-    """One function that passes a record to everything that the plan's settings ask for."""
-    out = out or sys.stdout
-    config = plan.config
-    active = [Live(plan, out) if out.isatty() else Lines(plan, out)]
-    if not config.eval_only:
-        metrics = Metrics(Path(config.out_dir))
-        active += [metrics, Picture(metrics)]
-    if config.wandb_log:
-        active.append(Wandb(plan))
-    if config.tensorboard:
-        active.append(TensorBoard(plan))
+def consumers(plan: Plan, out: TextIO | None = None) -> Iterator[Callable[[Step | Evaluation], None]]:
+    """Yield a function that passes a record to all that the plan's settings ask for; under torchrun, in rank 0 only."""
+    active = open_consumers(plan, out or sys.stdout) if world()[0] == 0 else []
 
     def show(record: Step | Evaluation) -> None:
         for consumer in active:
@@ -43,9 +42,22 @@ def consumers(plan: Plan, out=None) -> Iterator[Callable[[Step | Evaluation], No
         yield show
     except BaseException:
         for consumer in active:
-            with contextlib.suppress(UserError):  # what went wrong first is what is said
+            with contextlib.suppress(UserError):  # the first error is the one to report
                 consumer.close()
         raise
-    with contextlib.ExitStack() as stack:  # also those behind one that fails
+    with contextlib.ExitStack() as stack:  # closes the others, too, if one fails
         for consumer in reversed(active):
             stack.callback(consumer.close)
+
+
+def open_consumers(plan: Plan, out: TextIO) -> list[Consumer]:
+    config = plan.config
+    active: list[Consumer] = [Live(plan, out) if out.isatty() else Lines(plan, out)]
+    if not config.eval_only:
+        metrics = Metrics(Path(config.out_dir))
+        active += [metrics, Picture(metrics)]
+    if config.wandb_log:
+        active.append(Wandb(plan))
+    if config.tensorboard:
+        active.append(TensorBoard(plan))
+    return active

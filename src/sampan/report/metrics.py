@@ -1,7 +1,9 @@
-"""metrics.jsonl: a run's records, one a line, with exactly the fields of Step and Evaluation.
+"""metrics.jsonl: a run's records, one per line, with exactly the fields of Step and Evaluation.
 
 show = Metrics(Path("out/shakespeare")); show(record); show.close()
 evaluations_of("out/shakespeare")
+
+It draws nothing (picture.py). The first record of a new run empties the file of an older one.
 """
 
 import contextlib
@@ -10,15 +12,17 @@ import math
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.training.loop import Evaluation, Step
 
-RECORD = re.compile(rb'\{"step": (\d{1,18}), .*\}\n')  # a whole line of metrics.jsonl
+RECORD = re.compile(rb'\{"step": (\d{1,18}), .*\}\n')  # a complete line of metrics.jsonl
 
 
 def evaluations_of(folder: str | Path) -> list[Evaluation]:
-    """Those of a run, in order, out of its metrics.jsonl."""
+    """Return the evaluations of a run, in order. Raise OSError if it has no metrics.jsonl."""
     found = []
     with (Path(folder) / "metrics.jsonl").open("rb") as file:
         for line in file:
@@ -28,48 +32,50 @@ def evaluations_of(folder: str | Path) -> list[Evaluation]:
 
 
 class Metrics:
-    """metrics.jsonl. A resumed run's file loses the records that are about to be made again.
+    """Append records to metrics.jsonl. A resumed run first removes the records that it makes again.
 
-    Each record is with the system at once, so that a killed run loses none that its last save has passed. What is not
-    finite is null: JSON has no word for it.
+    Each record is flushed at once, so that a killed run loses none from before its last save. NaN and infinity, which
+    JSON lacks, are written as null.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
-        self.file = None
+        self.file: BinaryIO | None = None
 
-    def open(self, first_step: int) -> None:
-        """Cut the file before the first record of `first_step`, and before what a killed process left of a line."""
-        self.file = self.path.open("a+b")
-        self.file.seek(0)
+    def open(self, first_step: int) -> BinaryIO:
+        """Cut the file before the first record of `first_step` and before a line that a killed process left unfinished."""
+        file = self.path.open("a+b")
+        file.seek(0)
         at = whole = 0
-        for line in self.file:  # there may be millions: none is kept in memory
+        for line in file:  # there may be millions; none is kept
             step = RECORD.match(line)
             if step and int(step[1]) >= first_step:
                 break
             at += len(line)
             if step:
                 whole = at
-        self.file.truncate(whole)
+        file.truncate(whole)
+        return file
 
     def __call__(self, record: Step | Evaluation) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in asdict(record).items()}
         try:
             if self.file is None:
-                self.open(record.step)
+                self.file = self.open(record.step)
             self.file.write(json.dumps(values).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+            message = _("{path}: cannot write ({reason})").format(path=self.path, reason=error.strerror)
+            raise UserError(message) from None
 
     def close(self) -> None:
         if self.file is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported by then
+            with contextlib.suppress(OSError):  # a full disk has been reported already
                 self.file.close()
 
 
-def read_record(line: bytes) -> dict | None:
-    """A line of metrics.jsonl; None for half a line, another program's, and one with a number that is not finite."""
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl, or None if it is unfinished, another program's, or has NaN or infinity."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
