@@ -40,7 +40,16 @@ def run(text: Path, settings: dict) -> tuple[float, float, float]:
     """Train in a new process. Return (seconds from its start to the end of training, best val loss, bits per character)."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
-        command = [sys.executable, "-m", "sampan", "train", str(text), "--log_interval=1000000", *flags(settings)]
+        command = [
+            sys.executable,
+            "-m",
+            "sampan",
+            "--lang=en",
+            "train",
+            str(text),
+            "--log_interval=1000000",
+            *flags(settings),
+        ]
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
         seconds = loss = bits = float("nan")
@@ -86,7 +95,7 @@ def nanogpt_steps(text: Path, minutes: float) -> int:
     """Return how many steps of nanoGPT's recipe fit into the minutes, as `sampan plan` measures a step here."""
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
-        command = [sys.executable, "-m", "sampan", "plan", str(text), *flags(nanogpt(100))]
+        command = [sys.executable, "-m", "sampan", "--lang=en", "plan", str(text), *flags(nanogpt(100))]
         said = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
     return int(60 * minutes / (float(re.search(r"([\d.,]+) ms", re.sub(r"\s+", " ", said))[1].replace(",", "")) / 1000))
 

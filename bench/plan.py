@@ -90,8 +90,9 @@ def main() -> None:
             if args.only not in (None, number):
                 continue
             flags = [TIGHT[args.engine] if flag == "TIGHT" else flag for flag in flags]
-            words = [sys.executable, "-m", "sampan", "train", str(text), "--engine", args.engine, "--overwrite", *flags]
-            seconds, peak, output = measured([*words, "--log_interval", "1000000"], env, folder)
+            words = [sys.executable, "-m", "sampan", "--lang=en", "train", str(text), "--engine", args.engine]
+            words += ["--overwrite", *flags, "--log_interval", "1000000"]
+            seconds, peak, output = measured(words, env, folder)
             time_promised, size_promised = promised(output)
             times.append(seconds / time_promised)
             sizes.append(peak / size_promised)

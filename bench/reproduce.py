@@ -173,7 +173,11 @@ class Failed(Exception):
 def run(command: str, folder: Path, programs: dict[str, str]) -> str:
     """Run a command and append its output to log.txt. Return the output. Raise Failed if its exit status is not 0."""
     name, *rest = shlex.split(command)
-    start = [sys.executable, "-m", "sampan"] if name == "sampan" else [programs.get(name) or shutil.which(name)]
+    start = (
+        [sys.executable, "-m", "sampan", "--lang=en"]
+        if name == "sampan"
+        else [programs.get(name) or shutil.which(name)]
+    )
     if start == [None]:
         build = ": make -C csrc builds it" if name == "sampan-c" else ""
         raise Failed(f"{name} was not found{build}")

@@ -204,7 +204,7 @@ def test_a_command_in_a_sentence_has_settings_that_exist(path):
     for command in re.findall(r"`sampan ((?!-)[a-z]\w* [^`\n]+)`", path.read_text(encoding="utf-8")):
         words = shlex.split(command.replace("...", ""))
         flags = [word[2:].split("=")[0] for word in words if word.startswith("--")]
-        options = {"resume", "overwrite", "compare", "help", "prompt"}
+        options = {"resume", "overwrite", "compare", "help", "lang", "prompt"}
         check_keys(known[words[0]][0], [flag for flag in flags if flag not in options], command)
 
 
