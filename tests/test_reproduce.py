@@ -78,7 +78,8 @@ def test_the_program_knows_the_command(command, text):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sampan-c")])
 def test_the_stand_alone_program_knows_the_flags(command):
-    known = set(re.findall(r"ROW\((\w+),", (ROOT / "csrc" / "program" / "main.c").read_text(encoding="utf-8")))
+    sources = [(ROOT / "csrc" / "program" / name).read_text(encoding="utf-8") for name in ("main.c", "settings.inc")]
+    known = set(re.findall(r"X\(\w+, (\w+),", "".join(sources)))
     assert "init_from" in known
     flags = re.findall(r"--(\w+)", command)
     assert flags and set(flags) <= known

@@ -265,7 +265,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no pool of %d threads, or no such instructions\n", n_threads);
         return 1;
     }
-    const int64_t weights = 32000 * 2048;                  /* 262 MB */
+    const int64_t weights = 32000 * 2048; /* 262 MB */
     buffers buffers = {random_floats(1024 * 3072), random_floats(256 * 50257 + 4 * 1024 * 3072), random_floats(weights),
                        random_floats(50257), malloc((size_t)weights * 2)};
     if (!buffers.w_half) return 2;
@@ -298,14 +298,14 @@ int main(int argc, char **argv) {
                         call.own[t] = call.problem;
                         call.own[t].c += t
                                          * (s->m * s->n
-                                            + 4096);     /* apart, or one thread prefetches what the other writes */
+                                            + 4096); /* apart, or one thread prefetches what the other writes */
                     }
                 }
                 peaks[i][r] = measure_peak(pool, isa, precision);
                 bandwidths[i][r] = s->m <= 8 ? measure_bandwidth(pool, buffers.w, weights * 4) : 0.0;
                 call.times = flops < 4e8 ? (int64_t)(4e8 / flops) : 1;
                 if (s->m <= 8 && s->n < 1000) call.times = 1000;
-                if (s->n * s->k < 10000000) {               /* warm; the big ones come from memory in any case */
+                if (s->n * s->k < 10000000) { /* warm; the big ones come from memory in any case */
                     team_call once = call;
                     once.times = 1;
                     pool_run(pool, run_team, &once);
@@ -315,7 +315,7 @@ int main(int argc, char **argv) {
                 times[i][r] = (clock_seconds() - start) / (double)call.times / (call.solo ? n_threads : 1);
                 free(call.own);
                 if (s->form == BACKWARD_WEIGHTS)
-                    memset(buffers.w, 0, (size_t)(s->n * s->k) * 4);   /* or it grows to infinity */
+                    memset(buffers.w, 0, (size_t)(s->n * s->k) * 4); /* or it grows to infinity */
                 if (s->form == BACKWARD_INPUT) memset(buffers.x, 0, (size_t)(s->m * s->k) * 4);
             }
         }

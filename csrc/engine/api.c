@@ -1,5 +1,5 @@
-/* api.c: the functions of sampan.h. It checks what comes in, owns threads and memory, and opens one parallel region for each
-   call; what happens inside a region is in model.c.
+/* api.c: the functions of sampan.h. It checks what comes in, owns threads and memory, and opens one parallel region for
+   each call; what happens inside a region is in model.c.
 
    Losses and gradients are kept as sums over targets, and divided by their number when they are asked for, so that
    micro-batches with different numbers of ignored targets add up to the mean of the whole batch. */
@@ -23,11 +23,11 @@ struct sampan_engine {
     buffers buffers; /* of the largest batch so far */
     thread_pool *pool;
     matmul_context *matmul, *matmul_alone; /* of the pool; of one thread, for passes that are too small to share */
-    memory_block squares; /* partial sums of the gradient norm, double */
-    memory_block muon; /* scratch of Muon: muon_stride floats for each thread */
+    memory_block squares;                  /* partial sums of the gradient norm, double */
+    memory_block muon;                     /* scratch of Muon: muon_stride floats for each thread */
     int64_t muon_stride;
     int64_t step, applied, micro; /* updates so far; those that were applied; micro-batches since the last */
-    double loss_sum; /* since the last update */
+    double loss_sum;              /* since the last update */
     int64_t targets;
     char message[256], description[96];
 };
@@ -41,7 +41,7 @@ struct sampan_session {
 
 enum {
     PIECE_ROWS = 256, /* of a prompt at a time, over all sequences */
-    ALONE = 1 << 18, /* multiply-adds that one thread does in the time of a few tens of barriers */
+    ALONE = 1 << 18,  /* multiply-adds that one thread does in the time of a few tens of barriers */
 };
 
 /* ---- errors ---- */

@@ -1,9 +1,9 @@
-/* model.c: the GPT. The forward pass is that of the package's PyTorch model, call by call; the backward pass is the same
-   calls in reverse.
+/* model.c: the GPT. The forward pass is that of the package's PyTorch model, call by call; the backward pass is the
+   same calls in reverse.
 
-   Models differ in their parts: the norm (LayerNorm, RMSNorm), positions (learned, rotary), the MLP (plain or gated, with any
-   activation) and whether queries and keys are normed. What each op computes is in ops.h; parameters and buffers, with
-   their sizes, are the tables of parameters.h.
+   Models differ in their parts: the norm (LayerNorm, RMSNorm), positions (learned, rotary), the MLP (plain or gated,
+   with any activation) and whether queries and keys are normed. What each op computes is in ops.h; parameters and
+   buffers, with their sizes, are the tables of parameters.h.
 
    It holds no optimizer, API or error messages: those are api.c's. */
 
@@ -242,11 +242,11 @@ static void model_list_matrices(model *m) {
     MODEL_SIZES;
     for (int64_t layer = 0; layer < c->n_layer; layer++) {
         const block_parameters *w = &m->h[layer];
-        model_add_matrix(m, w->c_attn_weight, 0, H * D); /* q */
-        model_add_matrix(m, w->c_attn_weight, H * D, KV * D); /* k */
+        model_add_matrix(m, w->c_attn_weight, 0, H * D);             /* q */
+        model_add_matrix(m, w->c_attn_weight, H * D, KV * D);        /* k */
         model_add_matrix(m, w->c_attn_weight, (H + KV) * D, KV * D); /* v */
         model_add_matrix(m, w->attn_proj_weight, 0, C);
-        model_add_matrix(m, w->c_fc_weight, 0, F); /* gate, where there is one */
+        model_add_matrix(m, w->c_fc_weight, 0, F);               /* gate, where there is one */
         if (c->gated) model_add_matrix(m, w->c_fc_weight, F, F); /* up */
         model_add_matrix(m, w->mlp_proj_weight, 0, C);
     }

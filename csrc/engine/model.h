@@ -26,13 +26,13 @@ typedef struct model {
     parameter *head;         /* lm_head, or wte where tied */
     hidden_matrix *matrices; /* (n_matrices): what Muon updates; none with AdamW */
     int64_t n_matrices;
-    float *cosine, *sine;    /* (block_size, D / 2) each; NULL unless rotary */
-    int64_t floats;          /* of all parameters, each padded to 64 bytes */
-    float *gradients;        /* (floats): all of them; NULL if not training */
+    float *cosine, *sine; /* (block_size, D / 2) each; NULL unless rotary */
+    int64_t floats;       /* of all parameters, each padded to 64 bytes */
+    float *gradients;     /* (floats): all of them; NULL if not training */
     memory_block tables, weights, gradient_memory, moments;
 } model;
 
-/* Fills in the tables: names, sizes, and who updates what; `parts` are the config's. 0; or 1 without memory for that. */
+/* Fills in the tables: names, sizes, and who updates what; `parts` are the config's. 0; or 1 without memory. */
 int32_t model_describe(model *m, const sampan_config *config, const parts *parts);
 
 /* Bytes of the described model by purpose (weights, gradients, optimizer); -1 where they cannot be counted. */
@@ -59,12 +59,12 @@ typedef struct block_buffers {
 
 typedef struct buffers {
     const model *m;
-    int64_t B, T, S;       /* room for B * T rows, and for attention over S keys */
-    int64_t chunk;         /* rows of logits at a time; 0: no losses */
+    int64_t B, T, S; /* room for B * T rows, and for attention over S keys */
+    int64_t chunk;   /* rows of logits at a time; 0: no losses */
     int64_t threads;
     int32_t backward;
     block_buffers
-        *h;      /* (n_layer): each its own for a backward pass (only x with gradient_checkpointing), else one set */
+        *h; /* (n_layer): each its own for a backward pass (only x with gradient_checkpointing), else one set */
     BUFFERS_SHARED(BUFFER_FIELD)
     memory_block memory;
 } buffers;
@@ -73,13 +73,13 @@ typedef struct buffers {
 buffers buffers_of_batch(const model *m, int64_t B, int64_t T, int64_t threads);
 buffers buffers_of_session(const model *m, int64_t B, int64_t T, int64_t threads);
 
-int64_t buffers_count_bytes(buffers *b);                    /* -1: cannot be counted */
-int32_t buffers_allocate(buffers *b, int64_t *bytes);       /* 0; or 1 with *bytes that were refused */
+int64_t buffers_count_bytes(buffers *b);              /* -1: cannot be counted */
+int32_t buffers_allocate(buffers *b, int64_t *bytes); /* 0; or 1 with *bytes that were refused */
 void buffers_destroy(buffers *b);
 
 /* ---- passes ---- */
 
-/* Keys and values of all layers for B sequences: (n_layer, 2, B, KV, block_size, D), in the precision of the products. */
+/* Keys and values of all layers for B sequences: (n_layer, 2, B, KV, block_size, D), in the products' precision. */
 typedef struct cache {
     int64_t B, position;
     int32_t type; /* MATMUL_FLOAT32 | MATMUL_BFLOAT16 */
@@ -99,9 +99,9 @@ typedef struct pass {
     const int32_t *ids, *targets; /* (B, T) each; targets NULL: no loss */
     int64_t B, T;
     int32_t backward;
-    float dropout;                /* 0 in evaluation */
-    uint64_t dropout_key;         /* of (seed, step, micro-batch) */
-    float *logits;                /* (B, V): those after each sequence's last token, or NULL */
+    float dropout;        /* 0 in evaluation */
+    uint64_t dropout_key; /* of (seed, step, micro-batch) */
+    float *logits;        /* (B, V): those after each sequence's last token, or NULL */
 } pass;
 
 /* By every thread of a region. */

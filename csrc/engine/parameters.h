@@ -1,8 +1,8 @@
 /* parameters.h: the two tables that the engine is built from: its parameters, and the buffers of its passes. Everything
    that is allocated, read, written, counted or named comes from here.
 
-   Where a table is used, the letters of ops/ops.h are variables, and so are m (the model) and c (its sampan_config). FC is
-   the rows of c_fc: F, or 2 F where gate and up are in one matrix. */
+   Where a table is used, the letters of ops/ops.h are variables, and so are m (the model) and c (its sampan_config). FC
+   is the rows of c_fc: F, or 2 F where gate and up are in one matrix. */
 
 #ifndef SAMPAN_PARAMETERS_H
 #define SAMPAN_PARAMETERS_H

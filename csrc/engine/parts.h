@@ -20,7 +20,7 @@ typedef struct parts {
     int32_t norm, positions, activation, dtype, optimizer;
 } parts;
 
-/* Looks up every name and checks every number. dtype is never DTYPE_AUTO afterwards. 0; or 1 with an error in `message`. */
+/* Looks up every name and checks every number. dtype is never DTYPE_AUTO afterwards. 0; or 1 with an error. */
 int32_t parts_read(parts *parts, const sampan_config *config, char *message, int64_t message_size);
 
 /* The number of a tensor's kind; -1 with an error in `message` if it has none. */

@@ -27,24 +27,19 @@ static void write_text(const char *kind, const char *name, const char *prefix, i
 }
 
 /* Two length bytes, then config.json, then the weights. */
-static void write_model(const char *name, int32_t is_llama, int32_t qk_norm, const char *text) {
+static void write_model(const char *name, const char *text) {
     static const double frequencies[2] = {1.0, 0.1};
+    const family *family = folder_find_family(name);
+    const int32_t is_llama = strcmp(name, "gpt2") != 0;
     sampan_config c = is_llama ? example_config(1, 2, 1, 4, 6, 4, 5) : example_config(1, 2, 2, 2, 6, 4, 5);
     c.n_embd = 4;
-    c.qkv_bias = c.attn_proj_bias = c.mlp_bias = c.norm_bias = !is_llama;
-    c.tie_word_embeddings = !is_llama || qk_norm;
+    c.tie_word_embeddings = strcmp(name, "llama") != 0;
     c.rotary_frequencies = frequencies;
-    c.qk_norm = qk_norm;
-    if (is_llama) {
-        c.norm = "rmsnorm";
-        c.positions = "rotary";
-        c.activation = "silu";
-        c.gated = 1;
-    }
+    folder_set_parts(&c, family, !is_llama);
     sampan_engine *engine;
     char message[256], path[4096], first[4096];
     if (sampan_create(&engine, &c, message, sizeof message)
-        || folder_save_weights(engine, &c, corpus, message, sizeof message)) {
+        || folder_save_weights(engine, family, &c, corpus, message, sizeof message)) {
         puts(message);
         exit(1);
     }
@@ -66,15 +61,13 @@ int main(int argc, char **argv) {
     if (argc != 2) return 2;
     corpus = argv[1];
     mkdir(corpus, 0777);
-    write_model("gpt2", 0, 0,
-                "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_head\": 2, \"n_embd\": 4, \"n_inner\": 6, "
-                "\"n_positions\": 4, \"vocab_size\": 5, \"bias\": true}");
-    write_model("llama", 1, 0,
-                "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, "
-                "\"num_key_value_heads\": 1, \"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, "
-                "\"max_position_embeddings\": 4, \"vocab_size\": 5}");
+    write_model("gpt2", "{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_head\": 2, \"n_embd\": 4, \"n_inner\": 6, "
+                        "\"n_positions\": 4, \"vocab_size\": 5, \"bias\": true}");
+    write_model("llama", "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, "
+                         "\"num_key_value_heads\": 1, \"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, "
+                         "\"max_position_embeddings\": 4, \"vocab_size\": 5}");
     write_model(
-        "qwen3", 1, 1,
+        "qwen3",
         "{\"model_type\": \"qwen3\", \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
         "\"hidden_size\": 4, \"intermediate_size\": 6, \"head_dim\": 4, \"max_position_embeddings\": 4, "
         "\"vocab_size\": 5, \"tie_word_embeddings\": true, \"rope_parameters\": {\"rope_theta\": 1e6}}");

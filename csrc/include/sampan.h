@@ -1,7 +1,7 @@
 /* sampan.h: the C engine's whole public interface. It trains and runs GPTs that are made of the parts named below.
 
-       sampan_config config = {.struct_size = sizeof config, .n_layer = 4, ..., .norm = "layernorm", .positions = "learned",
-                               .activation = "gelu_new", .dtype = "auto", .optimizer = "adamw", ...};
+       sampan_config config = {.struct_size = sizeof config, .n_layer = 4, ..., .norm = "layernorm", .dtype = "auto",
+                               .positions = "learned", .activation = "gelu_new", .optimizer = "adamw", ...};
        char message[256];
        sampan_engine *engine;
        if (sampan_create(&engine, &config, message, sizeof message)) { puts(message); ... }
@@ -10,10 +10,10 @@
        sampan_update(engine, learning_rate, &loss, &grad_norm, &refused);
        sampan_destroy(engine);
 
-   A function returns SAMPAN_OK or another code, and then sampan_error(engine) says what was wrong. Nothing here prints, exits
-   or keeps global state. One thread at a time may use an engine and its sessions; two engines are independent.
+   A function returns SAMPAN_OK or another code, and then sampan_error(engine) says what was wrong. Nothing here prints,
+   exits or keeps global state. One thread at a time may use an engine and its sessions; two engines are independent.
 
-   What it does not do: files, tokenizers, batches, schedules, sampling, initial weights. Those belong to its callers. */
+   What it does not do: files, tokenizers, batches, schedules, sampling, initial weights. Those are its callers'. */
 
 #ifndef SAMPAN_H
 #define SAMPAN_H
@@ -28,28 +28,27 @@
 
 enum { SAMPAN_OK = 0, SAMPAN_BAD_ARGUMENT = 1, SAMPAN_NO_MEMORY = 2, SAMPAN_NO_THREADS = 3 };
 
-/* A model's parts and sizes, and how it is run. Every size is resolved (no "auto"). Texts and arrays are copied or looked up
+/* A model's parts and sizes, and how it is run. Every size is resolved (no "auto"). Texts and arrays are only read
    by sampan_create, and need not outlive it. An unknown name is refused with a message that lists the choices. */
 typedef struct sampan_config {
-    int64_t struct_size;       /* sizeof(sampan_config): a caller built for another version is refused */
+    int64_t struct_size; /* sizeof(sampan_config): a caller built for another version is refused */
     int32_t n_layer, n_head, n_kv_head, n_embd, n_inner, head_dim, block_size, vocab_size;
-    const char *norm;          /* "layernorm" | "rmsnorm" */
-    const char *positions;     /* "learned" (added to the embedding) | "rotary" (turns queries and keys) */
-    const char *activation;    /* of the MLP: "gelu_new" | "silu" | "relu2" */
-    int32_t gated;             /* 1: the MLP is activation(gate) * up, gate and up in one c_fc matrix */
-    int32_t qk_norm;           /* 1: each head's queries and keys are RMS-normalized */
+    const char *norm;       /* "layernorm" | "rmsnorm" */
+    const char *positions;  /* "learned" (added to the embedding) | "rotary" (turns queries and keys) */
+    const char *activation; /* of the MLP: "gelu_new" | "silu" | "relu2" */
+    int32_t gated;          /* 1: the MLP is activation(gate) * up, gate and up in one c_fc matrix */
+    int32_t qk_norm;        /* 1: each head's queries and keys are RMS-normalized */
     int32_t qkv_bias, attn_proj_bias, mlp_bias, norm_bias;
     int32_t tie_word_embeddings;
     float dropout, norm_eps;
     const double *rotary_frequencies; /* (head_dim / 2), angle per position; NULL unless rotary */
-    const char *dtype;         /* of the products: "auto" | "float32" | "bfloat16"; all else is float32 */
-    int32_t threads;           /* 0: as many as physical cores */
-    const char
-        *optimizer;     /* "adamw" | "muon" (that for the blocks' matrices, AdamW for the rest) | NULL: no training */
+    const char *dtype;                /* of the products: "auto" | "float32" | "bfloat16"; all else is float32 */
+    int32_t threads;                  /* 0: as many as physical cores */
+    const char *optimizer; /* "adamw" | "muon" (AdamW for what is no matrix of a block) | NULL: no training */
     double beta1, beta2, weight_decay, grad_clip; /* AdamW; weight decay on matrices only; grad_clip 0: none */
-    double momentum, adamw_lr_ratio;  /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
+    double momentum, adamw_lr_ratio;              /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
     int32_t gradient_checkpointing; /* 1: keep only each block's input, and compute the rest again (Chen et al. 2016) */
-    uint64_t seed; /* of dropout */
+    uint64_t seed;                  /* of dropout */
 } sampan_config;
 
 typedef struct sampan_engine sampan_engine;
@@ -57,7 +56,7 @@ typedef struct sampan_session sampan_session;
 
 /* A row of the parameter table: the package's `parameters`, in the same order. */
 typedef struct sampan_parameter {
-    const char *name; /* "h.0.attn.c_attn.weight" */
+    const char *name;      /* "h.0.attn.c_attn.weight" */
     int64_t rows, columns; /* a matrix is (out, in); a vector has columns 0 */
 } sampan_parameter;
 
@@ -73,8 +72,8 @@ SAMPAN_API void sampan_destroy(sampan_engine *engine);
 SAMPAN_API const char *sampan_error(const sampan_engine *engine);
 SAMPAN_API const char *sampan_description(const sampan_engine *engine); /* "C on cpu (AVX2), 2 threads, float32" */
 
-/* What an engine of this configuration would allocate for passes of `batch` sequences of `tokens` tokens, and for a session
-   of `batch` sequences. Allocates none of it. */
+/* Counts what an engine of this configuration would allocate for passes of `batch` sequences of `tokens` tokens, and
+   for a session of `batch` sequences. Allocates none of it. */
 SAMPAN_API int32_t sampan_memory(const sampan_config *config, int64_t batch, int64_t tokens, sampan_memory_sizes *sizes,
                                  char *message, int64_t message_size);
 
@@ -90,10 +89,10 @@ SAMPAN_API int32_t sampan_write(sampan_engine *engine, const char *kind, int64_t
 SAMPAN_API int32_t sampan_accumulate(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch,
                                      int64_t tokens);
 
-/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and `grad_norm`
-   (before clipping) are outputs. Where one of them is NaN or infinite the step is refused: weights and moments stay as they
-   are, the step counts, what was accumulated is dropped, and *refused says
-   which tensor it was (until the next call); else *refused is NULL. */
+/* One step of the optimizer with the mean gradient of what was accumulated, clipped to grad_clip. `loss` and
+   `grad_norm` (before clipping) are outputs. Where one of them is NaN or infinite the step is refused: weights and
+   moments stay as they are, the step counts, what was accumulated is dropped, and *refused says which tensor it was
+   (until the next call); else *refused is NULL. */
 SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm,
                                  const char **refused);
 

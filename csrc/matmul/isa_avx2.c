@@ -27,7 +27,7 @@ INLINE void transpose_avx2(const void *source, int64_t bytes, float *words, int6
         s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLLED for (int i = 0; i < 8; i += 4) {        /* r[i + j], part p: column 4 p + j of rows i .. i + 3 */
+    UNROLLED for (int i = 0; i < 8; i += 4) { /* r[i + j], part p: column 4 p + j of rows i .. i + 3 */
         r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);

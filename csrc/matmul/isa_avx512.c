@@ -27,7 +27,7 @@ INLINE_512 void transpose_registers(__m512 r[16], float *words, int64_t stride) 
         s[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         s[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLLED for (int i = 0; i < 16; i += 4) {      /* r[i + j], part p: column 4 p + j of rows i .. i + 3 */
+    UNROLLED for (int i = 0; i < 16; i += 4) { /* r[i + j], part p: column 4 p + j of rows i .. i + 3 */
         r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
         r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(s[i]), _mm512_castps_pd(s[i + 2])));
         r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(s[i + 1]), _mm512_castps_pd(s[i + 3])));
@@ -121,7 +121,7 @@ INLINE_BF16 void round_pairs_avx512bf16(const float *p, float *words, int64_t co
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) _mm512_storeu_ps(words + i, pairs_avx512bf16(p + 2 * i));
     if (i == count) return;
-    const uint64_t left = 2 * (uint64_t)(count - i);                /* floats, 2 to 30 */
+    const uint64_t left = 2 * (uint64_t)(count - i); /* floats, 2 to 30 */
     const uint32_t mask = (uint32_t)((1ull << left) - 1);
     __m512 low = _mm512_maskz_loadu_ps((__mmask16)mask, p + 2 * i);
     __m512 high = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), p + 2 * i + 16);

@@ -17,12 +17,12 @@ enum { TILE_ROWS_MAX = 16, TILE_VECTORS_MAX = 4, LANES_MAX = 16 };
  * function's. */
 typedef struct matmul_tile {
     int64_t steps;
-    const float *a;              /* word (i, s) at a[i * a_row + s * a_step] */
+    const float *a; /* word (i, s) at a[i * a_row + s * a_step] */
     int64_t a_row, a_step;
-    const float *b;              /* row s at b[s * b_step] */
+    const float *b; /* row s at b[s * b_step] */
     int64_t b_step;
-    const float *bias;           /* (vectors * lanes), the same for each row; NULL: none */
-    const float *add;            /* (rows, vectors * lanes); may be c; NULL: none */
+    const float *bias; /* (vectors * lanes), the same for each row; NULL: none */
+    const float *add;  /* (rows, vectors * lanes); may be c; NULL: none */
     int64_t add_stride;
     float *c;
     int64_t c_stride;
@@ -31,12 +31,12 @@ typedef struct matmul_tile {
 typedef void matmul_tile_function(const matmul_tile *tile);
 
 typedef struct matmul_kernels {
-    int32_t tile_rows, tile_vectors, lanes;     /* the largest tile: tile_rows x (tile_vectors * lanes) */
-    int32_t pairs;                              /* elements per word - 1 */
-    int32_t rounds;                             /* 1: float words that hold bfloat16 values (no BF16 instruction) */
-    int32_t dot_rows;                           /* the most rows of `dot` */
+    int32_t tile_rows, tile_vectors, lanes; /* the largest tile: tile_rows x (tile_vectors * lanes) */
+    int32_t pairs;                          /* elements per word - 1 */
+    int32_t rounds;                         /* 1: float words that hold bfloat16 values (no BF16 instruction) */
+    int32_t dot_rows;                       /* the most rows of `dot` */
 
-    matmul_tile_function *tile[TILE_ROWS_MAX + 1][TILE_VECTORS_MAX + 1];    /* [rows][vectors] */
+    matmul_tile_function *tile[TILE_ROWS_MAX + 1][TILE_VECTORS_MAX + 1]; /* [rows][vectors] */
 
     /* Panels (steps, width) of words from source (depth, lanes), with (lane, k) at lane * lane_stride + k * k_stride:
        lane j of a panel at words[s * width + j], zero beyond the last; panel after panel if there are more than `width`

@@ -31,12 +31,12 @@ enum {
     STATIONARY_ROWS =
         1024, /* of A: 1 MiB, it may be more than L2 holds, since each byte that is read is used 48 times */
     STATIONARY_COLUMNS = 768, /* of B: 768 KiB */
-    SOLO_STATIONARY = 496, /* rows or columns for one thread alone */
+    SOLO_STATIONARY = 496,    /* rows or columns for one thread alone */
     BLOCK_ROWS = 1024, /* the other side of a block: each slab reads and writes all of C's, which should stay in L3 */
     BLOCK_COLUMNS = 1536,
     CHUNK_ROWS = 240, /* 240 KiB in L2; a multiple of every tile height: 4, 6, 8 */
     PANEL_COLUMNS_MAX = TILE_VECTORS_MAX * LANES_MAX,
-    FEW_ROWS = 16, /* up to here the dot products win against packing B; a power of two */
+    FEW_ROWS = 16,         /* up to here the dot products win against packing B; a power of two */
     FEW_ROWS_STEPS = 8192, /* the longest row of x, in words; a product with longer ones goes the other way */
     BUFFER_ALIGNMENT = 64,
 
@@ -53,8 +53,8 @@ _Static_assert(STATIONARY_COLUMNS <= STATIONARY_ROWS, "B's panels must fit where
 struct matmul_context {
     thread_pool *pool;
     const matmul_kernels *kernels[2]; /* by precision */
-    float *stationary[2]; /* (STATIONARY_ROWS + TILE_ROWS_MAX, SLAB_STEPS) each, shared, used in turn */
-    float *own; /* (n_threads, OWN_WORDS): a thread's streamed panels, and few rows or its stationary ones */
+    float *stationary[2];             /* (STATIONARY_ROWS + TILE_ROWS_MAX, SLAB_STEPS) each, shared, used in turn */
+    float *own;   /* (n_threads, OWN_WORDS): a thread's streamed panels, and few rows or its stationary ones */
     void *memory; /* all of these */
 };
 
@@ -179,8 +179,8 @@ typedef struct slab {
     const matmul_problem *problem;
     const matmul_kernels *kernels;
     int64_t row, column, k; /* the block's first in C, and the slab's in A and B */
-    int64_t depth, steps; /* the slab's, in elements and in words */
-    int32_t first, last; /* of the block's slabs? */
+    int64_t depth, steps;   /* the slab's, in elements and in words */
+    int32_t first, last;    /* of the block's slabs? */
 } slab;
 
 /* Packed words of A: (i, s) of the tile that begins at row i at words[i * steps + (row in tile) * row_stride + s *

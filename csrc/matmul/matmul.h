@@ -6,11 +6,11 @@
 
    A linear layer with weights w (N, K), input x (M, K), output y (M, N), all rows contiguous, is
 
-     forward    y  = x w^T + bias   p = matmul_product(M, N, K, matmul_rows(x, K), matmul_columns(w, K), y, N, precision)
-                                    p.bias = bias
-     backward   dx = dy w           p = matmul_product(M, K, N, matmul_rows(dy, N), matmul_rows(w, K), dx, K, precision)
-     backward   dw += dy^T x        p = matmul_product(N, K, M, matmul_columns(dy, N), matmul_rows(x, K), dw, K, precision)
-                                    p.accumulate = 1
+     y  = x w^T + bias    p = matmul_product(M, N, K, matmul_rows(x, K), matmul_columns(w, K), y, N, precision)
+                          p.bias = bias
+     dx = dy w            p = matmul_product(M, K, N, matmul_rows(dy, N), matmul_rows(w, K), dx, K, precision)
+     dw += dy^T x         p = matmul_product(N, K, M, matmul_columns(dy, N), matmul_rows(x, K), dw, K, precision)
+                          p.accumulate = 1
 
    Fields that are not named are zero, and zero always means "without". Nothing is allocated and nothing can fail after
    matmul_create().
@@ -37,25 +37,25 @@ enum { MATMUL_FLOAT32 = 0, MATMUL_BFLOAT16 = 1 };
 typedef struct matmul_matrix {
     const void *data;
     int64_t row_stride, column_stride;
-    int32_t type;                     /* MATMUL_FLOAT32 | MATMUL_BFLOAT16: what is stored */
+    int32_t type; /* MATMUL_FLOAT32 | MATMUL_BFLOAT16: what is stored */
 } matmul_matrix;
 
 typedef struct matmul_problem {
     int64_t m, n, k;
-    matmul_matrix a;                  /* (m, k) */
-    matmul_matrix b;                  /* (k, n) */
-    float *c;                         /* (m, n), rows of n contiguous floats; overlaps neither a nor b */
-    int64_t c_stride;                 /* from row to row of c */
-    int32_t precision;                /* MATMUL_FLOAT32 | MATMUL_BFLOAT16: the products */
-    int32_t accumulate;               /* 1: c is added to, 0: c is overwritten */
+    matmul_matrix a;    /* (m, k) */
+    matmul_matrix b;    /* (k, n) */
+    float *c;           /* (m, n), rows of n contiguous floats; overlaps neither a nor b */
+    int64_t c_stride;   /* from row to row of c */
+    int32_t precision;  /* MATMUL_FLOAT32 | MATMUL_BFLOAT16: the products */
+    int32_t accumulate; /* 1: c is added to, 0: c is overwritten */
 
     /* What is done to each finished sum v while it is in the first-level cache, in this order: */
-    const float *bias;                /* (n): v += bias */
-    int32_t activation;               /* ACTIVATION_...: pre_activation = v if given, v = value(v) */
-    int32_t backward;                 /* 1, with an activation: v *= slope(pre_activation) instead */
-    float *pre_activation;            /* (m, n), written by the activation, read by its backward pass */
+    const float *bias;     /* (n): v += bias */
+    int32_t activation;    /* ACTIVATION_...: pre_activation = v if given, v = value(v) */
+    int32_t backward;      /* 1, with an activation: v *= slope(pre_activation) instead */
+    float *pre_activation; /* (m, n), written by the activation, read by its backward pass */
     int64_t pre_activation_stride;
-    const float *residual;            /* (m, n): v += residual; not c itself: that is `accumulate` */
+    const float *residual; /* (m, n): v += residual; not c itself: that is `accumulate` */
     int64_t residual_stride;
 } matmul_problem;
 

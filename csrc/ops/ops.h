@@ -26,17 +26,17 @@ typedef struct team {
     thread_pool *pool;
     matmul_context *matmul;
     int32_t thread, n_threads;
-    int32_t precision;                /* MATMUL_FLOAT32 | MATMUL_BFLOAT16 */
-    int32_t fresh; /* 1: gradients of parameters are overwritten (first micro-batch), 0: added to */
+    int32_t precision; /* MATMUL_FLOAT32 | MATMUL_BFLOAT16 */
+    int32_t fresh;     /* 1: gradients of parameters are overwritten (first micro-batch), 0: added to */
 } team;
 
 /* A tensor that is trained. What an engine does not need is NULL. */
 typedef struct parameter {
-    char name[40]; /* "h.0.attn.c_attn.weight" */
-    int64_t rows, columns; /* a matrix is (out, in); a vector has columns 0 */
-    int64_t size; /* elements */
-    float *value; /* NULL if only `bfloat16` is kept (a matrix, in bfloat16, not training) */
-    uint16_t *bfloat16; /* a rounded copy of a matrix, where products are bfloat16 */
+    char name[40];                          /* "h.0.attn.c_attn.weight" */
+    int64_t rows, columns;                  /* a matrix is (out, in); a vector has columns 0 */
+    int64_t size;                           /* elements */
+    float *value;                           /* NULL if only `bfloat16` is kept (a matrix, in bfloat16, not training) */
+    uint16_t *bfloat16;                     /* a rounded copy of a matrix, where products are bfloat16 */
     float *gradient, *exp_avg, *exp_avg_sq; /* a matrix of Muon's has its momentum in exp_avg, and no exp_avg_sq */
 } parameter;
 
@@ -54,22 +54,22 @@ typedef struct attention {
     int64_t q_batch, q_row;
     matmul_matrix k, v; /* (b, kv, s) at data + b * kv_batch + kv * kv_head + s * row_stride, in elements */
     int64_t kv_batch, kv_head;
-    float *y; /* (B, T, H * D) */
-    float *lse; /* (B, H, T) log of the sum of the exponentials, for the backward pass, or NULL */
+    float *y;       /* (B, T, H * D) */
+    float *lse;     /* (B, H, T) log of the sum of the exponentials, for the backward pass, or NULL */
     float *scratch; /* attention_scratch() floats for each thread */
     int64_t scratch_stride;
-    dropout drop; /* of the probabilities */
+    dropout drop;    /* of the probabilities */
     const float *dy; /* backward only: like y; and out: (M, (H + 2 KV) * D), all of it written */
     float *dqkv;
 } attention;
 
 /* One step of AdamW, in the constants that an element needs. */
 typedef struct adamw {
-    float gradient_scale; /* of the mean, and of clipping */
-    float keep; /* 1 - learning_rate * weight_decay, for matrices */
-    float step_size; /* learning_rate / (1 - beta1^step) */
+    float gradient_scale;      /* of the mean, and of clipping */
+    float keep;                /* 1 - learning_rate * weight_decay, for matrices */
+    float step_size;           /* learning_rate / (1 - beta1^step) */
     float beta2, rest1, rest2; /* rest = 1 - beta */
-    float inverse_correction; /* 1 / sqrt(1 - beta2^step) */
+    float inverse_correction;  /* 1 / sqrt(1 - beta2^step) */
     float eps;
 } adamw;
 

@@ -63,7 +63,7 @@ static int read_numbers(const char *path, int count, long long *numbers) {
 
 /* The quota of one control group: version 2 has "150000 100000" in one file, version 1 has two files. */
 static int32_t group_cores(const char *folder, int version) {
-    char path[4160];
+    char path[8224];
     long long numbers[2];
     snprintf(path, sizeof path, version == 2 ? "%s/cpu.max" : "%s/cpu.cfs_quota_us", folder);
     if (!read_numbers(path, version == 2 ? 2 : 1, numbers)) return NO_QUOTA;
@@ -72,32 +72,25 @@ static int32_t group_cores(const char *folder, int version) {
     return quota_cores(numbers[0], numbers[1]);
 }
 
-/* The smallest quota of this process's control group and of all groups around it: a container's, a service's, a batch
- * job's. */
-static int32_t count_quota(void) {
-    char line[4096], folder[4128];
+int32_t cpu_read_quota(const char *groups, const char *root) {
+    char line[4096], folder[8192], top[4096];
     int32_t least = NO_QUOTA;
-    FILE *file = fopen("/proc/self/cgroup", "r");
+    FILE *file = fopen(groups, "r");
     if (!file) return least;
     while (fgets(line, sizeof line, file)) { /* "4:cpu,cpuacct:/docker/1f2e", or "0::/" in version 2 */
         line[strcspn(line, "\n")] = 0;
         char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
         if (!path) continue;
-        *path++ = 0;
-        controllers++;
-        int version = *controllers ? 1 : 2;
-        int has_cpu = version == 2 || !strcmp(controllers, "cpu") || !strncmp(controllers, "cpu,", 4)
-                      || strstr(controllers, ",cpu,");
-        if (!has_cpu) continue;
-        const char *root = version == 2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
-        size_t shortest = strlen(root);
-        snprintf(folder, sizeof folder, "%s%s", root, path);
-        for (;;) {
+        *controllers = *path++ = ',';
+        const int version = controllers[1] == ',' ? 2 : 1;
+        const char *cpu = strstr(controllers, ",cpu,");
+        if (version == 1 && (!cpu || cpu + 5 > path)) continue;
+        int length = snprintf(top, sizeof top, "%s%s", root, version == 1 ? "/cpu" : "");
+        snprintf(folder, sizeof folder, "%s%s", top, path);
+        for (char *slash = folder + length; slash >= folder + length; *slash = 0) {
             int32_t cores = group_cores(folder, version);
             if (cores < least) least = cores;
-            char *slash = strrchr(folder, '/');
-            if ((size_t)(slash - folder) < shortest) break;
-            *slash = 0;
+            slash = strrchr(folder, '/');
         }
     }
     fclose(file);
@@ -111,7 +104,7 @@ static int32_t count_allowed(void) {
 }
 
 int32_t cpu_count_logical(void) {
-    int32_t count = count_allowed(), quota = count_quota();
+    int32_t count = count_allowed(), quota = cpu_read_quota("/proc/self/cgroup", "/sys/fs/cgroup");
     if (quota < count) count = quota;
     return count > 0 ? count : 1;
 }

@@ -10,7 +10,7 @@ static const char *const isa_names[ISA_COUNT] = {
 
 int32_t cpu_has_isa(int32_t isa) {
 #if CPU_X86
-    __builtin_cpu_init();            /* these look at the operating system's side (XCR0) too */
+    __builtin_cpu_init(); /* these look at the operating system's side (XCR0) too */
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
                  && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

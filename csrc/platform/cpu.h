@@ -35,7 +35,7 @@ enum { ISA_NONE = -2, ISA_BEST = -1, ISA_C = 0, ISA_NEON, ISA_AVX2, ISA_AVX512, 
 #define TARGET_AVX512 __attribute__((target(CPU_AVX512)))
 #define TARGET_AVX512BF16 __attribute__((target(CPU_AVX512BF16)))
 
-/* The same for all functions between the two, after the system's headers:  CPU_TARGET_BEGIN(CPU_AVX2) ... CPU_TARGET_END */
+/* The same for all functions between CPU_TARGET_BEGIN(CPU_AVX2) and CPU_TARGET_END, after the system's headers. */
 #define CPU_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
 #define CPU_WIDE
@@ -61,6 +61,10 @@ int32_t cpu_count_cores(void);
 
 /* The same with every hardware thread of a core counted: more threads than that take turns. */
 int32_t cpu_count_logical(void);
+
+/* Linux: the CPU quota of the control groups listed in the file `groups` and of all groups around each, in whole cores,
+   at least 1; a large number without one. The tests give it other places than /proc/self/cgroup and /sys/fs/cgroup. */
+int32_t cpu_read_quota(const char *groups, const char *root);
 
 /* "avx512bf16" etc., as SAMPAN_ISA spells it. */
 const char *cpu_isa_name(int32_t isa);

@@ -14,13 +14,13 @@ int32_t memory_allocate(memory_block *block, int64_t bytes) {
     *block = (memory_block){0};
     if (bytes < 0 || bytes > LIMIT || (uint64_t)bytes > SIZE_MAX - LARGE_PAGE) return 1;
     int64_t alignment = bytes >= LARGE_PAGE ? LARGE_PAGE : 64;
-    void *raw = calloc(1, (size_t)(bytes + alignment));           /* pages come zeroed, and only when touched */
+    void *raw = calloc(1, (size_t)(bytes + alignment)); /* pages come zeroed, and only when touched */
     if (!raw) return 1;
     uintptr_t start = ((uintptr_t)raw + (uintptr_t)alignment - 1) & ~((uintptr_t)alignment - 1);
     *block = (memory_block){(char *)start, bytes, raw};
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (bytes >= LARGE_PAGE)
-        madvise((void *)start, (size_t)bytes, MADV_HUGEPAGE);    /* advice: its failure costs only speed */
+        madvise((void *)start, (size_t)bytes, MADV_HUGEPAGE); /* advice: its failure costs only speed */
 #endif
     return 0;
 }

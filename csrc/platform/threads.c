@@ -24,10 +24,10 @@
 #endif
 
 enum {
-    SPIN_NANOSECONDS = 2000,     /* only looking: longer than the unevenness of a small op */
-    YIELD_NANOSECONDS = 100000,  /* until sleep: longer than a caller's work between two decoded tokens */
-    SPIN_PAUSES = 64,            /* between two looks at the clock */
-    CACHE_LINE = 128,            /* 64 on most; neighbours are fetched in pairs */
+    SPIN_NANOSECONDS = 2000,    /* only looking: longer than the unevenness of a small op */
+    YIELD_NANOSECONDS = 100000, /* until sleep: longer than a caller's work between two decoded tokens */
+    SPIN_PAUSES = 64,           /* between two looks at the clock */
+    CACHE_LINE = 128,           /* 64 on most; neighbours are fetched in pairs */
     MAX_THREADS = 1024,
 };
 
@@ -89,7 +89,7 @@ static inline void cpu_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    __asm__ volatile("isb");         /* ARM's `yield` is a no-op on most cores; this one does wait */
+    __asm__ volatile("isb"); /* ARM's `yield` is a no-op on most cores; this one does wait */
 #endif
 }
 
@@ -103,18 +103,18 @@ typedef struct worker {
 
 struct thread_pool {
     int32_t n_threads;
-    int32_t may_spin;                /* 0: more threads than cores, a waiting one must offer its core at once */
-    pool_function function;          /* NULL: the workers end */
+    int32_t may_spin;       /* 0: more threads than cores, a waiting one must offer its core at once */
+    pool_function function; /* NULL: the workers end */
     void *arg;
-    worker *workers;                 /* (n_threads - 1) */
+    worker *workers; /* (n_threads - 1) */
 
     char pad0[CACHE_LINE];
-    atomic_int arrived;              /* at the current barrier */
+    atomic_int arrived; /* at the current barrier */
     char pad1[CACHE_LINE];
-    atomic_uint phase;               /* barriers completed; what the others spin on */
+    atomic_uint phase; /* barriers completed; what the others spin on */
     char pad2[CACHE_LINE];
     atomic_int sleepers;
-    lock_type lock;                  /* for sleepers only */
+    lock_type lock; /* for sleepers only */
     signal_type wake;
 };
 

@@ -45,7 +45,7 @@ void pool_barrier(thread_pool *pool);
 static inline void pool_split(int64_t count, int64_t group, int32_t thread, int32_t n_threads, int64_t *begin,
                               int64_t *end) {
     int64_t groups = (count + group - 1) / group;
-    int64_t each = groups / n_threads, extra = groups % n_threads;       /* the first `extra` threads take one more */
+    int64_t each = groups / n_threads, extra = groups % n_threads; /* the first `extra` threads take one more */
     int64_t first = thread * each + (thread < extra ? thread : extra);
     int64_t last = first + each + (thread < extra);
     *begin = first * group < count ? first * group : count;

@@ -54,7 +54,7 @@ VEC_INLINE vec vec_max(vec a, vec b) { return vec_select(a > b, a, b); }
 
 VEC_INLINE vec vec_sqrt(vec a) {
     vec v;
-    for (int j = 0; j < LANES; j++) v[j] = sqrtf(a[j]);          /* one instruction with -fno-math-errno */
+    for (int j = 0; j < LANES; j++) v[j] = sqrtf(a[j]); /* one instruction with -fno-math-errno */
     return v;
 }
 
@@ -78,13 +78,13 @@ VEC_INLINE float vec_largest(vec v) {
    measures it). x = n ln 2 + r with |r| <= ln 2 / 2: e^r by a polynomial (minimax, degree 6), 2^n by adding n to the
    exponent's bits. */
 VEC_INLINE vec vec_exp(vec x) {
-    const float round_to_integer = 12582912.0f;                  /* 1.5 * 2^23: the sum's last bits are the integer */
+    const float round_to_integer = 12582912.0f; /* 1.5 * 2^23: the sum's last bits are the integer */
     x = vec_select(x < -87.3f, vec_all(-87.3f), x);
-    x = vec_select(x > 88.0f, vec_all(88.0f), x);                /* a NaN passes both and stays one */
+    x = vec_select(x > 88.0f, vec_all(88.0f), x); /* a NaN passes both and stays one */
     vec n = x * 1.44269504f + round_to_integer;
     vec_int exponent = (vec_int)n << 23;
     n = n - round_to_integer;
-    vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f;          /* ln 2 in two parts, the first exact for small n */
+    vec r = (x - n * 0.693145752f) - n * 1.42860677e-6f; /* ln 2 in two parts, the first exact for small n */
     vec p = r * 1.38144667e-3f + 8.36878043e-3f;
     p = p * r + 4.16683942e-2f;
     p = p * r + 1.66665201e-1f;

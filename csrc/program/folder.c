@@ -1,137 +1,244 @@
-/* folder.c: see folder.h. The names and layouts are those of `stored` and `transposed` in model.py. */
+/* folder.c: see folder.h. */
 
+#include "platform/file.h"
 #include "folder.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include "platform/file.h"
+#include "matmul/activations.h"
 #include "safetensors.h"
 
-enum { PATH_SIZE = 4096 };
+enum { PATH_SIZE = 4096, PIECES = 3 };
 
-/* ---- config.json ---- */
+/* ---- families ---- */
+
+/* A key of config.json and the setting that it holds; `alias` is another value and the one of ours that it means. */
+typedef struct family_key {
+    const char *theirs, *ours;
+    int32_t required, read, has_default;
+    double number;                 /* the default: a number or a flag, */
+    const char *string, *alias[2]; /* or a text */
+} family_key;
+
+/* A key that must have one value, and what it is where config.json lacks it. */
+typedef struct family_fixed {
+    const char *theirs;
+    int32_t value, otherwise;
+} family_fixed;
+
+/* A module of ours, and theirs, which lie in it one above the other; {} is the block's number. */
+typedef struct family_module {
+    const char *ours, *theirs[PIECES];
+} family_module;
+
+struct family {
+    const char *model_type, *architecture, *norm, *positions, *activation;
+    int32_t gated, qk_norm, qkv_bias, attn_proj_bias, mlp_bias, norm_bias; /* the biases that the key `bias` means */
+    int32_t bias;                                                          /* its default */
+    int32_t transposed;          /* the blocks' matrices are stored as (in, out) */
+    int32_t zero_biases;         /* biases that a model lacks are stored as zeros */
+    const char *optional_prefix; /* what the names in older folders lack */
+    const family_key *keys;
+    const family_fixed *fixed;
+    const family_module *modules;
+};
+
+#include "families.inc"
+
+enum { FAMILY_COUNT = sizeof FAMILIES / sizeof *FAMILIES };
+
+const family *folder_find_family(const char *model_type) {
+    for (size_t i = 0; i < FAMILY_COUNT; i++)
+        if (!strcmp(FAMILIES[i].model_type, model_type)) return &FAMILIES[i];
+    return NULL;
+}
+
+void folder_set_parts(sampan_config *c, const family *f, int32_t bias) {
+    c->norm = f->norm;
+    c->positions = f->positions;
+    c->activation = f->activation;
+    c->gated = f->gated;
+    c->qk_norm = f->qk_norm;
+    c->qkv_bias = bias && f->qkv_bias;
+    c->attn_proj_bias = bias && f->attn_proj_bias;
+    c->mlp_bias = bias && f->mlp_bias;
+    c->norm_bias = bias && f->norm_bias;
+}
 
 static int32_t is_rotary(const sampan_config *c) { return !strcmp(c->positions, "rotary"); }
 
-/* A whole number from 1 to 2^28, or 0. */
-static int32_t read_size(const json *doc, const char *key, double otherwise) {
-    double n = json_number(doc, 0, key, otherwise);
-    return n >= 1 && n <= 1 << 28 && n == floor(n) ? (int32_t)n : 0;
-}
+/* ---- config.json ---- */
 
-static const char *read_gpt2(sampan_config *c, const json *doc) {
-    const char *activation = json_string(doc, 0, "activation_function", "gelu_new");
-    if (strcmp(activation, "gelu_new") && strcmp(activation, "gelu_pytorch_tanh"))
-        return "its activation_function is not gelu_new";
-    if (json_flag(doc, 0, "scale_attn_by_inverse_layer_idx", 0) || !json_flag(doc, 0, "scale_attn_weights", 1))
-        return "its scale of attention is not supported";
-    if (json_flag(doc, 0, "add_cross_attention", 0)) return "its cross-attention is not supported";
-    c->norm = "layernorm";
-    c->positions = "learned";
-    c->activation = "gelu_new";
-    c->n_layer = read_size(doc, "n_layer", 12);
-    c->n_head = c->n_kv_head = read_size(doc, "n_head", 12);
-    c->n_embd = read_size(doc, "n_embd", 768);
-    c->n_inner = read_size(doc, "n_inner", 4.0 * c->n_embd);
-    c->head_dim = c->n_head ? c->n_embd / c->n_head : 0;
-    c->block_size = read_size(doc, "n_positions", 1024);
-    c->vocab_size = read_size(doc, "vocab_size", 50257);
-    c->norm_bias = c->qkv_bias = c->attn_proj_bias = c->mlp_bias = json_flag(doc, 0, "bias", 1);
-    c->tie_word_embeddings = json_flag(doc, 0, "tie_word_embeddings", 1);
-    c->norm_eps = (float)json_number(doc, 0, "layer_norm_epsilon", 1e-5);
+#define SIZE(field) {#field, offsetof(sampan_config, field)}
+static const struct {
+    const char *name;
+    size_t offset;
+} SIZES[] = {SIZE(n_layer), SIZE(n_head),   SIZE(n_kv_head),  SIZE(n_embd),
+             SIZE(n_inner), SIZE(head_dim), SIZE(block_size), SIZE(vocab_size)};
+
+/* The size of that name in a config; NULL: it is no size. */
+static int32_t *find_size(const sampan_config *c, const char *name) {
+    for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++)
+        if (!strcmp(SIZES[i].name, name)) return (int32_t *)((char *)c + SIZES[i].offset);
     return NULL;
 }
 
-static const char *read_llama(sampan_config *c, const json *doc, int32_t qwen3) {
-    int64_t scaling = json_find(doc, 0, "rope_scaling"), rope = json_find(doc, 0, "rope_parameters");
-    if (scaling && doc->values[scaling].type != JSON_NULL) return "its rope_scaling is not supported by this program";
-    if (rope && strcmp(json_string(doc, rope, "rope_type", "default"), "default"))
-        return "its rope_type is not supported by this program";
-    if (strcmp(json_string(doc, 0, "hidden_act", "silu"), "silu")) return "its hidden_act is not silu";
-    if (json_flag(doc, 0, "use_sliding_window", 0)) return "its sliding window is not supported";
-    if (json_number(doc, 0, "pretraining_tp", 1) != 1) return "its pretraining_tp is not 1";
-    c->norm = "rmsnorm";
-    c->positions = "rotary";
-    c->activation = "silu";
-    c->gated = 1;
-    c->qk_norm = qwen3;
-    c->n_layer = read_size(doc, "num_hidden_layers", 0);
-    c->n_head = read_size(doc, "num_attention_heads", 0);
-    c->n_kv_head = read_size(doc, "num_key_value_heads", c->n_head);
-    c->n_embd = read_size(doc, "hidden_size", 0);
-    c->n_inner = read_size(doc, "intermediate_size", 0);
-    c->head_dim = read_size(doc, "head_dim", qwen3 ? 128 : c->n_head ? c->n_embd / c->n_head : 0);
-    c->block_size = read_size(doc, "max_position_embeddings", 2048);
-    c->vocab_size = read_size(doc, "vocab_size", 0);
-    c->qkv_bias = c->attn_proj_bias = json_flag(doc, 0, "attention_bias", 0);
-    c->mlp_bias = !qwen3 && json_flag(doc, 0, "mlp_bias", 0);
-    c->tie_word_embeddings = json_flag(doc, 0, "tie_word_embeddings", 0);
-    c->norm_eps = (float)json_number(doc, 0, "rms_norm_eps", 1e-6);
+/* The engine's own copy of an activation's name; NULL: it has no such. */
+static const char *find_activation(const char *name) {
+#define ACTIVATION_NAME(name, value, slope) #name,
+    static const char *const names[] = {ACTIVATIONS(ACTIVATION_NAME)};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i], name)) return names[i];
     return NULL;
 }
 
-/* Whether model.safetensors has room for the matrices of such a model, in two bytes a weight. Asked before memory is: a
-   few bytes of config.json can name any size. */
+typedef struct reading {
+    sampan_config *config;
+    int32_t bias, has_bias;
+    double theta;
+} reading;
+
+/* Takes one key's value. NULL, or what is wrong with it. */
+static const char *read_key(reading *r, const json *doc, const family_key *key) {
+    int64_t rope = json_find(doc, 0, "rope_parameters"), at = json_find(doc, 0, key->theirs);
+    if (!strcmp(key->ours, "rope_theta") && rope) at = json_find(doc, rope, key->theirs);
+    int32_t type = at ? doc->values[at].type : JSON_NULL, *size = find_size(r->config, key->ours);
+    double number = key->has_default ? key->number : 0.0;
+    if (type == JSON_NUMBER) number = doc->values[at].number;
+    if (type == JSON_TRUE || type == JSON_FALSE) number = type == JSON_TRUE;
+    if (size) {
+        if (type == JSON_NULL && !key->required && !key->has_default) return NULL;
+        if (!(number >= 1 && number <= 1 << 28 && number == floor(number)))
+            return "is missing, or no size from 1 to 2^28";
+        *size = (int32_t)number;
+    } else if (!strcmp(key->ours, "tie_word_embeddings")) {
+        r->config->tie_word_embeddings = number != 0;
+    } else if (!strcmp(key->ours, "bias")) {
+        if (r->has_bias && r->bias != (number != 0)) return "differs from another key of biases";
+        r->bias = number != 0;
+        r->has_bias = 1;
+    } else if (!strcmp(key->ours, "norm_eps")) {
+        r->config->norm_eps = (float)number;
+    } else if (!strcmp(key->ours, "rope_theta")) {
+        r->theta = number;
+    } else if (!strcmp(key->ours, "rope_scaling")) {
+        if (type != JSON_NULL || (rope && strcmp(json_string(doc, rope, "rope_type", "default"), "default")))
+            return "is not supported by this program";
+    } else if (!strcmp(key->ours, "activation")) {
+        const char *name = type == JSON_STRING ? doc->values[at].string : key->string;
+        if (key->alias[0] && !strcmp(name, key->alias[0])) name = key->alias[1];
+        r->config->activation = find_activation(name);
+        if (!r->config->activation) return "is not supported by this program";
+    }
+    return NULL;
+}
+
+/* Derives the sizes that config.json may lack, as the package's `resolve`. */
+static void resolve_sizes(sampan_config *c) {
+    if (!c->n_kv_head) c->n_kv_head = c->n_head;
+    if (!c->head_dim) c->head_dim = c->n_embd / c->n_head;
+    if (!c->n_inner) c->n_inner = c->gated ? (8 * c->n_embd + 95) / 96 * 32 : 4 * c->n_embd;
+}
+
+/* NULL, or why the config is refused. A few bytes of config.json can name any size, so they are compared with the size
+   of model.safetensors (at two bytes a weight) before memory is asked for. */
 static const char *check_sizes(const sampan_config *c, const char *folder) {
     enum { ROTARY_MOST = 1 << 25 };
-    const double C = c->n_embd, heads = (double)c->n_head * c->head_dim, gpt2 = !is_rotary(c);
+    if (!c->head_dim) return "n_head is larger than n_embd";
+    const double C = c->n_embd, heads = (double)c->n_head * c->head_dim;
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
-    double layer = 2 * heads * C + (gpt2 ? 2 : 3) * C * c->n_inner,
-           embeddings = C * c->vocab_size + (gpt2 ? C * c->block_size : 0);
+    const double layer = 2 * heads * C + (c->gated ? 3 : 2) * C * c->n_inner;
+    const double embeddings = C * c->vocab_size + (is_rotary(c) ? 0 : C * c->block_size);
     int64_t size = file_count_bytes(path);
     if (size >= 0 && 2 * (c->n_layer * layer + embeddings) > (double)size)
         return "it describes a larger model than model.safetensors holds";
-    if (!gpt2 && (double)c->block_size * c->head_dim > ROTARY_MOST)
+    if (is_rotary(c) && (double)c->block_size * c->head_dim > ROTARY_MOST)
         return "max_position_embeddings x head_dim is beyond 2^25; lower the first";
     return NULL;
 }
 
-int32_t folder_read_config(sampan_config *c, double **frequencies, const char *folder, char *message,
-                           int64_t message_size) {
+/* Fills in `config`. NULL; or what is wrong, about *key where it is one key's fault. */
+static const char *read_family(sampan_config *c, const family *f, double *theta, const json *doc, const char **key) {
+    reading r = {.config = c, .bias = f->bias};
+    folder_set_parts(c, f, 0);
+    for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) *find_size(c, SIZES[i].name) = 0;
+    for (const family_fixed *fixed = f->fixed; fixed->theirs; fixed++) {
+        *key = fixed->theirs;
+        int64_t at = json_find(doc, 0, *key);
+        int32_t is_number = at && doc->values[at].type == JSON_NUMBER;
+        double value = is_number ? doc->values[at].number : json_flag(doc, 0, *key, fixed->otherwise);
+        if (value != fixed->value) return "is not supported by this program";
+    }
+    for (const family_key *k = f->keys; k->theirs; k++) {
+        *key = k->theirs;
+        const char *wrong = k->read ? read_key(&r, doc, k) : NULL;
+        if (wrong) return wrong;
+    }
+    const char *activation = c->activation;
+    *key = NULL;
+    *theta = r.theta;
+    folder_set_parts(c, f, r.bias);
+    c->activation = activation;
+    resolve_sizes(c);
+    return NULL;
+}
+
+int32_t folder_read_config(sampan_config *c, const family **family, double **frequencies, const char *folder,
+                           char *message, int64_t message_size) {
     char path[PATH_SIZE];
-    int64_t size;
     json doc;
+    double theta = 0.0;
     *frequencies = NULL;
     snprintf(path, sizeof path, "%s/config.json", folder);
-    char *text = file_read(path, &size, message, message_size);
-    if (!text) return 1;
-    int32_t failed = json_parse(&doc, text, size);
-    free(text);
-    if (failed) {
-        snprintf(message, (size_t)message_size, "%s: %s", path, doc.message);
-        return 1;
-    }
-    const char *family = json_string(&doc, 0, "model_type", ""), *complaint;
-    if (!strcmp(family, "gpt2")) complaint = read_gpt2(c, &doc);
-    else if (!strcmp(family, "llama") || !strcmp(family, "qwen3"))
-        complaint = read_llama(c, &doc, !strcmp(family, "qwen3"));
-    else complaint = "its model_type is none of gpt2, llama and qwen3";
-    if (!complaint
-        && !(c->n_layer && c->n_head && c->n_kv_head && c->n_embd && c->n_inner && c->head_dim && c->block_size
-             && c->vocab_size))
-        complaint = "a size is missing, or not a whole number between 1 and 2^28";
-    if (!complaint) complaint = check_sizes(c, folder);
-    if (!complaint && is_rotary(c)) {
-        double theta = json_number(&doc, json_find(&doc, 0, "rope_parameters"), "rope_theta", 10000.0);
+    if (json_read_file(&doc, path, message, message_size)) return 1;
+    const char *wrong = NULL, *key = "model_type";
+    *family = folder_find_family(json_string(&doc, 0, "model_type", ""));
+    if (!*family) wrong = "is not supported by this program";
+    if (!wrong) wrong = read_family(c, *family, &theta, &doc, &key);
+    if (!wrong) wrong = check_sizes(c, folder);
+    if (!wrong && is_rotary(c)) {
         *frequencies = malloc((size_t)(c->head_dim / 2 + 1) * sizeof(double));
-        if (!*frequencies) complaint = "no memory";
-        else
-            for (int32_t i = 0; i < c->head_dim / 2; i++) (*frequencies)[i] = pow(theta, -(2.0 * i / c->head_dim));
+        if (!*frequencies) wrong = "no memory";
+        for (int32_t i = 0; i < c->head_dim / 2 && *frequencies; i++)
+            (*frequencies)[i] = pow(theta, -(2.0 * i / c->head_dim));
         c->rotary_frequencies = *frequencies;
     }
     json_free(&doc);
-    if (complaint) snprintf(message, (size_t)message_size, "%s: %s", path, complaint);
-    return complaint != NULL;
+    if (wrong) snprintf(message, (size_t)message_size, "%s: %s%s%s", path, key ? key : "", key ? " " : "", wrong);
+    return wrong != NULL;
+}
+
+int32_t folder_save_config(const sampan_config *c, const family *f, const char *folder, char *message,
+                           int64_t message_size) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    FILE *stream = fopen(path, "wb");
+    if (stream) {
+        fprintf(stream, "{\n  \"model_type\": \"%s\",\n", f->model_type);
+        for (const family_key *k = f->keys; k->theirs; k++) {
+            const int32_t *size = find_size(c, k->ours);
+            if (size) fprintf(stream, "  \"%s\": %d,\n", k->theirs, (int)*size);
+            else if (!strcmp(k->ours, "activation")) fprintf(stream, "  \"%s\": \"%s\",\n", k->theirs, c->activation);
+            else if (!strcmp(k->ours, "norm_eps")) fprintf(stream, "  \"%s\": %.9g,\n", k->theirs, (double)c->norm_eps);
+            else if (!strcmp(k->ours, "bias"))
+                fprintf(stream, "  \"%s\": %s,\n", k->theirs, c->qkv_bias ? "true" : "false");
+        }
+        fprintf(stream, "  \"tie_word_embeddings\": %s,\n", c->tie_word_embeddings ? "true" : "false");
+        fprintf(stream, "  \"architectures\": [\"%s\"]\n}\n", f->architecture);
+    }
+    int32_t failed = !stream || ferror(stream);
+    if (stream) failed = fclose(stream) || failed;
+    if (failed) snprintf(message, (size_t)message_size, "%s: cannot write", path);
+    return failed;
 }
 
 /* ---- weights ---- */
 
-enum { PIECES = 3 };
-typedef struct stored {               /* a parameter in Hugging Face's tensors: by rows, in order */
+typedef struct stored { /* a parameter in Hugging Face's tensors: by rows, in order */
     struct {
         char name[96];
         int64_t rows;
@@ -139,44 +246,29 @@ typedef struct stored {               /* a parameter in Hugging Face's tensors: 
     int32_t pieces, transposed;
 } stored;
 
-static void add_piece(stored *s, int64_t rows, const char *prefix, const char *name, const char *kind) {
-    snprintf(s->piece[s->pieces].name, sizeof s->piece[0].name, "%s%s%s", prefix, name, kind);
-    s->piece[s->pieces++].rows = rows;
+/* `pattern` with the block's number in the place of {}, and `kind` behind it */
+static void fill_name(char *name, size_t size, const char *pattern, int64_t block, const char *kind) {
+    const char *place = strstr(pattern, "{}");
+    if (place) snprintf(name, size, "%.*s%lld%s%s", (int)(place - pattern), pattern, (long long)block, place + 2, kind);
+    else snprintf(name, size, "%s%s", pattern, kind);
 }
 
-static stored find_stored(const sampan_config *c, const sampan_parameter *p) {
+static stored find_stored(const family *f, const sampan_config *c, const sampan_parameter *p) {
+    const int64_t D = c->head_dim, F = c->n_inner;
+    const int64_t rows[PIECES][PIECES] = {{p->rows}, {F, F}, {c->n_head * D, c->n_kv_head * D, c->n_kv_head * D}};
     stored s = {0};
-    if (!is_rotary(c)) {
-        s.transposed = p->columns && !strncmp(p->name, "h.", 2);
-        add_piece(&s, p->rows, strncmp(p->name, "lm_head", 7) ? "transformer." : "", p->name, "");
-        return s;
-    }
-    const char *const plain[][2] = {{"wte", "model.embed_tokens"},
-                                    {"ln_f", "model.norm"},
-                                    {"lm_head", "lm_head"},
-                                    {"ln_1", "input_layernorm"},
-                                    {"ln_2", "post_attention_layernorm"},
-                                    {"attn.q_norm", "self_attn.q_norm"},
-                                    {"attn.k_norm", "self_attn.k_norm"},
-                                    {"attn.c_proj", "self_attn.o_proj"},
-                                    {"mlp.c_proj", "mlp.down_proj"}};
-    int64_t layer = 0, D = c->head_dim;
+    int64_t block = 0;
     int n = 0;
-    char prefix[48] = "", module[48];
-    const char *kind = strrchr(p->name, '.');                            /* ".weight" | ".bias" */
-    if (sscanf(p->name, "h.%" SCNd64 ".%n", &layer, &n) == 1)
-        snprintf(prefix, sizeof prefix, "model.layers.%lld.", (long long)layer);
-    snprintf(module, sizeof module, "%.*s", (int)(kind - p->name - n), p->name + n);
-    if (!strcmp(module, "attn.c_attn")) {
-        add_piece(&s, c->n_head * D, prefix, "self_attn.q_proj", kind);
-        add_piece(&s, c->n_kv_head * D, prefix, "self_attn.k_proj", kind);
-        add_piece(&s, c->n_kv_head * D, prefix, "self_attn.v_proj", kind);
-    } else if (!strcmp(module, "mlp.c_fc")) {
-        add_piece(&s, c->n_inner, prefix, "mlp.gate_proj", kind);
-        add_piece(&s, c->n_inner, prefix, "mlp.up_proj", kind);
-    } else {
-        for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-            if (!strcmp(module, plain[i][0])) add_piece(&s, p->rows, prefix, plain[i][1], kind);
+    const char *kind = strrchr(p->name, '.'); /* ".weight" | ".bias" */
+    if (sscanf(p->name, "h.%" SCNd64 ".%n", &block, &n) != 1) n = 0;
+    s.transposed = f->transposed && p->columns && n;
+    for (const family_module *m = f->modules; m->ours; m++) {
+        if (strlen(m->ours) != (size_t)(kind - p->name - n) || strncmp(m->ours, p->name + n, strlen(m->ours))) continue;
+        while (s.pieces < PIECES && m->theirs[s.pieces]) s.pieces++;
+        for (int32_t k = 0; k < s.pieces; k++) {
+            fill_name(s.piece[k].name, sizeof s.piece[k].name, m->theirs[k], block, kind);
+            s.piece[k].rows = rows[s.pieces - 1][k];
+        }
     }
     return s;
 }
@@ -200,12 +292,13 @@ static int64_t largest_parameter(sampan_engine *engine) {
 }
 
 /* One piece of a parameter, from the file to `values`; `room` floats at `spare`. */
-static int32_t load_piece(safetensors *file, const stored *s, int32_t k, const sampan_parameter *p, float *values,
-                          float *spare, int64_t room, char *message, int64_t message_size) {
+static int32_t load_piece(safetensors *file, const family *family, const stored *s, int32_t k,
+                          const sampan_parameter *p, float *values, float *spare, int64_t room, char *message,
+                          int64_t message_size) {
     const char *name = s->piece[k].name;
     const safetensor *t = safetensors_find(file, name);
-    if (!t && !strncmp(name, "transformer.", 12))
-        t = safetensors_find(file, name + 12);     /* GPT-2's own folders lack the prefix */
+    size_t prefix = strlen(family->optional_prefix);
+    if (!t && prefix && !strncmp(name, family->optional_prefix, prefix)) t = safetensors_find(file, name + prefix);
     int64_t rows = s->piece[k].rows, columns = p->columns;
     int64_t shape[2] = {s->transposed ? columns : rows, s->transposed ? rows : columns};
     int32_t fits = t
@@ -224,8 +317,8 @@ static int32_t load_piece(safetensors *file, const stored *s, int32_t k, const s
     return 0;
 }
 
-int32_t folder_load_weights(sampan_engine *engine, const sampan_config *config, const char *folder, char *message,
-                            int64_t message_size) {
+int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
+                            const char *folder, char *message, int64_t message_size) {
     char path[PATH_SIZE];
     safetensors file;
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
@@ -237,10 +330,10 @@ int32_t folder_load_weights(sampan_engine *engine, const sampan_config *config, 
     for (int64_t i = 0; i < sampan_count_parameters(engine) && !failed; i++) {
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);
-        stored s = find_stored(config, &p);
+        stored s = find_stored(family, config, &p);
         float *next = values;
         for (int32_t k = 0; k < s.pieces && !failed; k++) {
-            failed = load_piece(&file, &s, k, &p, next, spare, room, message, message_size);
+            failed = load_piece(&file, family, &s, k, &p, next, spare, room, message, message_size);
             next += s.piece[k].rows * parameter_columns(&p);
         }
         if (!failed) failed = sampan_write(engine, "weight", i, values);
@@ -253,13 +346,13 @@ int32_t folder_load_weights(sampan_engine *engine, const sampan_config *config, 
 
 /* The tensors of the file to write; names are kept in `names`. Hugging Face's GPT-2 always has biases: zeros are none.
  */
-static int64_t list_tensors(sampan_engine *engine, const sampan_config *c, safetensor *tensors, char (*names)[96],
-                            int32_t *is_zero) {
+static int64_t list_tensors(sampan_engine *engine, const family *f, const sampan_config *c, safetensor *tensors,
+                            char (*names)[96], int32_t *is_zero) {
     int64_t count = 0;
     for (int64_t i = 0; i < sampan_count_parameters(engine); i++) {
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);
-        stored s = find_stored(c, &p);
+        stored s = find_stored(f, c, &p);
         for (int32_t k = 0; k < s.pieces; k++, count++) {
             int64_t rows = s.piece[k].rows, columns = parameter_columns(&p);
             snprintf(names[count], sizeof names[0], "%s", s.piece[k].name);
@@ -269,9 +362,9 @@ static int64_t list_tensors(sampan_engine *engine, const sampan_config *c, safet
             is_zero[count] = 0;
         }
         const char *ending = strstr(p.name, ".weight");
-        if (!is_rotary(c) && !c->norm_bias && ending && strncmp(p.name, "wte", 3) && strncmp(p.name, "wpe", 3)
-            && strncmp(p.name, "lm_head", 7)) {
-            snprintf(names[count], sizeof names[0], "transformer.%.*s.bias", (int)(ending - p.name), p.name);
+        if (f->zero_biases && !c->norm_bias && ending && (!p.columns || !strncmp(p.name, "h.", 2))) {
+            const char *name = s.piece[0].name;
+            snprintf(names[count], sizeof names[0], "%.*s.bias", (int)(strlen(name) - strlen(ending)), name);
             tensors[count] = (safetensor){.name = names[count], .rank = 1, .shape = {p.rows}, .elements = p.rows};
             is_zero[count++] = 1;
         }
@@ -279,8 +372,8 @@ static int64_t list_tensors(sampan_engine *engine, const sampan_config *c, safet
     return count;
 }
 
-int32_t folder_save_weights(sampan_engine *engine, const sampan_config *config, const char *folder, char *message,
-                            int64_t message_size) {
+int32_t folder_save_weights(sampan_engine *engine, const family *family, const sampan_config *config,
+                            const char *folder, char *message, int64_t message_size) {
     char path[PATH_SIZE];
     safetensors_writer writer = {0};
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
@@ -291,12 +384,12 @@ int32_t folder_save_weights(sampan_engine *engine, const sampan_config *config, 
     int32_t *is_zero = calloc(most, sizeof *is_zero);
     float *values = malloc((size_t)room * sizeof(float)), *spare = malloc((size_t)room * sizeof(float));
     int32_t failed = !tensors || !names || !is_zero || !values || !spare;
-    int64_t count = failed ? 0 : list_tensors(engine, config, tensors, names, is_zero);
+    int64_t count = failed ? 0 : list_tensors(engine, family, config, tensors, names, is_zero);
     failed = failed || safetensors_begin(&writer, path, tensors, count);
     for (int64_t i = 0; i < sampan_count_parameters(engine) && !failed; i++) {
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);
-        stored s = find_stored(config, &p);
+        stored s = find_stored(family, config, &p);
         failed = sampan_read(engine, "weight", i, values);
         const float *next = values;
         for (int32_t k = 0; k < s.pieces && !failed; k++, at++) {
@@ -311,8 +404,7 @@ int32_t folder_save_weights(sampan_engine *engine, const sampan_config *config, 
         }
     }
     failed = failed || safetensors_commit(&writer);
-    if (failed)
-        snprintf(message, (size_t)message_size, "%s: cannot be written; what was there before is unchanged", path);
+    if (failed) snprintf(message, (size_t)message_size, "%s: cannot write; the file that was there is unchanged", path);
     free(tensors);
     free(names);
     free(is_zero);

@@ -1,14 +1,15 @@
-/* folder.h: a model's folder as Hugging Face lays it out: config.json and model.safetensors, of the gpt2, llama and
-   qwen3 families.
+/* folder.h: a model's folder as Hugging Face lays it out, config.json and model.safetensors, of the package's families.
 
-       sampan_config config = {0};                       // then: training, dtype, threads, ... as the caller likes
+       sampan_config config = {0};                       // then: optimizer, dtype, threads, ... as the caller likes
+       const family *family;
        double *frequencies;                              // to be freed
-       if (folder_read_config(&config, &frequencies, "out/shakespeare", message, size)) ...
+       if (folder_read_config(&config, &family, &frequencies, "out/shakespeare", message, size)) ...
        ...sampan_create()...
-       if (folder_load_weights(engine, &config, "out/shakespeare", message, size)) ...
+       if (folder_load_weights(engine, family, &config, "out/shakespeare", message, size)) ...
 
-   What it does not do: sharded weights, rope_scaling, pickles, config.json of other programs' dialects (checkpoint.py
-   reads more). */
+   Names, keys and parts are those of families.inc, which generate.py writes from the package's families.
+
+   What it does not do: sharded weights, rope_scaling, pickles (the package reads more). */
 
 #ifndef SAMPAN_FOLDER_H
 #define SAMPAN_FOLDER_H
@@ -16,14 +17,24 @@
 #include <stdint.h>
 #include "sampan.h"
 
-/* Each returns 0, or 1 with a sentence in `message`. */
-int32_t folder_read_config(sampan_config *config, double **frequencies, const char *folder, char *message,
+typedef struct family family;
+
+/* The family of that model_type, or NULL. */
+const family *folder_find_family(const char *model_type);
+
+/* Gives `config` the family's parts, with the biases that `bias` stands for. */
+void folder_set_parts(sampan_config *config, const family *family, int32_t bias);
+
+/* Each returns 0, or 1 with an error in `message`. */
+int32_t folder_read_config(sampan_config *config, const family **family, double **frequencies, const char *folder,
+                           char *message, int64_t message_size);
+int32_t folder_save_config(const sampan_config *config, const family *family, const char *folder, char *message,
                            int64_t message_size);
-int32_t folder_load_weights(sampan_engine *engine, const sampan_config *config, const char *folder, char *message,
-                            int64_t message_size);
+int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
+                            const char *folder, char *message, int64_t message_size);
 
 /* Replaces model.safetensors at once: written beside, synced, renamed. */
-int32_t folder_save_weights(sampan_engine *engine, const sampan_config *config, const char *folder, char *message,
-                            int64_t message_size);
+int32_t folder_save_weights(sampan_engine *engine, const family *family, const sampan_config *config,
+                            const char *folder, char *message, int64_t message_size);
 
 #endif

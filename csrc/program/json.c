@@ -1,7 +1,7 @@
 /* json.c: see json.h. A recursive descent, bounded in depth; every read is checked against the end. */
 
+#include "platform/file.h"
 #include "json.h"
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +10,7 @@ enum { DEPTH = 64 };
 typedef struct parser {
     json *doc;
     const char *at, *begin, *end;
-    char *out;                        /* where the next decoded string goes; strings only get shorter by decoding */
+    char *out; /* where the next decoded string goes; strings only get shorter by decoding */
 } parser;
 
 static int32_t fail(parser *p, const char *what) {
@@ -109,7 +109,7 @@ static int32_t read_string(parser *p, const char **string, int32_t *length) {
     p->at++;
     *string = start;
     *length = (int32_t)(p->out - start);
-    *p->out++ = 0;                                                       /* in place of the two quotes */
+    *p->out++ = 0; /* in place of the two quotes */
     return 0;
 }
 
@@ -209,7 +209,17 @@ int32_t json_parse(json *doc, const char *text, int64_t size) {
     int32_t failed = !doc->values || !doc->strings ? fail(&p, "no memory for this document") : read_value(&p, 0);
     skip_space(&p);
     if (!failed && p.at != p.end) failed = fail(&p, "something follows the document");
-    if (failed) json_free(doc);                                          /* keeps the message */
+    if (failed) json_free(doc); /* keeps the message */
+    return failed;
+}
+
+int32_t json_read_file(json *doc, const char *path, char *message, int64_t message_size) {
+    int64_t size;
+    char *text = file_read(path, &size, message, message_size);
+    if (!text) return 1;
+    int32_t failed = json_parse(doc, text, size);
+    free(text);
+    if (failed) snprintf(message, (size_t)message_size, "%s: %s", path, doc->message);
     return failed;
 }
 

@@ -19,33 +19,36 @@
 enum {
     JSON_VALUES_MOST = 1 << 22,
     JSON_TEXT_MOST = 1 << 30
-};          /* a tokenizer of 256,000 tokens and their merges has half as many */
+}; /* a tokenizer of 256,000 tokens and their merges has half as many */
 enum { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
 
 typedef struct json_value {
-    int32_t type, next;               /* next: the following member of the same array or object */
+    int32_t type, next; /* next: the following member of the same array or object */
     int32_t key_length;
     union {
         int32_t length, count;
     }; /* bytes of a string; members of an array or object */
-    const char *key;                  /* of a member of an object, zero-terminated; else NULL */
+    const char *key; /* of a member of an object, zero-terminated; else NULL */
     union {
         double number;
         const char *string; /* UTF-8, zero-terminated; a string that contains a zero has it inside of `length` */
-        int64_t first; /* of an array or object: its first member */
+        int64_t first;      /* of an array or object: its first member */
     };
 } json_value;
 
 typedef struct json {
     json_value *values;
     int64_t count;
-    char *strings; /* decoded, one after the other */
+    char *strings;    /* decoded, one after the other */
     char message[96]; /* "line 3: expected a value" */
 } json;
 
 /* 0, or 1 with a message. `text` is not needed afterwards. */
 int32_t json_parse(json *doc, const char *text, int64_t size);
 void json_free(json *doc);
+
+/* The same of a file. 0; or 1 with an error in `message` and nothing to free. */
+int32_t json_read_file(json *doc, const char *path, char *message, int64_t message_size);
 
 /* The member of that name in an object; 0 where there is none (or `object` is no object). */
 int64_t json_find(const json *doc, int64_t object, const char *key);

@@ -12,7 +12,7 @@
 
 enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 20240327, TOKENS = 20240520 };
 enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };
-enum { PADDED_TO = 128 };             /* rows of the token embedding's gradient in a debug state */
+enum { PADDED_TO = 128 }; /* rows of the token embedding's gradient in a debug state */
 
 static int32_t complain(FILE *stream, const char *path, const char *what, char *message, int64_t message_size) {
     if (stream) fclose(stream);
@@ -48,7 +48,7 @@ int32_t llmc_recognizes(const char *path) {
 static const struct {
     const char *name;
     int64_t squares, rows;
-} OF_A_BLOCK[] = {       /* squares * C * C + rows * C floats */
+} OF_A_BLOCK[] = {/* squares * C * C + rows * C floats */
                   {"ln_1.weight", 0, 1},      {"ln_1.bias", 0, 1},          {"attn.c_attn.weight", 3, 0},
                   {"attn.c_attn.bias", 0, 3}, {"attn.c_proj.weight", 1, 0}, {"attn.c_proj.bias", 0, 1},
                   {"ln_2.weight", 0, 1},      {"ln_2.bias", 0, 1},          {"mlp.c_fc.weight", 4, 0},
@@ -100,7 +100,8 @@ typedef struct weights {
 } weights;
 
 /* Opens the file and fills in the config's sizes. */
-static int32_t weights_open(weights *w, sampan_config *c, const char *path, char *message, int64_t message_size) {
+static int32_t weights_open(weights *w, sampan_config *c, const family **family, const char *path, char *message,
+                            int64_t message_size) {
     int32_t h[HEADER];
     int64_t bytes;
     if (!(w->stream = open_kind(path, MODEL, "weights", h, &bytes, message, message_size))) return 1;
@@ -112,9 +113,8 @@ static int32_t weights_open(weights *w, sampan_config *c, const char *path, char
             return complain(w->stream, path, "its header has a size that no model has", message, message_size);
     if (h[7] < h[3] || h[6] % h[5])
         return complain(w->stream, path, "its header has sizes that do not fit together", message, message_size);
-    c->norm = "layernorm";
-    c->positions = "learned";
-    c->activation = "gelu_new";
+    *family = folder_find_family("gpt2");
+    folder_set_parts(c, *family, 1);
     c->block_size = h[2];
     c->vocab_size = h[3];
     c->n_layer = h[4];
@@ -128,14 +128,15 @@ static int32_t weights_open(weights *w, sampan_config *c, const char *path, char
                         message_size);
     c->n_inner = 4 * c->n_embd;
     c->head_dim = c->n_embd / c->n_head;
-    c->norm_bias = c->qkv_bias = c->attn_proj_bias = c->mlp_bias = c->tie_word_embeddings = 1;
+    c->tie_word_embeddings = 1;
     c->norm_eps = 1e-5f;
     return 0;
 }
 
-int32_t llmc_read_config(sampan_config *config, const char *path, char *message, int64_t message_size) {
+int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, char *message,
+                         int64_t message_size) {
     weights w;
-    if (weights_open(&w, config, path, message, message_size)) return 1;
+    if (weights_open(&w, config, family, path, message, message_size)) return 1;
     fclose(w.stream);
     return 0;
 }
@@ -157,7 +158,8 @@ int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, co
                           int64_t message_size) {
     weights w;
     sampan_config c = *config;
-    if (weights_open(&w, &c, path, message, message_size)) return 1;
+    const family *family;
+    if (weights_open(&w, &c, &family, path, message, message_size)) return 1;
     if (!padding_is_zero(&w, &c))
         return complain(w.stream, path, "the rows beyond its vocabulary are not zero", message, message_size);
     const char *complaint = NULL;
@@ -175,22 +177,6 @@ int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, co
     }
     if (complaint) return complain(w.stream, path, complaint, message, message_size);
     fclose(w.stream);
-    return 0;
-}
-
-int32_t llmc_save_config(const sampan_config *c, const char *folder, char *message, int64_t message_size) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/config.json", folder);
-    FILE *stream = fopen(path, "wb");
-    if (!stream) return complain(NULL, path, strerror(errno), message, message_size);
-    fprintf(stream, "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
-    fprintf(stream, "  \"vocab_size\": %d,\n  \"n_positions\": %d,\n  \"n_embd\": %d,\n", (int)c->vocab_size,
-            (int)c->block_size, (int)c->n_embd);
-    fprintf(stream, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"layer_norm_epsilon\": 1e-05,\n", (int)c->n_layer,
-            (int)c->n_head);
-    fprintf(stream, "  \"activation_function\": \"gelu_new\",\n  \"tie_word_embeddings\": true\n}\n");
-    int32_t failed = ferror(stream);
-    if (fclose(stream) || failed) return complain(NULL, path, "cannot be written", message, message_size);
     return 0;
 }
 

@@ -3,7 +3,7 @@
 
        if (llmc_recognizes("gpt2_124M.bin")) ...
        sampan_config config = {0};                       // then: training, dtype, threads, ... as the caller likes
-       if (llmc_read_config(&config, "gpt2_124M.bin", message, size)) ...
+       if (llmc_read_config(&config, &family, "gpt2_124M.bin", message, size)) ...
        ...sampan_create()...
        if (llmc_load_weights(engine, &config, "gpt2_124M.bin", message, size)) ...
 
@@ -18,6 +18,7 @@
 
 #include <stdint.h>
 #include <stdio.h>
+#include "folder.h"
 #include "sampan.h"
 #include "tokens.h"
 
@@ -25,11 +26,10 @@
 int32_t llmc_recognizes(const char *path);
 
 /* Each returns 0, or 1 with a sentence in `message`. */
-int32_t llmc_read_config(sampan_config *config, const char *path, char *message, int64_t message_size);
+int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, char *message,
+                         int64_t message_size);
 int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, char *message,
                           int64_t message_size);
-int32_t llmc_save_config(const sampan_config *config, const char *folder, char *message,
-                         int64_t message_size);    /* config.json */
 int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *message, int64_t message_size);
 
 /* ---- batches ---- */
@@ -39,9 +39,9 @@ int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *
 typedef struct llmc_batches {
     tokens *source;
     int64_t batch, block, per_epoch, shuffles;
-    int32_t *place;                   /* (per_epoch) of the epoch that was shuffled last; NULL: the file's order */
-    uint32_t twister[624];            /* MT19937 (Matsumoto & Nishimura 1998) */
-    int32_t used;                     /* numbers of it */
+    int32_t *place;        /* (per_epoch) of the epoch that was shuffled last; NULL: the file's order */
+    uint32_t twister[624]; /* MT19937 (Matsumoto & Nishimura 1998) */
+    int32_t used;          /* numbers of it */
 } llmc_batches;
 
 int32_t llmc_batches_create(llmc_batches *b, tokens *source, int64_t batch, int64_t block, int32_t shuffled,
@@ -56,8 +56,8 @@ int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y
 /* What a model computes from one batch, kept to test another program: inputs, targets, logits, loss, gradients. */
 typedef struct llmc_state {
     FILE *stream;
-    int64_t B, T, padded;             /* rows of the token embedding's gradient */
-    int32_t *x, *y;                   /* (B, T) */
+    int64_t B, T, padded; /* rows of the token embedding's gradient */
+    int32_t *x, *y;       /* (B, T) */
     double loss;
 } llmc_state;
 

@@ -30,97 +30,43 @@
 #include "platform/clock.h"
 #include "platform/file.h"
 #include "folder.h"
+#include "settings.inc"
 #include "llmc.h"
 #include "text.h"
 #include "tokens.h"
 
-/* ---- settings: one table; config.py's names and defaults ---- */
+/* ---- settings: the package's, and some of this program alone ---- */
+
+#define OWN_SETTINGS(X) \
+    X(TEXT, recipe, "", 0, 0) \
+    X(TEXT, order, "windows", 0, 0) \
+    X(TEXT, input_bin, "", 0, 0) \
+    X(TEXT, input_val_bin, "", 0, 0) \
+    X(TEXT, debug_state, "", 0, 0)
+
+enum { TEXT, WHOLE, REAL, FLAG, TEXT_SIZE = 8192, PATH_SIZE = TEXT_SIZE + 64 };
+#define FIELD_TEXT(name) char name[TEXT_SIZE];
+#define FIELD_WHOLE(name) int64_t name;
+#define FIELD_REAL(name) double name;
+#define FIELD_FLAG(name) int64_t name;
+#define FIELD(kind, name, otherwise, low, high) FIELD_##kind(name)
+#define DEFAULT(kind, name, otherwise, low, high) .name = otherwise,
+#define ROW(kind, name, otherwise, low, high) {#name, kind, offsetof(settings, name), low, high},
 
 typedef struct settings {
-    char out_dir[2048], init_from[2048], data_dir[2048], dtype[16], start[8192], optimizer[16];
-    char recipe[16], order[16], input_bin[2048], input_val_bin[2048], debug_state[2048]; /* of this program alone */
-    int64_t batch_size, block_size, gradient_accumulation_steps, max_iters, warmup_iters, lr_decay_iters, eval_interval,
-        eval_iters, log_interval;
-    int64_t threads, seed, num_samples, max_new_tokens, top_k;
-    int64_t decay_lr, eval_only, gradient_checkpointing;
-    double learning_rate, min_lr, weight_decay, beta1, beta2, momentum, adamw_lr_ratio, grad_clip, dropout, temperature;
+    PACKAGE_SETTINGS(FIELD)
+    OWN_SETTINGS(FIELD)
 } settings;
 
-enum { TEXT, WHOLE, REAL, FLAG };
+static const settings DEFAULTS = {PACKAGE_SETTINGS(DEFAULT) OWN_SETTINGS(DEFAULT)};
+
 typedef struct setting {
     const char *name;
     int32_t kind;
     size_t offset;
     double low, high;
-    size_t size;
 } setting;
-#define ROW(field, kind, low, high) {#field, kind, offsetof(settings, field), low, high, sizeof((settings *)0)->field}
-static const setting SETTINGS[] = {ROW(out_dir, TEXT, 0, 0),
-                                   ROW(init_from, TEXT, 0, 0),
-                                   ROW(data_dir, TEXT, 0, 0),
-                                   ROW(dtype, TEXT, 0, 0),
-                                   ROW(start, TEXT, 0, 0),
-                                   ROW(optimizer, TEXT, 0, 0),
-                                   ROW(momentum, REAL, 0, 0.999999),
-                                   ROW(adamw_lr_ratio, REAL, 0, 1e9),
-                                   ROW(gradient_checkpointing, FLAG, 0, 1),
-                                   ROW(recipe, TEXT, 0, 0),
-                                   ROW(order, TEXT, 0, 0),
-                                   ROW(input_bin, TEXT, 0, 0),
-                                   ROW(input_val_bin, TEXT, 0, 0),
-                                   ROW(debug_state, TEXT, 0, 0),
-                                   ROW(batch_size, WHOLE, 1, 1e6),
-                                   ROW(block_size, WHOLE, 0, 1e7),
-                                   ROW(gradient_accumulation_steps, WHOLE, 1, 1e9),
-                                   ROW(max_iters, WHOLE, 0, 1e15),
-                                   ROW(warmup_iters, WHOLE, 0, 1e15),
-                                   ROW(lr_decay_iters, WHOLE, 0, 1e15),
-                                   ROW(eval_interval, WHOLE, 1, 1e15),
-                                   ROW(eval_iters, WHOLE, 1, 1e9),
-                                   ROW(log_interval, WHOLE, 1, 1e15),
-                                   ROW(threads, WHOLE, 0, 1024),
-                                   ROW(seed, WHOLE, 0, 9e15),
-                                   ROW(num_samples, WHOLE, 1, 1e5),
-                                   ROW(max_new_tokens, WHOLE, 0, 1e12),
-                                   ROW(top_k, WHOLE, 0, 1e9),
-                                   ROW(decay_lr, FLAG, 0, 1),
-                                   ROW(eval_only, FLAG, 0, 1),
-                                   ROW(learning_rate, REAL, 0, 1e9),
-                                   ROW(min_lr, REAL, 0, 1e9),
-                                   ROW(weight_decay, REAL, 0, 1e9),
-                                   ROW(beta1, REAL, 0, 0.999999),
-                                   ROW(beta2, REAL, 0, 0.999999),
-                                   ROW(grad_clip, REAL, 0, 1e9),
-                                   ROW(dropout, REAL, 0, 0.99),
-                                   ROW(temperature, REAL, 0, 1e9)};
-
-static const settings DEFAULTS = {.out_dir = "out",
-                                  .dtype = "auto",
-                                  .start = "\n",
-                                  .order = "windows",
-                                  .optimizer = "adamw",
-                                  .batch_size = 12,
-                                  .gradient_accumulation_steps = 40,
-                                  .max_iters = 600000,
-                                  .warmup_iters = 2000,
-                                  .lr_decay_iters = 600000,
-                                  .eval_interval = 2000,
-                                  .eval_iters = 200,
-                                  .log_interval = 1,
-                                  .seed = 1337,
-                                  .num_samples = 1,
-                                  .max_new_tokens = 500,
-                                  .top_k = 200,
-                                  .decay_lr = 1,
-                                  .learning_rate = 6e-4,
-                                  .min_lr = 6e-5,
-                                  .weight_decay = 0.1,
-                                  .beta1 = 0.9,
-                                  .beta2 = 0.95,
-                                  .momentum = 0.95,
-                                  .adamw_lr_ratio = 0.2,
-                                  .grad_clip = 1.0,
-                                  .temperature = 0.8};
+static const setting SETTINGS[] = {PACKAGE_SETTINGS(ROW) OWN_SETTINGS(ROW)};
 
 /* ---- errors: the program's only way out before its end ---- */
 
@@ -161,30 +107,27 @@ static void set_number(settings *s, const setting *row, double number, const cha
 
 static void set_text(settings *s, const setting *row, const char *text) {
     if (row->kind == TEXT) {
-        if (strlen(text) >= row->size) fail("%s is too long", row->name);
+        if (strlen(text) >= TEXT_SIZE) fail("%s is too long", row->name);
         memcpy((char *)s + row->offset, text, strlen(text) + 1);
         return;
     }
+    if (!strcmp(text, "auto") || !strcmp(text, "None")) text = "0";
+    if (row->kind == FLAG && (!strcmp(text, "True") || !strcmp(text, "true"))) text = "1";
+    if (row->kind == FLAG && (!strcmp(text, "False") || !strcmp(text, "false"))) text = "0";
     char *end;
     double number = strtod(text, &end);
-    if (row->kind == FLAG && (!strcmp(text, "True") || !strcmp(text, "true"))) number = 1, end = "";
-    else if (row->kind == FLAG && (!strcmp(text, "False") || !strcmp(text, "false"))) number = 0, end = "";
-    else if (!strcmp(text, "auto") || !strcmp(text, "None")) number = 0, end = "";
-    else if (end == text) end = "not a number";
-    if (*end) fail("%s=%s: expected %s", row->name, text, row->kind == FLAG ? "True or False" : "a number");
+    if (end == text || *end)
+        fail("%s=%s: expected %s", row->name, text, row->kind == FLAG ? "True or False" : "a number");
     set_number(s, row, number, text);
 }
 
 /* Settings of run.json, where there is one; those that this program has not are another's business. */
 static void read_run(settings *s, const char *folder) {
-    char path[4096], message[256];
-    int64_t size;
+    char path[PATH_SIZE], message[4608];
     json doc;
     snprintf(path, sizeof path, "%s/run.json", folder);
-    char *text = file_read(path, &size, message, sizeof message);
-    if (!text) return;
-    if (json_parse(&doc, text, size)) fail("%s: %s", path, doc.message);
-    free(text);
+    if (file_count_bytes(path) < 0) return;
+    require(json_read_file(&doc, path, message, sizeof message), message);
     int64_t object = json_find(&doc, 0, "settings");
     for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
         const setting *row = &SETTINGS[i];
@@ -246,6 +189,7 @@ static void read_flags(settings *s, int argc, char **argv, int32_t only_sources)
 typedef struct program {
     settings s;
     sampan_config config;
+    const family *family;
     int32_t is_llmc; /* the weights are a file of llm.c's, and not a folder */
     sampan_engine *engine;
 } program;
@@ -254,7 +198,7 @@ static const char *source_folder(const settings *s) { return s->init_from[0] ? s
 
 /* The bytes of folder/name; NULL where there is no such file, or no folder. */
 static char *read_member(const char *folder, const char *name, int64_t *size) {
-    char path[4096], message[256];
+    char path[PATH_SIZE], message[256];
     if (!folder[0]) return NULL;
     snprintf(path, sizeof path, "%s/%s", folder, name);
     return file_read(path, size, message, sizeof message);
@@ -276,7 +220,7 @@ static void prepare_out_dir(const program *p) {
     if (!s->init_from[0]) return;
     file_make_folder(s->out_dir);
     for (size_t i = 0; i < sizeof DESCRIPTION / sizeof *DESCRIPTION; i++) {
-        char *text = read_member(p->is_llmc ? s->data_dir : s->init_from, DESCRIPTION[i], &size), path[4096];
+        char *text = read_member(p->is_llmc ? s->data_dir : s->init_from, DESCRIPTION[i], &size), path[PATH_SIZE];
         if (!text || (p->is_llmc && i == 0)) continue;
         snprintf(path, sizeof path, "%s/%s", s->out_dir, DESCRIPTION[i]);
         FILE *file = fopen(path, "wb");
@@ -284,7 +228,7 @@ static void prepare_out_dir(const program *p) {
             fail("%s: cannot be written", path);
         free(text);
     }
-    if (p->is_llmc) require(llmc_save_config(&p->config, s->out_dir, message, sizeof message), message);
+    if (p->is_llmc) require(folder_save_config(&p->config, p->family, s->out_dir, message, sizeof message), message);
 }
 
 /* Ids mean something only under the tokenizer that the model was trained with. */
@@ -320,8 +264,8 @@ static void program_open(program *p, int32_t training) {
         .seed = (uint64_t)s->seed,
         .dropout = (float)s->dropout,
     };
-    if (p->is_llmc) require(llmc_read_config(c, source, message, sizeof message), message);
-    else require(folder_read_config(c, &frequencies, source, message, sizeof message), message);
+    if (p->is_llmc) require(llmc_read_config(c, &p->family, source, message, sizeof message), message);
+    else require(folder_read_config(c, &p->family, &frequencies, source, message, sizeof message), message);
     if (s->block_size > c->block_size)
         fail("block_size=%lld: the model has %d", (long long)s->block_size, (int)c->block_size);
     if (!s->block_size) s->block_size = c->block_size;
@@ -329,7 +273,7 @@ static void program_open(program *p, int32_t training) {
     free(frequencies);
     c->rotary_frequencies = NULL;
     if (p->is_llmc) require(llmc_load_weights(p->engine, c, source, message, sizeof message), message);
-    else require(folder_load_weights(p->engine, c, source, message, sizeof message), message);
+    else require(folder_load_weights(p->engine, p->family, c, source, message, sizeof message), message);
     fprintf(stderr, "%s: %s\n", source, sampan_description(p->engine));
 }
 
@@ -433,7 +377,8 @@ static void train(program *p) {
             if (val_loss < best) {
                 best = val_loss;
                 if (!s->eval_only)
-                    require(folder_save_weights(p->engine, &p->config, s->out_dir, message, sizeof message), message);
+                    require(folder_save_weights(p->engine, p->family, &p->config, s->out_dir, message, sizeof message),
+                            message);
             }
         }
         if (step >= s->max_iters || s->eval_only) break;
@@ -595,7 +540,7 @@ static int32_t draw(const float *logits, float *spare, int64_t n, double tempera
 
 static void sample(program *p) {
     settings *s = &p->s;
-    char message[4608], path[4096];
+    char message[4608], path[PATH_SIZE];
     vocabulary v;
     program_open(p, 0);
     snprintf(path, sizeof path, "%s/tokenizer.json", s->out_dir);

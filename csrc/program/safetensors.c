@@ -136,7 +136,7 @@ const safetensor *safetensors_find(const safetensors *file, const char *name) {
 static float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half >> 15) << 31, exponent = half >> 10 & 31, mantissa = half & 1023, word;
     if (exponent == 0) {
-        float value = (float)mantissa / 16777216.0f;                     /* a subnormal: mantissa * 2^-24 */
+        float value = (float)mantissa / 16777216.0f; /* a subnormal: mantissa * 2^-24 */
         return sign ? -value : value;
     }
     word = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13;

@@ -19,14 +19,14 @@
 #include "json.h"
 
 typedef struct safetensor {
-    const char *name, *type;          /* "F32", "F16", "BF16", ... */
-    int64_t rank, shape[4], elements, offset, bytes;        /* offset: in the file */
+    const char *name, *type;                         /* "F32", "F16", "BF16", ... */
+    int64_t rank, shape[4], elements, offset, bytes; /* offset: in the file */
 } safetensor;
 
 typedef struct safetensors {
     FILE *stream;
     json header;
-    safetensor *tensors;              /* by name */
+    safetensor *tensors; /* by name */
     int64_t count;
 } safetensors;
 
@@ -34,7 +34,7 @@ typedef struct safetensors {
 int32_t safetensors_open(safetensors *file, const char *path, char *message, int64_t message_size);
 void safetensors_close(safetensors *file);
 
-const safetensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none of that name */
+const safetensor *safetensors_find(const safetensors *file, const char *name); /* NULL: none of that name */
 
 /* All elements as float32; 0, or 1 where the type is unknown or the file ends early. */
 int32_t safetensors_read(safetensors *file, const safetensor *tensor, float *values);

@@ -4,9 +4,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include "platform/file.h"
 
-enum { GAPS_MOST = 1 << 20 };          /* ids that no token has: the table is by id, and a few bytes can name any */
+enum { GAPS_MOST = 1 << 20 }; /* ids that no token has: the table is by id, and a few bytes can name any */
 
 static void take_token(vocabulary *v, double id, const char *token, int64_t length) {
     if (id < 0 || id >= (double)v->count || !token) return;
@@ -15,16 +14,8 @@ static void take_token(vocabulary *v, double id, const char *token, int64_t leng
 }
 
 int32_t vocabulary_read(vocabulary *v, const char *path, char *message, int64_t message_size) {
-    int64_t size;
     *v = (vocabulary){0};
-    char *text = file_read(path, &size, message, message_size);
-    if (!text) return 1;
-    int32_t failed = json_parse(&v->doc, text, size);
-    free(text);
-    if (failed) {
-        snprintf(message, (size_t)message_size, "%s: %s", path, v->doc.message);
-        return 1;
-    }
+    if (json_read_file(&v->doc, path, message, message_size)) return 1;
     const json_value *values = v->doc.values;
     int64_t model = json_find(&v->doc, 0, "model"), table = json_find(&v->doc, model, "vocab"),
             added = json_find(&v->doc, 0, "added_tokens");

@@ -18,7 +18,7 @@
 
 typedef struct vocabulary {
     json doc;
-    const char **token;               /* (count) UTF-8, NULL for an id that nothing has */
+    const char **token; /* (count) UTF-8, NULL for an id that nothing has */
     int64_t *length;
     int64_t count;
     int32_t byte_level;

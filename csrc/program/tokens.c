@@ -14,22 +14,15 @@ int32_t tokens_open(tokens *t, const char *folder, const char *split, int32_t vo
     json doc;
     *t = (tokens){.width = 2, .vocab_size = vocab_size};
     snprintf(t->path, sizeof t->path, "%s/meta.json", folder);
-    char *text = file_read(t->path, &size, message, message_size);
-    if (!text) return 1;
-    int32_t failed = json_parse(&doc, text, size);
-    free(text);
-    if (failed) {
-        snprintf(message, (size_t)message_size, "%s: %s", t->path, doc.message);
-        return 1;
-    }
+    if (json_read_file(&doc, t->path, message, message_size)) return 1;
     const char *type = json_string(&doc, 0, "dtype", "uint16");
     int32_t known = !strcmp(type, "uint16") || !strcmp(type, "uint32");
     t->width = strcmp(type, "uint32") ? 2 : 4;
     double vocabulary = json_number(&doc, 0, "vocab_size", vocab_size);
-    int32_t whole = json_flag(&doc, 0, "complete", 1);           /* 0: a process died while it replaced the files */
+    int32_t whole = json_flag(&doc, 0, "complete", 1); /* 0: a process died while it replaced the files */
     json_free(&doc);
     if (!whole) {
-        snprintf(message, (size_t)message_size, "%s: the text was not prepared to the end; run sampan prepare again",
+        snprintf(message, (size_t)message_size, "%s: preparing this folder did not finish; run sampan prepare again",
                  t->path);
         return 1;
     }

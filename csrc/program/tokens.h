@@ -17,9 +17,9 @@
 
 typedef struct tokens {
     FILE *stream;
-    int64_t count, width;             /* tokens; bytes of one, 2 or 4 */
-    int64_t begin;                    /* bytes before the first */
-    int32_t vocab_size;               /* ids are checked against it as they are read */
+    int64_t count, width; /* tokens; bytes of one, 2 or 4 */
+    int64_t begin;        /* bytes before the first */
+    int32_t vocab_size;   /* ids are checked against it as they are read */
     char path[4096];
 } tokens;
 

@@ -1,4 +1,4 @@
-/* check.h: what a C test counts and reports with, files for it to read in `directory`, and a configuration to begin with. */
+/* check.h: what a C test counts and reports with, files for it to read, and a configuration to begin with. */
 
 #ifndef CHECK_H
 #define CHECK_H

@@ -12,6 +12,7 @@
 #include "check.h"
 
 static char message[4608];
+static const family *gpt2;
 
 /* A model of L blocks, C wide, V tokens (VP with padding), and B sequences of T tokens. */
 enum {
@@ -52,7 +53,7 @@ static char *model_file(int32_t version) {
 static sampan_engine *open_engine(sampan_config *c, const char *from) {
     sampan_engine *e;
     *c = example_config(1, 1, 1, 1, 1, 1, 1);
-    if (llmc_read_config(c, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) {
+    if (llmc_read_config(c, &gpt2, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) {
         check(0, message);
         exit(1);
     }
@@ -90,7 +91,7 @@ static void weights_checks(void) {
                 char kept = file[n];
                 file[n] = changes[k];
                 write_file("damaged.bin", file, size);
-                int32_t failed = llmc_read_config(&c, path, message, sizeof message);
+                int32_t failed = llmc_read_config(&c, &gpt2, path, message, sizeof message);
                 check(failed == 0 || strlen(message) > strlen(path),
                       "a changed header is read or refused in a sentence");
                 check(failed || (c.n_embd > 0 && (int64_t)c.n_embd * c.vocab_size < FLOATS), "a size beyond the file");
@@ -98,7 +99,7 @@ static void weights_checks(void) {
             }
         for (size_t n = 0; n < size; n += n < 1040 || n > size - 4 ? 1 : 97) {
             write_file("damaged.bin", file, n);
-            check(llmc_read_config(&c, path, message, sizeof message), "a file that is cut short");
+            check(llmc_read_config(&c, &gpt2, path, message, sizeof message), "a file that is cut short");
         }
         file[1024 + V * C * (version == 3 ? 4 : 2) + 3] = 1;
         write_file("damaged.bin", file, size);

@@ -21,7 +21,7 @@ enum { MAX_THREADS = 4 };
 
 static uint64_t random_state = 1;
 
-static uint32_t random_bits(void) {                        /* splitmix64 */
+static uint32_t random_bits(void) { /* splitmix64 */
     uint64_t z = random_state += 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
@@ -32,7 +32,7 @@ static int64_t random_between(int64_t low, int64_t high) {
 }
 static float random_float(void) { return (float)random_bits() / 2147483648.0f - 1.0f; }
 
-static void *allocate(size_t bytes) {                      /* exactly: AddressSanitizer sees one float too many */
+static void *allocate(size_t bytes) { /* exactly: AddressSanitizer sees one float too many */
     void *memory = malloc(bytes ? bytes : 1);
     if (!memory) {
         fprintf(stderr, "out of memory\n");

@@ -28,11 +28,11 @@ static void check(int32_t good, const char *what, double value) {
 }
 
 static uint64_t state = 1;
-static float uniform(void) {                                             /* in [-1, 1) */
+static float uniform(void) { /* in [-1, 1) */
     state = dropout_key(state, 7);
     return (float)((double)(state >> 11) / 4503599627370496.0 - 1.0);
 }
-static void *blocks[8192];                                               /* freed together, at the end */
+static void *blocks[8192]; /* freed together, at the end */
 static int32_t n_blocks;
 static void *keep(size_t bytes) { return n_blocks < 8192 ? blocks[n_blocks++] = malloc(bytes) : NULL; }
 
@@ -68,7 +68,7 @@ typedef struct trial {
     } input[INPUTS];
     int64_t B, T, C, H, KV, D, V, M;
     const int32_t *ids;
-    parameter w, v, b;                /* parameters, as an op needs them */
+    parameter w, v, b; /* parameters, as an op needs them */
     float *x, *dx, *more, *stats;
     float *scratch, *lse, *dqkv;
     int32_t flag, back;
@@ -104,7 +104,7 @@ static void trial_check(trial *s) {
                 at[j] = trial_value(s);
             }
             x[i] = kept;
-            double slope = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12.0 * (double)h);    /* error of order h^4 */
+            double slope = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12.0 * (double)h); /* error of order h^4 */
             difference += (slope - (double)s->input[k].dx[i]) * (slope - (double)s->input[k].dx[i]);
             reference += slope * slope;
         }
@@ -411,7 +411,7 @@ static void optimizer_check(int32_t isa) {
         worst_moment = fmax(worst_moment, fmax(fabs(m1 - (double)p.exp_avg[i]), fabs(v1 - (double)p.exp_avg_sq[i])));
         if (p.bfloat16[i] != bfloat16_from_float(p.value[i])) check(0, "adamw's bfloat16 copy", i);
     }
-    check(worst < 1e-6, "adamw weights", worst);                         /* values are of size 1 */
+    check(worst < 1e-6, "adamw weights", worst); /* values are of size 1 */
     check(worst_moment < 2e-7, "adamw moments", worst_moment);
     for (int32_t i = 0; i < N; i++) {
         uint32_t bits = (uint32_t)dropout_key((uint64_t)i, 3);

@@ -161,12 +161,14 @@ static void folder_checks(void) {
     };
     sampan_config config = {0};
     double *frequencies;
+    const family *family;
     char text[512];
     write_file("model.safetensors", "0123456789", 10);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         snprintf(text, sizeof text, "{\"model_type\": \"gpt2\", %s}", sizes[i]);
         write_file("config.json", text, strlen(text));
-        check(folder_read_config(&config, &frequencies, directory, message, sizeof message) && !frequencies, sizes[i]);
+        check(folder_read_config(&config, &family, &frequencies, directory, message, sizeof message) && !frequencies,
+              sizes[i]);
     }
     char weights[2000] = {0};
     write_file("model.safetensors", weights, sizeof weights);
@@ -174,7 +176,7 @@ static void folder_checks(void) {
         *rotary = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"hidden_size\": "
                   "8, \"intermediate_size\": 8, \"vocab_size\": 8, \"max_position_embeddings\": 16000000}";
     write_file("config.json", rotary, strlen(rotary));
-    check(folder_read_config(&config, &frequencies, directory, message, sizeof message)
+    check(folder_read_config(&config, &family, &frequencies, directory, message, sizeof message)
               && strstr(message, "max_position_embeddings"),
           "a table of positions");
     remove(path);

@@ -1,16 +1,19 @@
 /* test_threads.c: the pool calls everyone once, a barrier lets no one through early, more threads than cores only take
- * longer. */
+   longer; and cores are counted within a container's quota. */
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include "platform/cpu.h"
+#include "platform/file.h"
 #include "platform/threads.h"
 
 enum { ROUNDS = 2000, REGIONS = 300, MAX_THREADS = 9 };
 
 typedef struct meeting {
     thread_pool *pool;
-    int32_t rounds[MAX_THREADS];         /* how far each thread is; plain memory that the barrier must make visible */
+    int32_t rounds[MAX_THREADS]; /* how far each thread is; plain memory that the barrier must make visible */
     atomic_int early;
     atomic_int calls[MAX_THREADS];
 } meeting;
@@ -68,8 +71,51 @@ static int test_split(void) {
     return failures;
 }
 
+#ifdef __linux__
+/* Writes a file into a folder below `root`, and makes that folder. */
+static void put(const char *root, const char *folder, const char *name, const char *text) {
+    char path[1200];
+    snprintf(path, sizeof path, "%s%s", root, folder);
+    for (char *slash = path + strlen(root); (slash = strchr(slash + 1, '/')); *slash = '/') {
+        *slash = 0;
+        file_make_folder(path);
+    }
+    file_make_folder(path);
+    snprintf(path, sizeof path, "%s%s/%s", root, folder, name);
+    FILE *file = fopen(path, "w");
+    if (!file) exit(3);
+    fputs(text, file);
+    fclose(file);
+}
+
+/* Version 2: the quota of a group inside of another; "max" is none. Version 1: two files, by controller. */
+static int test_quota(void) {
+    char root[1024], groups[1100];
+    snprintf(root, sizeof root, "%s/cgroup", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    file_make_folder(root);
+    snprintf(groups, sizeof groups, "%s/groups", root);
+    int failures = 0;
+    put(root, "", "groups", "0::/outer/inner\n");
+    put(root, "/outer", "cpu.max", "350000 100000\n");
+    put(root, "/outer/inner", "cpu.max", "max 100000\n");
+    failures += cpu_read_quota(groups, root) != 3;
+    put(root, "/outer/inner", "cpu.max", "50000 100000\n");
+    failures += cpu_read_quota(groups, root) != 1;
+    put(root, "/cpu/job", "cpu.cfs_quota_us", "200000\n");
+    put(root, "/cpu/job", "cpu.cfs_period_us", "100000\n");
+    put(root, "", "groups", "5:memory:/other\n4:cpu,cpuacct:/job\n");
+    failures += cpu_read_quota(groups, root) != 2;
+    put(root, "/cpu/job", "cpu.cfs_quota_us", "-1\n");
+    failures += cpu_read_quota(groups, root) < 1024 || cpu_read_quota("/no/such/file", root) < 1024;
+    if (failures) printf("FAIL %d quotas\n", failures);
+    return failures;
+}
+#else
+static int test_quota(void) { return 0; }
+#endif
+
 int main(void) {
-    int failures = test_split();
+    int failures = test_split() + test_quota();
     for (int32_t n_threads = 1; n_threads <= MAX_THREADS; n_threads++) failures += test_pool(n_threads);
     thread_pool *pool;
     failures += pool_create(&pool, 0) != POOL_BAD_COUNT || pool != NULL;

@@ -1,0 +1,30 @@
+"""The C sources as text: includes go down the tower, and what is generated from the package is up to date."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+TOWER = ("include", "platform", "matmul", "ops", "engine", "program")
+SOURCES = sorted(path for folder in TOWER for path in (CSRC / folder).iterdir() if path.suffix in (".c", ".h", ".inc"))
+
+
+def included(source: Path) -> list[Path]:
+    """Return our files that a source includes."""
+    names = re.findall(r'^#include "([^"]+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
+    folders = (source.parent, CSRC, CSRC / "include")
+    return [next(f / name for f in folders if (f / name).is_file()) for name in names]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_file_includes_only_its_folder_and_those_below(source):
+    floor = TOWER.index(source.parent.name)
+    for path in included(source):
+        assert TOWER.index(path.parent.name) <= floor, path
+        assert path.suffix in (".h", ".inc"), f"{path} is included, and compiled by itself"
+
+
+def test_what_is_only_included_is_included():
+    used = {path.resolve() for source in SOURCES for path in included(source)}
+    assert {path for path in SOURCES if path.suffix == ".inc"} <= used
