@@ -15,6 +15,7 @@ import safetensors.numpy
 import sampan
 from sampan.checkpoint.folder import load_model, load_model_config, save_model, writing
 from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.save import WritableRun
 from sampan.config import ModelConfig, TrainConfig
 from sampan.errors import UserError
 from sampan.model.parameters import initialize, parameters
@@ -40,7 +41,7 @@ def state(step: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run(tmp_path / "out")
+    made = WritableRun(tmp_path / "out")
     made.folder.mkdir()
     with made.begin(TrainConfig(out_dir=str(made.folder)), CONFIG, TOKENIZER, {"name": "text"}) as first:
         first.save_last(CONFIG, weights(1), state(1), Progress(step=1))
@@ -127,8 +128,8 @@ def test_a_really_full_disk():
 def test_best_and_last_are_described(run):
     run.save_best(CONFIG, weights(1), Progress(step=1, val_loss=4.41))
     run.save_last(CONFIG, weights(5), state(5), Progress(step=5, val_loss=5.58))
-    assert run.describe("best") == "best, step 1, val 4.4100; the run's last was step 5, val 5.5800"
-    assert run.describe("last") == "last, step 5, val 5.5800; the run's best was step 1, val 4.4100"
+    assert run.describe("best") == "best, step 1, val 4.4100; last, step 5, val 5.5800"
+    assert run.describe("last") == "last, step 5, val 5.5800; best, step 1, val 4.4100"
 
 
 def test_a_bias_free_gpt2_stays_so(tmp_path):
@@ -208,7 +209,7 @@ def test_an_optimizer_of_another_step_is_refused(run):
     run.last.joinpath("optimizer.safetensors").touch()
     run.save_last(CONFIG, weights(2), state(2), Progress(step=2))
     (run.last / "kept").replace(run.last / "optimizer.safetensors")
-    with pytest.raises(UserError, match="not of the same step"):
+    with pytest.raises(UserError, match="from different steps"):
         run.load_last(CONFIG)
 
 

@@ -14,7 +14,8 @@ from conftest import readable, tiny_config
 from hypothesis import given, strategies as st
 
 import sampan.report.verbatim
-from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.run import Progress
+from sampan.checkpoint.save import WritableRun
 from sampan.cli.main import main
 from sampan.config import DataConfig, SampleConfig, TrainConfig
 from sampan.data.meta import open_folder
@@ -144,7 +145,7 @@ def test_the_report_names_share_place_and_longest_run(data):
 @pytest.fixture
 def run_folder(data):
     shape = tiny_config("gpt2", vocab_size=data.meta.vocab_size)
-    run = Run("out/river")
+    run = WritableRun("out/river")
     with run.begin(TrainConfig(out_dir="out/river"), shape, data.tokenizer, data.record()) as first:
         first.save_best(shape, initialize(shape, 1), Progress(step=1))
     return data

@@ -34,6 +34,7 @@ from test_train import result
 import sampan.evaluation.losses
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Progress, Run, read_note
+from sampan.checkpoint.save import WritableRun
 from sampan.config import OPTIMIZERS, TrainConfig
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
@@ -280,7 +281,7 @@ def begin(run: Run, seed: int) -> None:
 def test_death_at_any_point_of_a_replacement_leaves_one_of_the_two_runs(tmp_path, monkeypatch):
     found = []
     for calls in range(200):
-        run = Run(tmp_path / f"out{calls}")
+        run = WritableRun(tmp_path / f"out{calls}")
         begin(run, 1)
         (run.folder / "metrics.jsonl").write_text("{}\n")
         with death_after(monkeypatch, calls) as died:
@@ -294,8 +295,16 @@ def test_death_at_any_point_of_a_replacement_leaves_one_of_the_two_runs(tmp_path
         run.check_unchanged()
         assert run.settings().seed == read_note(run.folder / "model.safetensors")["step"] == found[-1]
         assert sorted(os.listdir(run.folder)) == sorted(
-            [".lock", "config.json", "last", "model.safetensors", "run.json", "tokenizer.json", "tokenizer_config.json"]
-            + ["metrics.jsonl"] * (found[-1] == 1)
+            [
+                "metrics.jsonl",
+                ".lock",
+                "config.json",
+                "last",
+                "model.safetensors",
+                "run.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ]
         )
         if not died:
             break
@@ -348,7 +357,7 @@ def test_the_lock_of_a_killed_run_is_nobodys(text):
 
 
 def test_who_samples_while_a_run_saves_never_mixes_two_steps(tmp_path):
-    run = Run(tmp_path / "out")
+    run = WritableRun(tmp_path / "out")
     zeros = {name: np.zeros_like(w) for name, w in weights(1).items()}
     begin(run, 1)
     run.save_best(CONFIG, zeros, Progress())
@@ -387,7 +396,7 @@ def test_a_fault_of_the_disk_leaves_the_save_before_it(tmp_path, monkeypatch, fa
     """At each of the times that a save calls the system; the sentence says what happened."""
     number, words = FAULTS[fault]
     owner = safetensors.numpy if call == "save_file" else os
-    run = Run(tmp_path / "out")
+    run = WritableRun(tmp_path / "out")
     begin(run, 1)
     for save in (
         lambda: run.save_last(CONFIG, weights(2), state(2), Progress(step=2)),
@@ -478,9 +487,9 @@ def edit(path, *keys, value):
 
 
 EDITS = {
-    "a setting": (lambda: edit("out/run.json", "settings", "seed", value=7), r"run.json was edited"),
-    "the data's name": (lambda: edit("out/run.json", "data", "sha256", value="0"), r"run.json was edited"),
-    "the model": (lambda: edit("out/last/config.json", "n_head", value=4), r"config.json: n_head is 4, and run.json has 2"),
+    "a setting": (lambda: edit("out/run.json", "settings", "seed", value=7), r"run.json has been edited"),
+    "the data's name": (lambda: edit("out/run.json", "data", "sha256", value="0"), r"run.json has been edited"),
+    "the model": (lambda: edit("out/last/config.json", "n_head", value=4), r"config.json has been edited: n_head is 4"),
     "the run's tokenizer": (
         lambda: edit("out/last/tokenizer.json", "model", "vocab", "e", value=0),
         "tokenizer.json.* differ|tokenizer",
@@ -693,7 +702,7 @@ def test_no_learning_rate_brings_what_is_not_finite_into_a_folder(text, engine_n
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    run = Run(tmp_path / "out")
+    run = WritableRun(tmp_path / "out")
     begin(run, 1)
     bad = weights(2)
     bad["h.0.attn.c_attn.weight"][0, 0] = np.inf

@@ -26,6 +26,7 @@ import sampan
 from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
 from sampan.checkpoint.huggingface import to_hf_weights
 from sampan.checkpoint.run import Progress, Run, read_note
+from sampan.checkpoint.save import WritableRun
 from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS
 from sampan.cli.sample import open_weights
 from sampan.config import DataConfig, SampleConfig, TrainConfig, build
@@ -290,7 +291,7 @@ def run(tmp_path, small_text):
     settings = dict(n_layer=1, n_head=2, n_embd=8, block_size=8, max_iters=2, batch_size=2, engine="c")
     made = make_plan("boat.txt", settings)
     weights = initialize(made.model, 1)
-    made_run = Run(made.config.out_dir)
+    made_run = WritableRun(made.config.out_dir)
     moments = {
         f"{key}.{p.name}": np.zeros(p.shape, np.float32)
         for p in parameters(made.model)

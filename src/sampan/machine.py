@@ -30,3 +30,13 @@ def physical_cores() -> int:
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_restarted() -> bool:
+    """Return whether torchrun has started this job again, after one of its processes died (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def torchrun_job() -> str | None:
+    """Return torchrun's name of this job, the same for all its starts; None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")

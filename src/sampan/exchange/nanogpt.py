@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from sampan.checkpoint.folder import save_model
-from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.run import Progress
+from sampan.checkpoint.save import WritableRun
 from sampan.config import DataConfig, ImportConfig, ModelConfig, TrainConfig, build
 from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
 from sampan.errors import UserError
@@ -92,7 +93,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
     train = with_shape(settings_of(path, settings), model)
     train = replace(train, dataset=(str(data.folder),), out_dir=str(folder))
-    with new_folder(folder) as staged, Run(staged).begin(train, model, tokenizer, data.record()) as run:
+    with new_folder(folder) as staged, WritableRun(staged).begin(train, model, tokenizer, data.record()) as run:
         run.save_best(model, weights, progress)
         run.save_last(model, weights, state, progress)
     return [

@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.run import Progress
+from sampan.checkpoint.save import WritableRun
 from sampan.config import TrainConfig
 from sampan.data.examples import Batch, micro_batches
 from sampan.data.windows import EvaluationBatches, Windows
@@ -23,7 +24,7 @@ from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine, Update
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
-from sampan.machine import world
+from sampan.machine import torchrun_job, world
 from sampan.messages import _
 from sampan.model.count import flops_per_token
 from sampan.training.plan import Plan
@@ -66,13 +67,13 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
     Raise UserError if the plan cannot run here, another process trains in the folder, the folder cannot be written, or
     a loss, a gradient or a weight is NaN or infinite.
     """
-    config, model, run = plan.config, plan.model, Run(plan.config.out_dir)
+    config, model, run = plan.config, plan.model, WritableRun(plan.config.out_dir)
     writes = world()[0] == 0 and not config.eval_only
     with run.locked() if writes else contextlib.nullcontext():
         engine = engine or open_engine(model, config)
         progress = load_start(plan, run, engine)
         if writes and plan.resume:
-            run.write_settings(config, plan.data.record())
+            run.write_settings(config, plan.data.record(), torchrun_job())
         saved = progress if plan.resume else None
         writer = RunWriter(run, engine, model, config, plan.data.tokenizer, plan.data.record(), saved)
         windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
@@ -81,7 +82,7 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
         yield from learn(engine, config, steps, splits, flops_per_token(model), progress, writer if writes else None)
 
 
-def load_start(plan: Plan, run: Run, engine: Engine) -> Progress:
+def load_start(plan: Plan, run: WritableRun, engine: Engine) -> Progress:
     """Load into the engine what the plan starts from: the run's last save, or its initial weights."""
     if not plan.resume:
         engine.load(plan.weights())

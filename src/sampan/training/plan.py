@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sampan.checkpoint.folder import crop, find_model, load_model, load_model_config, load_tokenizer
-from sampan.checkpoint.run import Run, read_note, restarted
+from sampan.checkpoint.run import Run, read_note
+from sampan.checkpoint.save import WritableRun
 from sampan.checkpoint.tensors import WEIGHTS
 from sampan.config import SHAPE, ModelConfig, TrainConfig, build, change, shape_of
 from sampan.data.meta import Data, open_folder
@@ -24,7 +25,7 @@ from sampan.data.prepare import prepare
 from sampan.engine.open import engines_here, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError, install
-from sampan.machine import world
+from sampan.machine import is_restarted, torchrun_job, world
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize
 from sampan.model.shape import resolve
@@ -158,7 +159,7 @@ def make_plan(
         config, why = fit_memory(config, model)
         reasons |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"), why)
     run = Run(config.out_dir)
-    if restarted() and not config.eval_only and run.can_resume() and (not overwrite or run.is_of_this_job()):
+    if is_restarted() and not config.eval_only and run.can_resume() and (not overwrite or run.job() == torchrun_job()):
         return plan_resume(settings | {"out_dir": config.out_dir})  # torchrun starts a job again after a death
     if not config.eval_only and not overwrite and run.has_weights():
         raise UserError(
@@ -209,7 +210,7 @@ def plan_resume(settings: dict) -> Plan:
         if "dataset" in settings
         else "out"
     )
-    run = Run(folder)
+    run = WritableRun(folder)
     if run.folder.is_dir() and world()[0] == 0 and not settings.get("eval_only"):
         with run.locked():  # what a killed process left is mended before anybody reads it
             pass

@@ -3,15 +3,17 @@
     writer = RunWriter(run, engine, model, config, tokenizer, data.record())
     writer.keep(progress, best=True)
 
-It decides when to save. How a save stays whole when the process is killed is checkpoint/run.py's.
+It decides when to save. How a save stays whole when the process is killed is checkpoint/save.py's.
 """
 
 import contextlib
 from dataclasses import dataclass
 
-from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.run import Progress
+from sampan.checkpoint.save import WritableRun
 from sampan.config import ModelConfig, TrainConfig
 from sampan.engine.protocol import Engine
+from sampan.machine import torchrun_job
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -19,7 +21,7 @@ from sampan.tokens.tokenizer import Tokenizer
 class RunWriter:
     """Write the folder of a run from an engine, and remember what is saved."""
 
-    run: Run
+    run: WritableRun
     engine: Engine
     model: ModelConfig
     config: TrainConfig
@@ -44,8 +46,8 @@ class RunWriter:
                 folder.save_last(self.model, weights, self.engine.state(), progress)
         self.saved = progress
 
-    def folder(self) -> contextlib.AbstractContextManager[Run]:
+    def folder(self) -> contextlib.AbstractContextManager[WritableRun]:
         """Return where to save: the run's folder, or before the first save a new one that replaces it when complete."""
         if self.saved is None:
-            return self.run.begin(self.config, self.model, self.tokenizer, self.data)
+            return self.run.begin(self.config, self.model, self.tokenizer, self.data, torchrun_job())
         return contextlib.nullcontext(self.run)
