@@ -1,6 +1,6 @@
-"""recite.py: what stands in the training text is found, all of it and nothing else, however it is cut into pieces.
+"""Verbatim runs: all that the training text has are found and no others, however it is cut into pieces.
 
-The reference looks every part of the output up with Python's `in`.
+The reference searches for every part of the output with Python's `in`.
 """
 
 import itertools
@@ -22,8 +22,7 @@ from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
 from sampan.model.parameters import initialize
-from sampan.report.verbatim import pieces_of, search, training_data, verbatim_report, window_hashes
-from sampan.text.characters import code_points
+from sampan.report.verbatim import FACTOR, pieces_of, search, training_data, verbatim_report, window_hashes
 
 CHINESE = "舢板有三块木板：准备、训练、写作。一人划桨，一人掌舵，一人舀水，慢慢过了旧桥。\n"
 
@@ -44,9 +43,9 @@ def by_definition(texts: list[str], training: str, least: int) -> tuple[list[lis
     return covered, longest
 
 
-def cut(text: str, at: list[int]) -> list[np.ndarray]:
+def cut(text: str, at: list[int]) -> list[str]:
     places = [0, *sorted(min(i, len(text)) for i in at), len(text)]
-    return [code_points(text[a:b]) for a, b in itertools.pairwise(places)]
+    return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
 few = st.text("ab\n木\ufffd", max_size=60)
@@ -71,9 +70,7 @@ def test_every_run_is_found_and_none_is_made_up(texts, training, least, data):
 def test_hashes_that_collide_make_up_nothing(monkeypatch):
     """With a hash of one bit every window is a candidate, and only the comparison of characters is left."""
     real = window_hashes
-    monkeypatch.setattr(
-        sampan.report.verbatim, "window_hashes", lambda *a: (real(*a) >> np.uint64(63)) << np.uint64(63)
-    )
+    monkeypatch.setattr(sampan.report.verbatim, "window_hashes", lambda *a: real(*a) >> np.uint32(31) << np.uint32(31))
     rng = random.Random(0)
     for _ in range(40):
         training = "".join(rng.choices("abc", k=80))
@@ -91,10 +88,21 @@ def test_only_what_is_to_be_quoted_is_the_longest():
 
 
 def test_a_text_that_repeats_itself_is_searched_in_time():
-    """A million spaces, and a thousand of them written: every window is like every other."""
-    found = search([" " * 1000], cut(" " * 1_000_000, [*range(0, 1_000_000, 50_000)]), 20)
-    assert found.covered[0].all() and found.longest.length == 1000
+    """A million spaces, and a thousand of them written: every window equals every other. The same with lines of a log."""
+    for line in (" ", "2026-11-25 INFO request served in 12 ms\n"):
+        training = line * (1_000_000 // len(line))
+        found = search([training[7:1007], training[7:507] + "?"], cut(training, [*range(0, 1_000_000, 50_000)]), 20)
+        assert found.covered[0].all() and found.longest.length == 1000
+        assert found.covered[1].sum() == 500
 
+
+@pytest.mark.parametrize("length", [1, 2, 3, 12, 20, 31])
+def test_window_hashes_are_the_sums_they_say(length):
+    text = "".join(random.Random(length).choices("ab木🛶", k=40))
+    powers = [pow(FACTOR, length - i, 1 << 32) for i in range(length)]
+    sums = [sum(ord(c) * p for c, p in zip(text[i:], powers, strict=False)) % (1 << 32) for i in range(41 - length)]
+    assert window_hashes(text, length).tolist() == sums
+    assert len(window_hashes(text[: length - 1], length)) == 0
 
 # ---- data folders ----
 
@@ -109,8 +117,9 @@ def data(request):
 def test_the_pieces_of_a_split_are_its_text(data, size, monkeypatch):
     monkeypatch.setattr(sampan.report.verbatim, "PIECE", 1)
     for split in ("train", "val"):
-        pieces = np.concatenate([*pieces_of(data, split, size)])
-        assert pieces.tobytes().decode("utf-32-le") == data.tokenizer.decode(data.tokens(split))
+        pieces = [*pieces_of(data, split, size)]
+        assert "".join(pieces) == data.tokenizer.decode(data.tokens(split))
+        assert len(pieces) == -(-len(data.tokens(split)) // size)
 
 
 def test_documents_do_not_run_into_each_other():
@@ -130,7 +139,7 @@ def test_the_report_names_share_place_and_longest_run(data):
     lines = verbatim_report(["#" * 30 + quote + "@@@", "#" * 27], data)
     assert all(len(line) <= 80 for line in lines)
     said = " ".join(lines)
-    assert "50.0% of the 120 characters" in said and "runs of 20 or more" in said and "held-out" in said
+    assert "50.0% of the 120 characters" in said and "runs of 20 or more" in said and "of held-out text" in said
     place, line = re.search(r"60 characters, from character ([\d,]+) \(line ([\d,]+)\)", said).groups()
     at = text.index(quote)
     assert int(place.replace(",", "")) == at + 1 and int(line.replace(",", "")) == text[:at].count("\n") + 1

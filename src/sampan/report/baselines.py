@@ -1,11 +1,11 @@
-"""A look at prepared data: what is in it that a model cannot learn, and what a loss on it has to beat.
+"""Measure prepared data: what in it no model can learn, and which losses a model has to beat.
 
-    seen = look(data)
-    print("\n".join(lines(data, seen)))             # `sampan prepare` prints them
+    seen = measure_baselines(data)
+    print("\n".join(baseline_lines(data, seen)))    # `sampan prepare` prints them
     seen.bits_per_character(1.47)                   # of a loss in nats per token
 
-It is kept in the data's folder (look.json), since a large text takes a while; of a text of any size a split's first
-tokens are looked at. It knows no model.
+The result is cached in the data's folder (look.json), because a large text takes a while; of each split only the first
+tokens are measured. This file does not use a model.
 """
 
 import contextlib
@@ -13,135 +13,134 @@ import itertools
 import json
 import lzma
 import math
+import sys
 import textwrap
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from sampan.data.meta import Data
 from sampan.errors import UserError
 from sampan.files import write_json
-from sampan.report.verbatim import BORDER, PIECE, pieces_of, search
+from sampan.report.verbatim import PIECE, pieces_of, search
+from sampan.text.characters import code_points
 
-LOOKED_AT = {"train": 64 * PIECE, "val": 8 * PIECE}  # tokens
-XZ_READS = 2_000_000  # characters of train, its last: more takes seconds and helps little
-OVERLAP = 50  # characters from which on a run of val counts as standing in train: no language repeats so much by chance
+MEASURED = {"train": 64 * PIECE, "val": 8 * PIECE}  # tokens
+XZ_READS = 2_000_000  # the last characters of train; more would take seconds and help little
+OVERLAP = 50  # a run of val this long or longer counts as copied from train: no language repeats so much by chance
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Of the val split where nothing else is said. A share is between 0 and 1."""
+    """Measurements of the val split, unless stated otherwise. A share is between 0 and 1."""
 
-    data: dict  # what was looked at: its text, tokenizer and split
+    data: dict[str, Any]  # identity of the measured data: its text, tokenizer and split
     characters: int
     bytes: int
     tokens: int
-    unseen: float  # share of characters that train never has
-    overlap: float  # share of characters in runs of OVERLAP or more that stand in train, word for word
+    unseen: float  # share of characters that do not occur in train
+    overlap: float  # share of characters in runs of OVERLAP or more that occur verbatim in train
     unused: int  # ids of the vocabulary that occur in neither split
     vocab_size: int
-    uniform: float  # bits per character of guessing each token alike
-    unigram: float  # of guessing each token as often as train has it
-    xz: float  # of xz, which has read train before
+    uniform: float  # bits per character, if all tokens are equally likely
+    unigram: float  # the same, if tokens are as likely as they are frequent in train
+    xz: float  # the same, of xz after it has compressed train
 
     def bits_per_character(self, loss: float) -> float:
-        """A loss in nats per token as bits per character: what losses under different tokenizers have in common."""
+        """Return a loss in nats per token as bits per character, which can be compared across tokenizers."""
         return loss / math.log(2) * self.tokens / self.characters
 
     def bits_per_byte(self, loss: float) -> float:
+        """Return a loss in nats per token as bits per byte of UTF-8."""
         return self.bits_per_character(loss) * self.characters / self.bytes
 
     def nats_per_token(self, bits_per_character: float) -> float:
+        """Return the loss in nats per token of a loss in bits per character."""
         return bits_per_character * math.log(2) * self.characters / self.tokens
 
 
 def measure_baselines(data: Data) -> Baselines:
-    """Raises UserError where the text cannot be read back from its tokens."""
+    """Return the baselines of a data folder, cached there. Raises UserError if val is empty or cannot be decoded."""
     path = data.folder / "look.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if {f.name for f in fields(Baselines)} == kept.keys() and kept["data"] == data.meta.identity:
             return Baselines(**kept)
     except (OSError, ValueError, AttributeError):
-        pass  # there is none, or it is not of this version
+        pass  # no cached result, or one of another version
     seen = Baselines(data.meta.identity, **measure_text(data))
-    with contextlib.suppress(OSError):  # a folder that cannot be written can still be looked at
+    with contextlib.suppress(OSError):  # a read-only folder can still be measured
         write_json(path, asdict(seen))
     return seen
 
 
-def measure_text(data: Data) -> dict:
-    val = np.concatenate([np.empty(0, np.uint32), *pieces_looked_at(data, "val")])
-    if not len(val):
-        raise UserError(f"{data.folder} has nothing in its val split to look at; prepare the text again")
-    known = np.zeros(BORDER + 1, bool)
-    last = np.empty(0, np.uint32)  # characters of train
+def measure_text(data: Data) -> dict[str, Any]:
+    """Return the fields of `Baselines` other than `data`. Raises UserError if val is empty or cannot be decoded."""
+    val = "".join(first_pieces(data, "val"))
+    if not val:
+        raise UserError(f"{data.folder} has an empty val split; prepare the text again with a larger --val_fraction")
+    known = np.zeros(sys.maxunicode + 1, bool)
+    last = ""  # characters of train
 
-    def read_train() -> Iterator[np.ndarray]:
+    def read_train() -> Iterator[str]:
         nonlocal last
-        for piece in pieces_looked_at(data, "train"):
-            known[piece] = True
-            last = np.concatenate([last, piece])[-XZ_READS:]
+        for piece in first_pieces(data, "train"):
+            known[code_points(piece)] = True
+            last = (last + piece)[-XZ_READS:]
             yield piece
 
-    words = text_of(val)
-    train = read_train()
-    overlap = search([words], train, OVERLAP, quote=0).covered[0].mean()
-    deque(train, maxlen=0)  # a val that is shorter than OVERLAP was not searched for
+    overlap = search([val], read_train(), OVERLAP, quote=0).covered[0].mean()
     size = data.meta.vocab_size
-    counts = {split: np.bincount(data.tokens(split)[: LOOKED_AT[split]], minlength=size) for split in LOOKED_AT}
-    frequency = (counts["train"] + 1) / (counts["train"].sum() + size)  # one more of each, so that none is impossible
+    counts = {split: np.bincount(data.tokens(split)[: MEASURED[split]], minlength=size) for split in MEASURED}
+    frequency = (counts["train"] + 1) / (counts["train"].sum() + size)  # one more of each: no token is impossible
     tokens = int(counts["val"].sum())
     return {
         "characters": len(val),
-        "bytes": len(words.encode("utf-8", "replace")),
+        "bytes": len(val.encode("utf-8", "replace")),
         "tokens": tokens,
-        "unseen": float(1 - known[val].mean()),
+        "unseen": float(1 - known[code_points(val)].mean()),
         "overlap": float(overlap),
         "unused": int((counts["train"] + counts["val"] == 0).sum()),
         "vocab_size": size,
         "uniform": math.log2(size) * tokens / len(val),
         "unigram": float((counts["val"] * -np.log2(frequency)).sum() / len(val)),
-        "xz": bits_with_xz(text_of(last), words) / len(val),
+        "xz": bits_with_xz(last, val) / len(val),
     }
 
 
-def pieces_looked_at(data: Data, split: str) -> Iterator[np.ndarray]:
-    """Code points of a split's first tokens, uint32; what stands between documents is left out."""
-    for piece in itertools.islice(pieces_of(data, split), LOOKED_AT[split] // PIECE):
-        yield piece[piece != 0xFFFD]
-
-
-def text_of(points: np.ndarray) -> str:
-    return points.tobytes().decode("utf-32-le", "replace")
+def first_pieces(data: Data, split: str) -> Iterator[str]:
+    """Yield the text of a split's first tokens in pieces, without the separators of documents."""
+    for piece in itertools.islice(pieces_of(data, split), MEASURED[split] // PIECE):
+        yield piece.replace("\ufffd", "")
 
 
 def bits_with_xz(train: str, val: str) -> int:
-    """What val adds to the size of train under `xz -6`."""
-    read = train.encode("utf-8", "replace")
-    both = read + val.encode("utf-8", "replace")
-    # a dictionary as long as the text finds what a longer one finds, in less memory
+    """Return how many bits `val` adds to the size of `train` under `xz -6`."""
+    first = train.encode("utf-8", "replace")
+    both = first + val.encode("utf-8", "replace")
+    # a dictionary of the length of the text: a longer one would only take more memory
     chain = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": max(4096, len(both))}]
-    return 8 * (len(lzma.compress(both, filters=chain)) - len(lzma.compress(read, filters=chain)))
+    return 8 * (len(lzma.compress(both, filters=chain)) - len(lzma.compress(first, filters=chain)))
 
 
 def baseline_lines(data: Data, seen: Baselines) -> list[str]:
-    """What `sampan prepare` prints under the counts: 80 columns."""
+    """Return what `sampan prepare` prints below the counts, in lines of 80 columns."""
     per_token = seen.characters / seen.tokens
     text = [f"{per_token:.2f} characters per token"]
     if seen.unused:
-        text.append(f"{seen.unused:,} of the {seen.vocab_size:,} ids of the vocabulary are never used")
+        text.append(f"{seen.unused:,} of the {seen.vocab_size:,} ids of the vocabulary never occur")
     if seen.unseen > 0:
-        text.append(f"{percent(seen.unseen)} of the val characters are symbols that train never has")
+        text.append(f"{percent(seen.unseen)} of the val characters are symbols that do not occur in train")
     if seen.overlap > 0.01:
-        text.append(f"{percent(seen.overlap)} of val stands in train word for word, in runs of {OVERLAP} or more")
+        text.append(f"{percent(seen.overlap)} of val is copied verbatim from train, in runs of {OVERLAP} characters or more")
     text.append(
-        f"val to beat, in bits per character: uniform {seen.uniform:.2f}, unigram {seen.unigram:.2f}, xz {seen.xz:.2f}"
+        f"baselines on val, in bits per character: uniform {seen.uniform:.2f}, unigram {seen.unigram:.2f}, xz {seen.xz:.2f}"
     )
     return [part for line in text for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
 
 
 def percent(share: float) -> str:
+    """Return a share above 0 in percent, with one decimal."""
     return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
