@@ -104,6 +104,7 @@ def test_window_hashes_are_the_sums_they_say(length):
     assert window_hashes(text, length).tolist() == sums
     assert len(window_hashes(text[: length - 1], length)) == 0
 
+
 # ---- data folders ----
 
 

@@ -45,31 +45,31 @@ DONE = course((4.0, 4.0), (2.0, 2.1), (1.0, 1.5))
 
 def test_overfitting_names_the_step_and_both_losses():
     words = said(OVERFIT)
-    assert "Overfitting since step 100" in words
+    assert "Overfitted since step 100" in words
     assert "rose from 2.50 to 3.00" in words and "fell from 2.00 to 1.00" in words
-    assert "Overfitting" not in said(FALLING) + said(DONE)
+    assert "Overfitted" not in said(FALLING) + said(DONE)
     assert "too small" not in words
 
 
 @pytest.mark.parametrize("times", [4, 50])
 def test_a_text_that_is_too_small_says_by_how_much(times):
     words = said(OVERFIT, tokens=count_parameters(MODEL) // times)
-    assert "too small for this model" in words and f"About {times} times as much" in words
+    assert "too small for this model" in words and f"about {times} times as much" in words
 
 
 def test_still_falling_says_what_to_try():
-    assert "Still falling" in said(FALLING, minutes=1.5) and "--minutes 3" in said(FALLING, minutes=1.5)
+    assert "still falling" in said(FALLING, minutes=1.5) and "--minutes 3" in said(FALLING, minutes=1.5)
     assert "--max_iters" in said(FALLING)
-    assert "Still falling" not in said(DONE) and "more text" in said(DONE)
+    assert "still falling" not in said(DONE) and "more text" in said(DONE)
     assert said(FALLING[:1]) == ""
 
 
 def test_each_course_has_its_own_words():
     """What is said of both losses is what they did."""
     diverged = said(course((4.0, 4.0), (2.0, 2.0), (3.0, 3.0)))
-    assert "Diverged: since step 100" in diverged and "Overfitting" not in diverged and "fell" not in diverged
+    assert "Diverged: since step 100" in diverged and "Overfitted" not in diverged and "fell" not in diverged
     flat = said(course((4.0, 4.0), (4.0, 4.01), (4.0, 3.99)))
-    assert "hardly moved" in flat and "Still falling" not in flat
+    assert "hardly moved" in flat and "still falling" not in flat
     late = said(course((4.0, 4.0), (1.2, 2.0), (1.0, 2.015)))
     assert "lowest at step 100 and has hardly changed" in late and "lowest at the end" in said(DONE)
     assert "nothing left to learn" in said(course((1.0, 1.0), (0.0, 0.002), (0.0, 0.001)))
@@ -77,15 +77,18 @@ def test_each_course_has_its_own_words():
 
 def test_a_run_that_patience_ended_says_so_and_how_to_go_on():
     words = said(OVERFIT, patience=6, max_iters=500)
-    assert "Stopped at step 200 of 500: 6 evaluations" in words and "--resume --patience none" in words
+    assert (
+        "Stopped at step 200 of 500: the val loss did not improve in 6 evaluations" in words
+        and "--resume --patience none" in words
+    )
     assert "Stopped" not in said(OVERFIT, patience=6, max_iters=200) + said(OVERFIT, patience=None, max_iters=500)
 
 
 def test_a_val_that_train_has_is_no_test():
     from dataclasses import replace
 
-    assert "99.0% of val stands in train" in said(DONE, seen=replace(SEEN, overlap=0.99))
-    assert "stands in train" not in said(DONE, seen=replace(SEEN, overlap=0.05))
+    assert "99.0% of val is copied verbatim from train" in said(DONE, seen=replace(SEEN, overlap=0.99))
+    assert "copied" not in said(DONE, seen=replace(SEEN, overlap=0.05))
 
 
 def test_guessing_is_named():

@@ -14,7 +14,6 @@ import json
 import lzma
 import math
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from sampan.data.meta import Data
 from sampan.errors import UserError
 from sampan.files import write_json
+from sampan.messages import wrap
 from sampan.report.verbatim import PIECE, pieces_of, search
 from sampan.text.characters import code_points
 
@@ -134,11 +134,13 @@ def baseline_lines(data: Data, seen: Baselines) -> list[str]:
     if seen.unseen > 0:
         text.append(f"{percent(seen.unseen)} of the val characters are symbols that do not occur in train")
     if seen.overlap > 0.01:
-        text.append(f"{percent(seen.overlap)} of val is copied verbatim from train, in runs of {OVERLAP} characters or more")
+        text.append(
+            f"{percent(seen.overlap)} of val is copied verbatim from train, in runs of {OVERLAP} characters or more"
+        )
     text.append(
         f"baselines on val, in bits per character: uniform {seen.uniform:.2f}, unigram {seen.unigram:.2f}, xz {seen.xz:.2f}"
     )
-    return [part for line in text for part in textwrap.wrap(line, 80, subsequent_indent="  ")]
+    return [part for line in text for part in wrap(line, 80, "  ")]
 
 
 def percent(share: float) -> str:

@@ -13,8 +13,6 @@ written (Karp and Rabin 1987), and each hit is compared character by character. 
 
 import codecs
 import functools
-import os
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig
 from sampan.data.meta import Data, open_folder
 from sampan.errors import UserError
+from sampan.messages import wrap
 from sampan.text.characters import code_points
 from sampan.tokens.bytes import token_bytes
 
@@ -93,17 +92,16 @@ def verbatim_report(written: list[str], data: Data) -> list[str]:
         f"check: {share:.1%} of the {length:,} characters written are copied verbatim from the training text, in runs "
         f"of {least} or more."
     )
-    lines = textwrap.wrap(text, 80)
+    lines = wrap(text, 80)
     if held_out:
-        lines += textwrap.wrap(f"For comparison, {found.covered[-1].mean():.1%} of held-out text occurs there.", 80)
+        lines += wrap(f"For comparison, {found.covered[-1].mean():.1%} of held-out text occurs there.", 80)
     if found.longest:
         number, start, count, place, line = found.longest
         text = f"The longest run has {count:,} characters, from character {place + 1:,} (line {line:,}) of that text:"
         quote = written[number][start : start + count]
         quote = quote if count <= QUOTED else quote[:QUOTED] + "..."
-        columns = 39 if is_wide else 78
-        lines += textwrap.wrap(text, 80)
-        lines += ["  " + part for row in quote.split("\n") for part in textwrap.wrap(row, columns) or [""]]
+        lines += wrap(text, 80)
+        lines += ["  " + part for row in quote.split("\n") for part in wrap(row, 78)]
     return lines
 
 
@@ -189,7 +187,9 @@ def longest_run(query: str, piece: str, hits: np.ndarray, least: int, length: in
             begins = begins[is_among(window_hashes(piece, length + 1)[begins], known_hashes(query, length + 1))]
         for at in begins.tolist():
             if (start := query.find(piece[at : at + length + 1])) >= 0:
-                length = len(os.path.commonprefix([query[start:], piece[at : at + len(query)]]))
+                ours, theirs = code_points(query[start:]), code_points(piece[at : at + len(query) - start])
+                differ = np.flatnonzero(ours[: len(theirs)] != theirs)
+                length = int(differ[0]) if len(differ) else len(theirs)
                 best = start, at, length
                 break
         else:
