@@ -20,7 +20,7 @@ SEEN = Baselines(
 
 def plan(tokens: int, **settings):
     return SimpleNamespace(
-        config=TrainConfig(**settings), model=MODEL, data=SimpleNamespace(meta={"train_tokens": tokens})
+        config=TrainConfig(**settings), model=MODEL, data=SimpleNamespace(meta=SimpleNamespace(train_tokens=tokens))
     )
 
 
