@@ -42,6 +42,8 @@ def third_party(file: Path) -> dict[str, bool]:
     found: dict[str, bool] = {}
 
     def visit(node: ast.AST, top: bool) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

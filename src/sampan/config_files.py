@@ -11,6 +11,7 @@ import time
 import tomllib
 import types
 from pathlib import Path
+from typing import Any
 
 from sampan.config import TrainConfig, check_keys, convert
 from sampan.errors import UserError
@@ -74,7 +75,7 @@ def read_python(text: str, path: Path) -> dict:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not valid Python: {error}") from None
-    settings = {}
+    settings: dict[str, Any] = {}
     for node in tree.body:
         is_note = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if is_note or isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -85,14 +86,14 @@ def read_python(text: str, path: Path) -> dict:
             settings[node.targets[0].id] = evaluate_expression(node.value, settings)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"{path}, line {node.lineno}: {error}") from None
-    return settings | NANOGPT_DATASETS.get(settings.get("dataset"), {})
+    return settings | NANOGPT_DATASETS.get(settings.get("dataset", ""), {})
 
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
           ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}  # fmt: skip
 
 
-def evaluate_expression(node: ast.expr, names: dict):
+def evaluate_expression(node: ast.expr, names: dict[str, Any]) -> Any:
     """The value of an expression of literals, arithmetic on them, and `str(time.time())`.
 
     >>> evaluate_expression(ast.parse("5 * 8", mode="eval").body, {})

@@ -10,6 +10,7 @@ files by name), SAMPAN_OFFLINE=1 (no network, no package index), HF_ENDPOINT (a 
 It keeps files in its cache folder only, installs nothing for good, and reads only named members of archives.
 """
 
+import functools
 import hashlib
 import io
 import os
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from sampan.errors import UserError
 from sampan.files import replace_file
@@ -102,7 +104,7 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
         return _from_index(wheel, members)
     try:
         with zipfile.ZipFile(whole) as archive:
-            return {member: _bounded(archive.open(member)) for member in members}
+            return {member: _bounded(cast(io.BufferedIOBase, archive.open(member))) for member in members}
     except (KeyError, ValueError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{wheel.name} has the right checksum but cannot be read: {error}") from error
 
@@ -144,7 +146,7 @@ def _places(name: str, urls: Iterable[str] = ()) -> list[Source]:
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     for url in (url.replace("{hub}", hub) for url in urls):
         if url.startswith("file:") or not is_offline():
-            places.append((url.split("/")[2] or url, lambda url=url: _download(url)))  # known by its host
+            places.append((url.split("/")[2] or url, functools.partial(_download, url)))  # known by its host
     return places
 
 

@@ -12,13 +12,14 @@ import contextlib
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from sampan.errors import UserError
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
@@ -94,7 +95,7 @@ def lock_file(path: Path, words: str) -> Iterator[None]:
 
 
 def take_lock(descriptor: int) -> None:
-    if os.name == "nt":  # a locked byte cannot be read there: one far beyond the words
+    if sys.platform == "win32":  # a locked byte cannot be read there: one far beyond the words
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:

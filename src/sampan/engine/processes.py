@@ -6,6 +6,7 @@ How they meet and notice a dead one is engine/torch/processes.py's.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 from sampan.config import MachineConfig
 from sampan.engine.open import engines_here
@@ -31,7 +32,7 @@ def leave_processes() -> None:
 
 
 @contextlib.contextmanager
-def first_process_first(settings: MachineConfig):
+def first_process_first(settings: MachineConfig) -> Iterator[None]:
     """Under torchrun, the body runs in process 0 before it runs in the others: what it prepares is there for them."""
     rank, processes = world()
     if processes == 1:

@@ -11,7 +11,7 @@ import gc
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -27,7 +27,7 @@ from sampan.machine import world
 # ---- several processes ----
 
 ANSWER_SECONDS = 10  # within which a process that lives notices that another does not
-live_store: dist.Store | None = None  # what torchrun's processes leave for each other
+live_store: dist.Store  # set by join_processes: what torchrun's processes leave for each other
 
 
 def join_processes(settings: MachineConfig) -> None:
@@ -102,7 +102,7 @@ def leave_processes() -> None:
 
 
 @contextlib.contextmanager
-def naming_dead_processes():
+def naming_dead_processes() -> Iterator[None]:
     """Around what all processes do together. Where one has gone or hangs, the others raise a UserError that names it.
 
     With NCCL, PyTorch's own watchdog ends a process that waits for too long, and names the operation.
