@@ -14,6 +14,7 @@ This file imports no engine until one is asked for, so the rest of the program r
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 
 from sampan.config import MachineConfig, ModelConfig
 from sampan.engine.protocol import Engine
@@ -68,6 +69,17 @@ def load_engine(settings: MachineConfig) -> type:
     from sampan.engine.torch.engine import TorchEngine
 
     return TorchEngine
+
+
+def memory_of(engine: str) -> Callable[..., dict[str, int]]:
+    """Return the function with which the engine "c" or "torch" counts its memory, by part; neither loads PyTorch."""
+    if engine == "c":
+        from sampan.engine.c import memory
+
+        return memory
+    from sampan.engine.torch.memory import memory as torch_memory
+
+    return torch_memory
 
 
 def has_gpu(device: str = "auto") -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from sampan.config import ModelConfig, TrainConfig
 from sampan.data.meta import Data
-from sampan.engine.open import has_gpu, load_engine, pick_engine
+from sampan.engine.open import has_gpu, load_engine, memory_of, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.machine import world
@@ -99,11 +99,7 @@ def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[s
 
     `engine` is "c" or "torch"; each counts its own.
     """
-    if engine == "c":
-        from sampan.engine.c import memory
-    else:
-        from sampan.engine.torch.memory import memory
-    parts = memory(model, config, micro_batch(config), config.block_size)
+    parts = memory_of(engine)(model, config, micro_batch(config), config.block_size)
     return {name: parts[name] for name in ("weights", "gradients", "optimizer", "activations")}
 
 
