@@ -6,7 +6,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input in = {data, data + size}, config_json = take_first(&in);
-    char message[4608] = "";
+    failure failure = {0};
     double *frequencies;
     const family *family;
     sampan_engine *engine;
@@ -14,10 +14,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size & 1) config.optimizer = NULL;
     fuzz_write("config.json", config_json);
     fuzz_write("model.safetensors", in);
-    if (folder_read_config(&config, &family, &frequencies, fuzz_folder, message, sizeof message)) {
-        if (!message[0]) abort();
-    } else if (!sampan_create(&engine, &config, message, sizeof message)) {
-        if (!folder_load_weights(engine, family, &config, fuzz_folder, message, sizeof message)) {
+    if (folder_read_config(&config, &family, &frequencies, fuzz_folder, &failure)) {
+        if (!failure.text[0]) abort();
+    } else if (!sampan_create(&engine, &config, failure.text, sizeof failure.text)) {
+        if (!folder_load_weights(engine, family, &config, fuzz_folder, &failure)) {
             int32_t ids[2] = {0, config.vocab_size - 1};
             double loss;
             sampan_loss(engine, ids, ids, 1, config.block_size > 1 ? 2 : 1, &loss);

@@ -6,10 +6,10 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     safetensors file;
-    char message[256] = "";
+    failure failure = {0};
     const char *path = fuzz_write("model.safetensors", (input){data, data + size});
-    if (safetensors_open(&file, path, message, sizeof message)) {
-        if (!message[0] || file.stream) abort();
+    if (safetensors_open(&file, path, &failure)) {
+        if (!failure.text[0] || file.stream) abort();
         return 0;
     }
     int64_t total = 0;

@@ -37,16 +37,17 @@ static void write_model(const char *name, const char *text) {
     c.rotary_frequencies = frequencies;
     folder_set_parts(&c, family, !is_llama);
     sampan_engine *engine;
-    char message[256], path[4096], first[4096];
-    if (sampan_create(&engine, &c, message, sizeof message)
-        || folder_save_weights(engine, family, &c, corpus, message, sizeof message)) {
-        puts(message);
+    char path[4096], first[4096];
+    failure failure;
+    if (sampan_create(&engine, &c, failure.text, sizeof failure.text)
+        || folder_save_weights(engine, family, &c, corpus, &failure)) {
+        puts(failure.text);
         exit(1);
     }
     sampan_destroy(engine);
     int64_t size, length = (int64_t)strlen(text);
     snprintf(path, sizeof path, "%s/model.safetensors", corpus);
-    char *weights = file_read(path, &size, message, sizeof message);
+    char *weights = file_read(path, &size, &failure);
     first[0] = (char)(length & 255);
     first[1] = (char)(length >> 8);
     memcpy(first + 2, text, (size_t)length);

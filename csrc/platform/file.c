@@ -3,6 +3,7 @@
 #include "file.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,14 @@
 
 static const int64_t FILE_MOST = 1 << 28;
 
+int32_t failure_say(failure *failure, const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(failure->text, sizeof failure->text, format, values);
+    va_end(values);
+    return 1;
+}
+
 int64_t file_size(FILE *stream) {
     if (file_seek(stream, 0, SEEK_END)) return -1;
     int64_t size = (int64_t)file_tell(stream);
@@ -37,16 +46,16 @@ int64_t file_count_bytes(const char *path) {
     return size;
 }
 
-char *file_read(const char *path, int64_t *size, char *message, int64_t message_size) {
+char *file_read(const char *path, int64_t *size, failure *failure) {
     FILE *stream = fopen(path, "rb");
     if (!stream) {
-        snprintf(message, (size_t)message_size, "%s: %s", path, strerror(errno));
+        failure_say(failure, "%s: %s", path, strerror(errno));
         return NULL;
     }
     *size = file_size(stream);
     char *text = *size >= 0 && *size <= FILE_MOST ? malloc((size_t)*size + 1) : NULL;
     if (!text || fread(text, 1, (size_t)*size, stream) != (size_t)*size) {
-        snprintf(message, (size_t)message_size, "%s: cannot read", path);
+        failure_say(failure, "%s: cannot read", path);
         free(text);
         text = NULL;
     } else {

@@ -2,7 +2,7 @@
    headers.
 
        int64_t size;
-       char *text = file_read("config.json", &size, message, sizeof message);
+       char *text = file_read("config.json", &size, &failure);
        ...write path.partial...
        if (file_commit(stream, "path.partial", "path")) ...path is as it was... */
 
@@ -21,8 +21,16 @@
 #define file_tell ftello
 #endif
 
-/* The whole file with a zero behind it, at most 256 MB, to be freed; NULL with a sentence in `message`. */
-char *file_read(const char *path, int64_t *size, char *message, int64_t message_size);
+/* What went wrong, in a sentence. A function that can fail returns 0, or 1 and fills in one of these. */
+typedef struct failure {
+    char text[4608];
+} failure;
+
+/* Formats the sentence; always returns 1, so that a function can end with it. */
+int32_t failure_say(failure *failure, const char *format, ...);
+
+/* The whole file with a zero behind it, at most 256 MB, to be freed; NULL with a failure. */
+char *file_read(const char *path, int64_t *size, failure *failure);
 
 /* Bytes of a file; -1 if it cannot be opened. */
 int64_t file_count_bytes(const char *path);

@@ -188,13 +188,13 @@ static const char *read_family(sampan_config *c, const family *f, double *theta,
 }
 
 int32_t folder_read_config(sampan_config *c, const family **family, double **frequencies, const char *folder,
-                           char *message, int64_t message_size) {
+                           failure *failure) {
     char path[PATH_SIZE];
     json doc;
     double theta = 0.0;
     *frequencies = NULL;
     snprintf(path, sizeof path, "%s/config.json", folder);
-    if (json_read_file(&doc, path, message, message_size)) return 1;
+    if (json_read_file(&doc, path, failure)) return 1;
     const char *wrong = NULL, *key = "model_type";
     *family = folder_find_family(json_string(&doc, 0, "model_type", ""));
     if (!*family) wrong = "is not supported by this program";
@@ -208,12 +208,11 @@ int32_t folder_read_config(sampan_config *c, const family **family, double **fre
         c->rotary_frequencies = *frequencies;
     }
     json_free(&doc);
-    if (wrong) snprintf(message, (size_t)message_size, "%s: %s%s%s", path, key ? key : "", key ? " " : "", wrong);
+    if (wrong) failure_say(failure, "%s: %s%s%s", path, key ? key : "", key ? " " : "", wrong);
     return wrong != NULL;
 }
 
-int32_t folder_save_config(const sampan_config *c, const family *f, const char *folder, char *message,
-                           int64_t message_size) {
+int32_t folder_save_config(const sampan_config *c, const family *f, const char *folder, failure *failure) {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/config.json", folder);
     FILE *stream = fopen(path, "wb");
@@ -232,8 +231,7 @@ int32_t folder_save_config(const sampan_config *c, const family *f, const char *
     }
     int32_t failed = !stream || ferror(stream);
     if (stream) failed = fclose(stream) || failed;
-    if (failed) snprintf(message, (size_t)message_size, "%s: cannot write", path);
-    return failed;
+    return failed ? failure_say(failure, "%s: cannot write", path) : 0;
 }
 
 /* ---- weights ---- */
@@ -293,8 +291,7 @@ static int64_t largest_parameter(sampan_engine *engine) {
 
 /* One piece of a parameter, from the file to `values`; `room` floats at `spare`. */
 static int32_t load_piece(safetensors *file, const family *family, const stored *s, int32_t k,
-                          const sampan_parameter *p, float *values, float *spare, int64_t room, char *message,
-                          int64_t message_size) {
+                          const sampan_parameter *p, float *values, float *spare, int64_t room, failure *failure) {
     const char *name = s->piece[k].name;
     const safetensor *t = safetensors_find(file, name);
     size_t prefix = strlen(family->optional_prefix);
@@ -304,36 +301,31 @@ static int32_t load_piece(safetensors *file, const family *family, const stored 
     int32_t fits = t
                    && (columns ? t->rank == 2 && t->shape[0] == shape[0] && t->shape[1] == shape[1]
                                : t->rank == 1 && t->shape[0] == rows);
-    if (!fits || t->elements > room) {
-        snprintf(message, (size_t)message_size, "tensor %s is %s", name,
-                 t ? "of another shape than config.json says" : "missing");
-        return 1;
-    }
-    if (safetensors_read(file, t, s->transposed ? spare : values)) {
-        snprintf(message, (size_t)message_size, "tensor %s cannot be read (type %s)", name, t->type);
-        return 1;
-    }
+    if (!fits || t->elements > room)
+        return failure_say(failure, "tensor %s is %s", name, t ? "of another shape than config.json says" : "missing");
+    if (safetensors_read(file, t, s->transposed ? spare : values))
+        return failure_say(failure, "tensor %s cannot be read (type %s)", name, t->type);
     if (s->transposed) transpose(values, spare, shape[0], shape[1]);
     return 0;
 }
 
 int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
-                            const char *folder, char *message, int64_t message_size) {
+                            const char *folder, failure *failure) {
     char path[PATH_SIZE];
     safetensors file;
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
-    if (safetensors_open(&file, path, message, message_size)) return 1;
+    if (safetensors_open(&file, path, failure)) return 1;
     int64_t room = largest_parameter(engine);
     float *values = malloc((size_t)room * sizeof(float)), *spare = malloc((size_t)room * sizeof(float));
     int32_t failed = !values || !spare;
-    if (failed) snprintf(message, (size_t)message_size, "no memory to read %s", path);
+    if (failed) failure_say(failure, "no memory to read %s", path);
     for (int64_t i = 0; i < sampan_count_parameters(engine) && !failed; i++) {
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);
         stored s = find_stored(family, config, &p);
         float *next = values;
         for (int32_t k = 0; k < s.pieces && !failed; k++) {
-            failed = load_piece(&file, family, &s, k, &p, next, spare, room, message, message_size);
+            failed = load_piece(&file, family, &s, k, &p, next, spare, room, failure);
             next += s.piece[k].rows * parameter_columns(&p);
         }
         if (!failed) failed = sampan_write(engine, "weight", i, values);
@@ -373,7 +365,7 @@ static int64_t list_tensors(sampan_engine *engine, const family *f, const sampan
 }
 
 int32_t folder_save_weights(sampan_engine *engine, const family *family, const sampan_config *config,
-                            const char *folder, char *message, int64_t message_size) {
+                            const char *folder, failure *failure) {
     char path[PATH_SIZE];
     safetensors_writer writer = {0};
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
@@ -404,7 +396,7 @@ int32_t folder_save_weights(sampan_engine *engine, const family *family, const s
         }
     }
     failed = failed || safetensors_commit(&writer);
-    if (failed) snprintf(message, (size_t)message_size, "%s: cannot write; the file that was there is unchanged", path);
+    if (failed) failure_say(failure, "%s: cannot write; the file that was there is unchanged", path);
     free(tensors);
     free(names);
     free(is_zero);

@@ -3,9 +3,9 @@
        sampan_config config = {0};                       // then: optimizer, dtype, threads, ... as the caller likes
        const family *family;
        double *frequencies;                              // to be freed
-       if (folder_read_config(&config, &family, &frequencies, "out/shakespeare", message, size)) ...
+       if (folder_read_config(&config, &family, &frequencies, "out/shakespeare", &failure)) ...
        ...sampan_create()...
-       if (folder_load_weights(engine, family, &config, "out/shakespeare", message, size)) ...
+       if (folder_load_weights(engine, family, &config, "out/shakespeare", &failure)) ...
 
    Names, keys and parts are those of families.inc, which generate.py writes from the package's families.
 
@@ -15,6 +15,7 @@
 #define SAMPAN_FOLDER_H
 
 #include <stdint.h>
+#include "platform/file.h"
 #include "sampan.h"
 
 typedef struct family family;
@@ -25,16 +26,15 @@ const family *folder_find_family(const char *model_type);
 /* Gives `config` the family's parts, with the biases that `bias` stands for. */
 void folder_set_parts(sampan_config *config, const family *family, int32_t bias);
 
-/* Each returns 0, or 1 with an error in `message`. */
+/* Each returns 0, or 1 with a failure. */
 int32_t folder_read_config(sampan_config *config, const family **family, double **frequencies, const char *folder,
-                           char *message, int64_t message_size);
-int32_t folder_save_config(const sampan_config *config, const family *family, const char *folder, char *message,
-                           int64_t message_size);
+                           failure *failure);
+int32_t folder_save_config(const sampan_config *config, const family *family, const char *folder, failure *failure);
 int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
-                            const char *folder, char *message, int64_t message_size);
+                            const char *folder, failure *failure);
 
 /* Replaces model.safetensors at once: written beside, synced, renamed. */
 int32_t folder_save_weights(sampan_engine *engine, const family *family, const sampan_config *config,
-                            const char *folder, char *message, int64_t message_size);
+                            const char *folder, failure *failure);
 
 #endif

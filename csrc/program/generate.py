@@ -37,7 +37,7 @@ TRAIN = (
     *("eval_interval", "eval_iters", "eval_only", "log_interval"),
 )
 SAMPLE = ("start", "num_samples", "max_new_tokens", "temperature", "top_k")
-ELSEWHERE = {"init_from": "", "block_size": 0, "start": "\n"}  # a model is never new here; its block_size is the default
+ELSEWHERE = {"init_from": "", "block_size": 0, "start": "\n"}  # a model is never new here and has its block_size
 MOST = 1e9  # where the package has no limit
 
 

@@ -213,14 +213,13 @@ int32_t json_parse(json *doc, const char *text, int64_t size) {
     return failed;
 }
 
-int32_t json_read_file(json *doc, const char *path, char *message, int64_t message_size) {
+int32_t json_read_file(json *doc, const char *path, failure *failure) {
     int64_t size;
-    char *text = file_read(path, &size, message, message_size);
+    char *text = file_read(path, &size, failure);
     if (!text) return 1;
     int32_t failed = json_parse(doc, text, size);
     free(text);
-    if (failed) snprintf(message, (size_t)message_size, "%s: %s", path, doc->message);
-    return failed;
+    return failed ? failure_say(failure, "%s: %s", path, doc->message) : 0;
 }
 
 void json_free(json *doc) {

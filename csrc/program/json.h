@@ -15,6 +15,7 @@
 #define SAMPAN_JSON_H
 
 #include <stdint.h>
+#include "platform/file.h"
 
 enum {
     JSON_VALUES_MOST = 1 << 22,
@@ -47,8 +48,8 @@ typedef struct json {
 int32_t json_parse(json *doc, const char *text, int64_t size);
 void json_free(json *doc);
 
-/* The same of a file. 0; or 1 with an error in `message` and nothing to free. */
-int32_t json_read_file(json *doc, const char *path, char *message, int64_t message_size);
+/* The same of a file. 0; or 1 with a failure and nothing to free. */
+int32_t json_read_file(json *doc, const char *path, failure *failure);
 
 /* The member of that name in an object; 0 where there is none (or `object` is no object). */
 int64_t json_find(const json *doc, int64_t object, const char *key);

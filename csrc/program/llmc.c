@@ -14,19 +14,19 @@ enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 202403
 enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };
 enum { PADDED_TO = 128 }; /* rows of the token embedding's gradient in a debug state */
 
-static int32_t complain(FILE *stream, const char *path, const char *what, char *message, int64_t message_size) {
+static int32_t complain(FILE *stream, const char *path, const char *what, failure *failure) {
     if (stream) fclose(stream);
-    snprintf(message, (size_t)message_size, "%s: %s", path, what);
+    failure_say(failure, "%s: %s", path, what);
     return 1;
 }
 
 /* The header, and the bytes behind it; NULL with a message where it is not of this kind. */
 static FILE *open_kind(const char *path, int32_t magic, const char *kind, int32_t header[HEADER], int64_t *bytes,
-                       char *message, int64_t message_size) {
+                       failure *failure) {
     FILE *stream = fopen(path, "rb");
     if (!stream || fread(header, 4, HEADER, stream) != HEADER || header[0] != magic) {
-        if (stream) snprintf(message, (size_t)message_size, "%s: not %s of llm.c's", path, kind);
-        else snprintf(message, (size_t)message_size, "%s: %s", path, strerror(errno));
+        if (stream) failure_say(failure, "%s: not %s of llm.c's", path, kind);
+        else failure_say(failure, "%s: %s", path, strerror(errno));
         if (stream) fclose(stream);
         return NULL;
     }
@@ -100,19 +100,18 @@ typedef struct weights {
 } weights;
 
 /* Opens the file and fills in the config's sizes. */
-static int32_t weights_open(weights *w, sampan_config *c, const family **family, const char *path, char *message,
-                            int64_t message_size) {
+static int32_t weights_open(weights *w, sampan_config *c, const family **family, const char *path, failure *failure) {
     int32_t h[HEADER];
     int64_t bytes;
-    if (!(w->stream = open_kind(path, MODEL, "weights", h, &bytes, message, message_size))) return 1;
+    if (!(w->stream = open_kind(path, MODEL, "weights", h, &bytes, failure))) return 1;
     if (h[1] != FLOAT32_VERSION && h[1] != BFLOAT16_VERSION)
         return complain(w->stream, path, "a version of llm.c's weights that is neither 3 (float32) nor 5 (bfloat16)",
-                        message, message_size);
+                        failure);
     for (int32_t i = 2; i < 8; i++)
         if (h[i] < 1 || h[i] > 1 << 28)
-            return complain(w->stream, path, "its header has a size that no model has", message, message_size);
+            return complain(w->stream, path, "its header has a size that no model has", failure);
     if (h[7] < h[3] || h[6] % h[5])
-        return complain(w->stream, path, "its header has sizes that do not fit together", message, message_size);
+        return complain(w->stream, path, "its header has sizes that do not fit together", failure);
     *family = folder_find_family("gpt2");
     folder_set_parts(c, *family, 1);
     c->block_size = h[2];
@@ -124,8 +123,7 @@ static int32_t weights_open(weights *w, sampan_config *c, const family **family,
     w->width = h[1] == FLOAT32_VERSION ? 4 : 2;
     int64_t elements = count_elements(c, w->padded);
     if (elements < 0 || bytes % w->width || bytes / w->width != elements)
-        return complain(w->stream, path, "its length is not what its header says; it is not whole", message,
-                        message_size);
+        return complain(w->stream, path, "its length is not what its header says; it is not whole", failure);
     c->n_inner = 4 * c->n_embd;
     c->head_dim = c->n_embd / c->n_head;
     c->tie_word_embeddings = 1;
@@ -133,10 +131,9 @@ static int32_t weights_open(weights *w, sampan_config *c, const family **family,
     return 0;
 }
 
-int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, char *message,
-                         int64_t message_size) {
+int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, failure *failure) {
     weights w;
-    if (weights_open(&w, config, family, path, message, message_size)) return 1;
+    if (weights_open(&w, config, family, path, failure)) return 1;
     fclose(w.stream);
     return 0;
 }
@@ -154,14 +151,13 @@ static int32_t padding_is_zero(const weights *w, const sampan_config *c) {
     return 1;
 }
 
-int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, char *message,
-                          int64_t message_size) {
+int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, failure *failure) {
     weights w;
     sampan_config c = *config;
     const family *family;
-    if (weights_open(&w, &c, &family, path, message, message_size)) return 1;
+    if (weights_open(&w, &c, &family, path, failure)) return 1;
     if (!padding_is_zero(&w, &c))
-        return complain(w.stream, path, "the rows beyond its vocabulary are not zero", message, message_size);
+        return complain(w.stream, path, "the rows beyond its vocabulary are not zero", failure);
     const char *complaint = NULL;
     for (int64_t i = 0; i < sampan_count_parameters(engine) && !complaint; i++) {
         sampan_parameter p;
@@ -175,26 +171,26 @@ int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, co
         else if (sampan_write(engine, "weight", i, values)) complaint = sampan_error(engine);
         free(values);
     }
-    if (complaint) return complain(w.stream, path, complaint, message, message_size);
+    if (complaint) return complain(w.stream, path, complaint, failure);
     fclose(w.stream);
     return 0;
 }
 
 /* ---- tokens ---- */
 
-int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *message, int64_t message_size) {
+int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, failure *failure) {
     int32_t h[HEADER];
     int64_t bytes;
     *t = (tokens){.width = 2, .begin = HEADER_BYTES, .vocab_size = vocab_size};
     snprintf(t->path, sizeof t->path, "%s", path);
-    if (!(t->stream = open_kind(path, TOKENS, "a token file", h, &bytes, message, message_size))) return 1;
+    if (!(t->stream = open_kind(path, TOKENS, "a token file", h, &bytes, failure))) return 1;
     const char *wrong = h[1] != TOKENS_VERSION ? "a version of llm.c's token files that is not 1"
                         : h[2] < 1 || bytes != (int64_t)h[2] * t->width
                             ? "its length is not what its header says; it is not whole"
                             : NULL;
     t->count = h[2];
     if (!wrong) return 0;
-    complain(t->stream, path, wrong, message, message_size);
+    complain(t->stream, path, wrong, failure);
     t->stream = NULL;
     return 1;
 }
@@ -237,19 +233,15 @@ static void shuffle_epoch(llmc_batches *b) {
 }
 
 int32_t llmc_batches_create(llmc_batches *b, tokens *source, int64_t batch, int64_t block, int32_t shuffled,
-                            char *message, int64_t message_size) {
+                            failure *failure) {
     *b = (llmc_batches){
         .source = source, .batch = batch, .block = block, .per_epoch = (source->count - 1) / (batch * block)};
-    if (b->per_epoch < 1) {
-        snprintf(message, (size_t)message_size, "%s has %lld tokens, and a batch needs %lld", source->path,
-                 (long long)source->count, (long long)(batch * block + 1));
-        return 1;
-    }
+    if (b->per_epoch < 1)
+        return failure_say(failure, "%s has %lld tokens, and a batch needs %lld", source->path,
+                           (long long)source->count, (long long)(batch * block + 1));
     twister_seed(b, 42);
-    if (shuffled && (b->per_epoch > INT32_MAX || !(b->place = malloc((size_t)b->per_epoch * sizeof *b->place)))) {
-        snprintf(message, (size_t)message_size, "no memory to shuffle %lld batches", (long long)b->per_epoch);
-        return 1;
-    }
+    if (shuffled && (b->per_epoch > INT32_MAX || !(b->place = malloc((size_t)b->per_epoch * sizeof *b->place))))
+        return failure_say(failure, "no memory to shuffle %lld batches", (long long)b->per_epoch);
     return 0;
 }
 
@@ -258,19 +250,19 @@ void llmc_batches_free(llmc_batches *b) {
     *b = (llmc_batches){0};
 }
 
-int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, char *message, int64_t message_size) {
+int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, failure *failure) {
     while (b->place && b->shuffles <= index / b->per_epoch) shuffle_epoch(b);
     int64_t within = index % b->per_epoch, first = (b->place ? b->place[within] : within) * b->batch;
     for (int64_t i = 0; i < b->batch; i++)
-        if (tokens_read_window(b->source, (first + i) * b->block, b->block, x + i * b->block, y + i * b->block, message,
-                               message_size))
+        if (tokens_read_window(b->source, (first + i) * b->block, b->block, x + i * b->block, y + i * b->block,
+                               failure))
             return 1;
     return 0;
 }
 
 /* ---- debug states ---- */
 
-int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c, char *message, int64_t message_size) {
+int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c, failure *failure) {
     int32_t h[HEADER];
     int64_t bytes, logits;
     *s = (llmc_state){.padded = (c->vocab_size + PADDED_TO - 1) / PADDED_TO * PADDED_TO};
@@ -279,17 +271,17 @@ int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c,
         || c->n_inner != 4 * c->n_embd)
         return complain(NULL, path,
                         "a debug state is of a gpt2 with a tied head and an MLP of 4 n_embd, and this model is not one",
-                        message, message_size);
-    FILE *stream = open_kind(path, STATE, "a debug state", h, &bytes, message, message_size);
+                        failure);
+    FILE *stream = open_kind(path, STATE, "a debug state", h, &bytes, failure);
     if (!stream) return 1;
     if (h[1] != STATE_VERSION)
-        return complain(stream, path, "a version of llm.c's debug states that is not 2", message, message_size);
+        return complain(stream, path, "a version of llm.c's debug states that is not 2", failure);
     s->B = h[2];
     s->T = h[3];
     int32_t plausible = s->B > 0 && s->T > 0 && s->T <= c->block_size && parameters > 0
                         && size_multiply(&logits, s->B * s->T, (int64_t)c->vocab_size + 2);
     if (!plausible || bytes % 4 || bytes / 4 - parameters - 1 != logits)
-        return complain(stream, path, "its length is not that of a debug state of this model", message, message_size);
+        return complain(stream, path, "its length is not that of a debug state of this model", failure);
     int64_t count = s->B * s->T;
     float loss;
     s->stream = stream;
@@ -301,7 +293,7 @@ int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c,
                      || read_values(stream, HEADER_BYTES + 4 * logits, 4, 1, &loss);
     if (failed) {
         llmc_state_close(s);
-        return complain(NULL, path, "cannot be read", message, message_size);
+        return complain(NULL, path, "cannot be read", failure);
     }
     s->loss = (double)loss;
     return 0;

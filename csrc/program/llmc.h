@@ -3,9 +3,9 @@
 
        if (llmc_recognizes("gpt2_124M.bin")) ...
        sampan_config config = {0};                       // then: training, dtype, threads, ... as the caller likes
-       if (llmc_read_config(&config, &family, "gpt2_124M.bin", message, size)) ...
+       if (llmc_read_config(&config, &family, "gpt2_124M.bin", &failure)) ...
        ...sampan_create()...
-       if (llmc_load_weights(engine, &config, "gpt2_124M.bin", message, size)) ...
+       if (llmc_load_weights(engine, &config, "gpt2_124M.bin", &failure)) ...
 
    Each begins with 256 int32: a magic number, a version, sizes. A file's length is checked against them before anything
    is allocated. Little-endian machines only, like the files.
@@ -17,6 +17,7 @@
 #define SAMPAN_LLMC_H
 
 #include <stdint.h>
+#include "platform/file.h"
 #include <stdio.h>
 #include "folder.h"
 #include "sampan.h"
@@ -25,12 +26,10 @@
 /* 1: the file begins as weights of llm.c's do. */
 int32_t llmc_recognizes(const char *path);
 
-/* Each returns 0, or 1 with a sentence in `message`. */
-int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, char *message,
-                         int64_t message_size);
-int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, char *message,
-                          int64_t message_size);
-int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, char *message, int64_t message_size);
+/* Each returns 0, or 1 with a failure. */
+int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, failure *failure);
+int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, failure *failure);
+int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, failure *failure);
 
 /* ---- batches ---- */
 
@@ -45,11 +44,11 @@ typedef struct llmc_batches {
 } llmc_batches;
 
 int32_t llmc_batches_create(llmc_batches *b, tokens *source, int64_t batch, int64_t block, int32_t shuffled,
-                            char *message, int64_t message_size);
+                            failure *failure);
 void llmc_batches_free(llmc_batches *b);
 
 /* x, y (batch, block); where they are shuffled, the epochs of `index` ascend from call to call. */
-int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, char *message, int64_t message_size);
+int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y, failure *failure);
 
 /* ---- debug states ---- */
 
@@ -62,8 +61,7 @@ typedef struct llmc_state {
 } llmc_state;
 
 /* Of the model that `config` describes. */
-int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *config, char *message,
-                        int64_t message_size);
+int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *config, failure *failure);
 void llmc_state_close(llmc_state *s);
 
 /* Logits (vocab_size) after token t of sequence b; the gradient of the parameter of that name, in its shape. 0, or 1 if

@@ -80,9 +80,12 @@ static void fail(const char *format, ...) {
     exit(2);
 }
 
+static failure wrong; /* what the reader that failed last says */
+
 static void require(int32_t failed, const char *message) {
     if (failed) fail("%s", message);
 }
+static void require_read(int32_t failed) { require(failed, wrong.text); }
 
 static void *allocate(int64_t count, size_t width) {
     void *p = calloc((size_t)count, width);
@@ -123,11 +126,11 @@ static void set_text(settings *s, const setting *row, const char *text) {
 
 /* Settings of run.json, where there is one; those that this program has not are another's business. */
 static void read_run(settings *s, const char *folder) {
-    char path[PATH_SIZE], message[4608];
+    char path[PATH_SIZE];
     json doc;
     snprintf(path, sizeof path, "%s/run.json", folder);
     if (file_count_bytes(path) < 0) return;
-    require(json_read_file(&doc, path, message, sizeof message), message);
+    require_read(json_read_file(&doc, path, &wrong));
     int64_t object = json_find(&doc, 0, "settings");
     for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
         const setting *row = &SETTINGS[i];
@@ -198,17 +201,16 @@ static const char *source_folder(const settings *s) { return s->init_from[0] ? s
 
 /* The bytes of folder/name; NULL where there is no such file, or no folder. */
 static char *read_member(const char *folder, const char *name, int64_t *size) {
-    char path[PATH_SIZE], message[256];
+    char path[PATH_SIZE];
     if (!folder[0]) return NULL;
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    return file_read(path, size, message, sizeof message);
+    return file_read(path, size, &wrong);
 }
 
 /* Makes out_dir a model's folder like the one that training starts from; refuses to spoil what is there. */
 static void prepare_out_dir(const program *p) {
     static const char *const DESCRIPTION[] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
     const settings *s = &p->s;
-    char message[4608];
     int64_t size;
     char *kept = read_member(s->out_dir, s->init_from[0] ? "model.safetensors" : "run.json", &size);
     if (kept && s->init_from[0]) fail("%s already holds a model; choose another --out_dir", s->out_dir);
@@ -228,7 +230,7 @@ static void prepare_out_dir(const program *p) {
             fail("%s: cannot be written", path);
         free(text);
     }
-    if (p->is_llmc) require(folder_save_config(&p->config, p->family, s->out_dir, message, sizeof message), message);
+    if (p->is_llmc) require_read(folder_save_config(&p->config, p->family, s->out_dir, &wrong));
 }
 
 /* Ids mean something only under the tokenizer that the model was trained with. */
@@ -245,7 +247,6 @@ static void check_tokenizer(const settings *s) {
 static void program_open(program *p, int32_t training) {
     settings *s = &p->s;
     sampan_config *c = &p->config;
-    char message[4608];
     double *frequencies = NULL;
     const char *source = source_folder(s);
     p->is_llmc = llmc_recognizes(source);
@@ -264,16 +265,16 @@ static void program_open(program *p, int32_t training) {
         .seed = (uint64_t)s->seed,
         .dropout = (float)s->dropout,
     };
-    if (p->is_llmc) require(llmc_read_config(c, &p->family, source, message, sizeof message), message);
-    else require(folder_read_config(c, &p->family, &frequencies, source, message, sizeof message), message);
+    if (p->is_llmc) require_read(llmc_read_config(c, &p->family, source, &wrong));
+    else require_read(folder_read_config(c, &p->family, &frequencies, source, &wrong));
     if (s->block_size > c->block_size)
         fail("block_size=%lld: the model has %d", (long long)s->block_size, (int)c->block_size);
     if (!s->block_size) s->block_size = c->block_size;
-    require(sampan_create(&p->engine, c, message, sizeof message), message);
+    require_read(sampan_create(&p->engine, c, wrong.text, sizeof wrong.text));
     free(frequencies);
     c->rotary_frequencies = NULL;
-    if (p->is_llmc) require(llmc_load_weights(p->engine, c, source, message, sizeof message), message);
-    else require(folder_load_weights(p->engine, p->family, c, source, message, sizeof message), message);
+    if (p->is_llmc) require_read(llmc_load_weights(p->engine, c, source, &wrong));
+    else require_read(folder_load_weights(p->engine, p->family, c, source, &wrong));
     fprintf(stderr, "%s: %s\n", source, sampan_description(p->engine));
 }
 
@@ -292,7 +293,6 @@ static double learning_rate(const settings *s, int64_t step) {
  * the first ones. */
 static double evaluate(program *p, tokens *split, int32_t *x, int32_t *y) {
     const settings *s = &p->s;
-    char message[4608];
     int64_t block = s->block_size, available = (split->count - 1) / block;
     if (available < 1)
         fail("%s has %lld tokens, and a block needs %lld", split->path, (long long)split->count,
@@ -307,8 +307,7 @@ static double evaluate(program *p, tokens *split, int32_t *x, int32_t *y) {
         for (int64_t i = 0; i < n; i++) {
             int64_t window = first + i, start = window < count ? (evenly ? window * available / count : window) * block
                                                                : split->count - 1 - block;
-            require(tokens_read_window(split, start, block, x + i * block, y + i * block, message, sizeof message),
-                    message);
+            require_read(tokens_read_window(split, start, block, x + i * block, y + i * block, &wrong));
             if (window == count) { /* the last window shares targets with the one before */
                 ignored = block - rest;
                 for (int64_t j = 0; j < ignored; j++) y[i * block + j] = -1;
@@ -338,15 +337,13 @@ static double count_flops(const program *p) {
 
 /* A split of the data folder, or the token file of llm.c's that stands for it. */
 static void open_split(const program *p, tokens *t, const char *split, const char *file) {
-    char message[4608];
-    if (file[0]) require(llmc_open_tokens(t, file, p->config.vocab_size, message, sizeof message), message);
+    if (file[0]) require_read(llmc_open_tokens(t, file, p->config.vocab_size, &wrong));
     else if (!p->s.data_dir[0]) fail("no data: give --data_dir, or --input_bin and --input_val_bin");
-    else require(tokens_open(t, p->s.data_dir, split, p->config.vocab_size, message, sizeof message), message);
+    else require_read(tokens_open(t, p->s.data_dir, split, p->config.vocab_size, &wrong));
 }
 
 static void train(program *p) {
     settings *s = &p->s;
-    char message[4608];
     program_open(p, 1);
     tokens train_tokens, val_tokens;
     windows order;
@@ -358,11 +355,9 @@ static void train(program *p) {
     open_split(p, &train_tokens, "train", s->input_bin);
     open_split(p, &val_tokens, "val", s->input_val_bin);
     if (!s->eval_only) prepare_out_dir(p);
-    require(windows_create(&order, &train_tokens, s->block_size, (uint64_t)s->seed, message, sizeof message), message);
+    require_read(windows_create(&order, &train_tokens, s->block_size, (uint64_t)s->seed, &wrong));
     if (!in_windows)
-        require(llmc_batches_create(&batches, &train_tokens, s->batch_size, s->block_size, shuffled, message,
-                                    sizeof message),
-                message);
+        require_read(llmc_batches_create(&batches, &train_tokens, s->batch_size, s->block_size, shuffled, &wrong));
     int32_t *x = allocate(s->batch_size * s->block_size, sizeof *x),
             *y = allocate(s->batch_size * s->block_size, sizeof *y);
     int64_t per_step = s->batch_size * s->gradient_accumulation_steps;
@@ -377,8 +372,7 @@ static void train(program *p) {
             if (val_loss < best) {
                 best = val_loss;
                 if (!s->eval_only)
-                    require(folder_save_weights(p->engine, p->family, &p->config, s->out_dir, message, sizeof message),
-                            message);
+                    require_read(folder_save_weights(p->engine, p->family, &p->config, s->out_dir, &wrong));
             }
         }
         if (step >= s->max_iters || s->eval_only) break;
@@ -386,10 +380,9 @@ static void train(program *p) {
         double start = clock_seconds(), loss, norm;
         for (int64_t first = 0; first < per_step; first += s->batch_size) {
             int64_t window = step * per_step + first;
-            int32_t failed = in_windows
-                                 ? windows_read(&order, window, s->batch_size, x, y, message, sizeof message)
-                                 : llmc_batches_read(&batches, window / s->batch_size, x, y, message, sizeof message);
-            require(failed, message);
+            int32_t failed = in_windows ? windows_read(&order, window, s->batch_size, x, y, &wrong)
+                                        : llmc_batches_read(&batches, window / s->batch_size, x, y, &wrong);
+            require_read(failed);
             require(sampan_accumulate(p->engine, x, y, s->batch_size, s->block_size), sampan_error(p->engine));
         }
         const char *refused;
@@ -468,18 +461,17 @@ static int test_logits(program *p, llmc_state *state) {
 
 /* Every value of every gradient. Returns how many lines were wrong. */
 static int test(program *p) {
-    char message[4608];
     llmc_state state;
     double loss;
-    int wrong = 0;
+    int mistakes = 0;
     if (!strcmp(p->s.dtype, "auto")) snprintf(p->s.dtype, sizeof p->s.dtype, "float32");
     p->s.dropout = 0.0;
     program_open(p, 1);
-    require(llmc_state_open(&state, p->s.debug_state, &p->config, message, sizeof message), message);
+    require_read(llmc_state_open(&state, p->s.debug_state, &p->config, &wrong));
     require(sampan_loss(p->engine, state.x, state.y, state.B, state.T, &loss), sampan_error(p->engine));
     printf("%lld sequences of %lld tokens, loss %f; relative errors:\n", (long long)state.B, (long long)state.T, loss);
-    wrong += test_logits(p, &state);
-    wrong += test_report("loss", fabs(loss - state.loss) / fabs(state.loss));
+    mistakes += test_logits(p, &state);
+    mistakes += test_report("loss", fabs(loss - state.loss) / fabs(state.loss));
     require(sampan_accumulate(p->engine, state.x, state.y, state.B, state.T), sampan_error(p->engine));
     for (int64_t i = 0; i < sampan_count_parameters(p->engine); i++) {
         sampan_parameter row;
@@ -488,13 +480,13 @@ static int test(program *p) {
         float *found = allocate(rows * columns, sizeof *found), *wanted = allocate(rows * columns, sizeof *wanted);
         require(sampan_read(p->engine, "gradient", i, found), sampan_error(p->engine));
         require(llmc_state_read_gradient(&state, &p->config, &row, wanted), "the debug state cannot be read");
-        wrong += test_report(row.name, largest_error(found, wanted, rows, columns));
+        mistakes += test_report(row.name, largest_error(found, wanted, rows, columns));
         free(found);
         free(wanted);
     }
     llmc_state_close(&state);
-    puts(wrong ? "the debug state is NOT what this model computes" : "everything agrees");
-    return wrong;
+    puts(mistakes ? "the debug state is NOT what this model computes" : "everything agrees");
+    return mistakes;
 }
 
 /* ---- sample ---- */
@@ -540,11 +532,11 @@ static int32_t draw(const float *logits, float *spare, int64_t n, double tempera
 
 static void sample(program *p) {
     settings *s = &p->s;
-    char message[4608], path[PATH_SIZE];
+    char path[PATH_SIZE];
     vocabulary v;
     program_open(p, 0);
     snprintf(path, sizeof path, "%s/tokenizer.json", s->out_dir);
-    require(vocabulary_read(&v, path, message, sizeof message), message);
+    require_read(vocabulary_read(&v, path, &wrong));
     int64_t V = p->config.vocab_size, block = p->config.block_size, prompt = (int64_t)strlen(s->start) + 1,
             total = prompt + s->max_new_tokens;
     int32_t *ids = allocate(total, sizeof *ids);

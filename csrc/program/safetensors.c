@@ -10,8 +10,8 @@
 
 static const int64_t HEADER_MOST = 100 << 20;
 
-static int32_t complain(safetensors *file, const char *path, const char *what, char *message, int64_t message_size) {
-    snprintf(message, (size_t)message_size, "%s: %s", path, what);
+static int32_t complain(safetensors *file, const char *path, const char *what, failure *failure) {
+    failure_say(failure, "%s: %s", path, what);
     safetensors_close(file);
     return 1;
 }
@@ -90,35 +90,33 @@ static const char *sort_tensors(safetensors *file) {
     return NULL;
 }
 
-int32_t safetensors_open(safetensors *file, const char *path, char *message, int64_t message_size) {
+int32_t safetensors_open(safetensors *file, const char *path, failure *failure) {
     *file = (safetensors){.stream = fopen(path, "rb")};
-    if (!file->stream) return complain(file, path, strerror(errno), message, message_size);
+    if (!file->stream) return complain(file, path, strerror(errno), failure);
     uint8_t raw[8];
     int64_t size = file_size(file->stream), header = 0;
-    if (size < 8 || fread(raw, 1, 8, file->stream) != 8)
-        return complain(file, path, "not a safetensors file", message, message_size);
-    if (raw[5] || raw[6] || raw[7]) return complain(file, path, "not a safetensors file", message, message_size);
+    if (size < 8 || fread(raw, 1, 8, file->stream) != 8) return complain(file, path, "not a safetensors file", failure);
+    if (raw[5] || raw[6] || raw[7]) return complain(file, path, "not a safetensors file", failure);
     for (int32_t i = 4; i >= 0; i--) header = header << 8 | raw[i];
     if (header > HEADER_MOST || header > size - 8)
-        return complain(file, path, "its header is longer than the file", message, message_size);
+        return complain(file, path, "its header is longer than the file", failure);
     char *text = malloc((size_t)header + 1);
     int32_t failed = !text || fread(text, 1, (size_t)header, file->stream) != (size_t)header
                      || json_parse(&file->header, text, header);
     free(text);
-    if (failed) return complain(file, path, "its header is not JSON", message, message_size);
-    if (file->header.values[0].type != JSON_OBJECT)
-        return complain(file, path, "its header is not an object", message, message_size);
+    if (failed) return complain(file, path, "its header is not JSON", failure);
+    if (file->header.values[0].type != JSON_OBJECT) return complain(file, path, "its header is not an object", failure);
     file->tensors = calloc((size_t)file->header.values[0].count + 1, sizeof *file->tensors);
-    if (!file->tensors) return complain(file, path, "no memory for its header", message, message_size);
+    if (!file->tensors) return complain(file, path, "no memory for its header", failure);
     for (int64_t i = file->header.values[0].first; i; i = file->header.values[i].next) {
         if (!strcmp(file->header.values[i].key, "__metadata__")) continue;
         const char *complaint = read_entry(&file->tensors[file->count], &file->header, i, 8 + header,
                                            size - 8 - header);
-        if (complaint) return complain(file, path, complaint, message, message_size);
+        if (complaint) return complain(file, path, complaint, failure);
         file->count++;
     }
     const char *complaint = sort_tensors(file);
-    return complaint ? complain(file, path, complaint, message, message_size) : 0;
+    return complaint ? complain(file, path, complaint, failure) : 0;
 }
 
 void safetensors_close(safetensors *file) {

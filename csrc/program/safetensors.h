@@ -1,8 +1,8 @@
 /* safetensors.h: read and write model.safetensors files: 8 bytes of header size, a JSON header, the tensors' bytes.
 
        safetensors file;
-       char message[256];
-       if (safetensors_open(&file, path, message, sizeof message)) ...
+       failure failure;
+       if (safetensors_open(&file, path, &failure)) ...
        const safetensor *t = safetensors_find(&file, "transformer.wte.weight");
        if (safetensors_read(&file, t, values)) ...short file...
        safetensors_close(&file);
@@ -15,6 +15,7 @@
 #define SAMPAN_SAFETENSORS_H
 
 #include <stdint.h>
+#include "platform/file.h"
 #include <stdio.h>
 #include "json.h"
 
@@ -30,8 +31,8 @@ typedef struct safetensors {
     int64_t count;
 } safetensors;
 
-/* 0; or 1 with a sentence in `message`, nothing left open. */
-int32_t safetensors_open(safetensors *file, const char *path, char *message, int64_t message_size);
+/* 0; or 1 with a failure, nothing left open. */
+int32_t safetensors_open(safetensors *file, const char *path, failure *failure);
 void safetensors_close(safetensors *file);
 
 const safetensor *safetensors_find(const safetensors *file, const char *name); /* NULL: none of that name */

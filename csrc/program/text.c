@@ -13,9 +13,9 @@ static void take_token(vocabulary *v, double id, const char *token, int64_t leng
     v->length[(int64_t)id] = length;
 }
 
-int32_t vocabulary_read(vocabulary *v, const char *path, char *message, int64_t message_size) {
+int32_t vocabulary_read(vocabulary *v, const char *path, failure *failure) {
     *v = (vocabulary){0};
-    if (json_read_file(&v->doc, path, message, message_size)) return 1;
+    if (json_read_file(&v->doc, path, failure)) return 1;
     const json_value *values = v->doc.values;
     int64_t model = json_find(&v->doc, 0, "model"), table = json_find(&v->doc, model, "vocab"),
             added = json_find(&v->doc, 0, "added_tokens");
@@ -34,7 +34,7 @@ int32_t vocabulary_read(vocabulary *v, const char *path, char *message, int64_t 
         v->length = calloc((size_t)v->count, sizeof *v->length);
     }
     if (!v->token || !v->length) {
-        snprintf(message, (size_t)message_size, "%s: not a tokenizer of characters or of byte-level BPE", path);
+        failure_say(failure, "%s: not a tokenizer of characters or of byte-level BPE", path);
         vocabulary_free(v);
         return 1;
     }

@@ -2,7 +2,7 @@
    decoded only).
 
        vocabulary v;
-       if (vocabulary_read(&v, "out/shakespeare/tokenizer.json", message, size)) ...
+       if (vocabulary_read(&v, "out/shakespeare/tokenizer.json", &failure)) ...
        n = vocabulary_encode(&v, "ROMEO:", ids, room);           // character by character; -1: one is unknown
        vocabulary_print(&v, id, stdout);
 
@@ -13,6 +13,7 @@
 #define SAMPAN_TEXT_H
 
 #include <stdint.h>
+#include "platform/file.h"
 #include <stdio.h>
 #include "json.h"
 
@@ -24,7 +25,7 @@ typedef struct vocabulary {
     int32_t byte_level;
 } vocabulary;
 
-int32_t vocabulary_read(vocabulary *v, const char *path, char *message, int64_t message_size);
+int32_t vocabulary_read(vocabulary *v, const char *path, failure *failure);
 void vocabulary_free(vocabulary *v);
 int64_t vocabulary_encode(const vocabulary *v, const char *text, int32_t *ids, int64_t room);
 void vocabulary_print(const vocabulary *v, int32_t id, FILE *stream);

@@ -2,10 +2,10 @@
    the same seed.
 
        tokens train;
-       if (tokens_open(&train, "data/shakespeare", "train", vocab_size, message, size)) ...
+       if (tokens_open(&train, "data/shakespeare", "train", vocab_size, &failure)) ...
        windows w;
-       if (windows_create(&w, &train, block_size, seed, message, size)) ...
-       windows_read(&w, first, count, x, y, message, size);
+       if (windows_create(&w, &train, block_size, seed, &failure)) ...
+       windows_read(&w, first, count, x, y, &failure);
 
    What it does not do: prepare text. */
 
@@ -13,6 +13,7 @@
 #define SAMPAN_TOKENS_H
 
 #include <stdint.h>
+#include "platform/file.h"
 #include <stdio.h>
 
 typedef struct tokens {
@@ -23,14 +24,12 @@ typedef struct tokens {
     char path[4096];
 } tokens;
 
-/* Each returns 0, or 1 with a sentence in `message`. */
-int32_t tokens_open(tokens *t, const char *folder, const char *split, int32_t vocab_size, char *message,
-                    int64_t message_size);
+/* Each returns 0, or 1 with a failure. */
+int32_t tokens_open(tokens *t, const char *folder, const char *split, int32_t vocab_size, failure *failure);
 void tokens_close(tokens *t);
 
 /* One window: x (block) from `start`, y (block) one later. */
-int32_t tokens_read_window(tokens *t, int64_t start, int64_t block, int32_t *x, int32_t *y, char *message,
-                           int64_t message_size);
+int32_t tokens_read_window(tokens *t, int64_t start, int64_t block, int32_t *x, int32_t *y, failure *failure);
 
 typedef struct windows {
     tokens *source;
@@ -38,10 +37,9 @@ typedef struct windows {
     uint64_t seed;
 } windows;
 
-int32_t windows_create(windows *w, tokens *source, int64_t block, uint64_t seed, char *message, int64_t message_size);
+int32_t windows_create(windows *w, tokens *source, int64_t block, uint64_t seed, failure *failure);
 
 /* x, y (count, block): windows first .. first + count - 1 of the endless order */
-int32_t windows_read(windows *w, int64_t first, int64_t count, int32_t *x, int32_t *y, char *message,
-                     int64_t message_size);
+int32_t windows_read(windows *w, int64_t first, int64_t count, int32_t *x, int32_t *y, failure *failure);
 
 #endif

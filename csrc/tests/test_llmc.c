@@ -11,7 +11,7 @@
 #include "program/llmc.h"
 #include "check.h"
 
-static char message[4608];
+static failure wrong;
 static const family *gpt2;
 
 /* A model of L blocks, C wide, V tokens (VP with padding), and B sequences of T tokens. */
@@ -53,8 +53,8 @@ static char *model_file(int32_t version) {
 static sampan_engine *open_engine(sampan_config *c, const char *from) {
     sampan_engine *e;
     *c = example_config(1, 1, 1, 1, 1, 1, 1);
-    if (llmc_read_config(c, &gpt2, from, message, sizeof message) || sampan_create(&e, c, message, sizeof message)) {
-        check(0, message);
+    if (llmc_read_config(c, &gpt2, from, &wrong) || sampan_create(&e, c, wrong.text, sizeof wrong.text)) {
+        check(0, wrong.text);
         exit(1);
     }
     return e;
@@ -72,7 +72,7 @@ static void weights_checks(void) {
         check(c.n_layer == L && c.n_head == H && c.n_embd == C && c.block_size == P && c.vocab_size == V
                   && c.mlp_bias == 1 && c.n_inner == 4 * C,
               "sizes");
-        check(!llmc_load_weights(e, &c, path, message, sizeof message), message);
+        check(!llmc_load_weights(e, &c, path, &wrong), wrong.text);
         for (int64_t i = 0; i < sampan_count_parameters(e); i++) {
             sampan_parameter p;
             sampan_get_parameter(e, i, &p);
@@ -91,20 +91,20 @@ static void weights_checks(void) {
                 char kept = file[n];
                 file[n] = changes[k];
                 write_file("damaged.bin", file, size);
-                int32_t failed = llmc_read_config(&c, &gpt2, path, message, sizeof message);
-                check(failed == 0 || strlen(message) > strlen(path),
+                int32_t failed = llmc_read_config(&c, &gpt2, path, &wrong);
+                check(failed == 0 || strlen(wrong.text) > strlen(path),
                       "a changed header is read or refused in a sentence");
                 check(failed || (c.n_embd > 0 && (int64_t)c.n_embd * c.vocab_size < FLOATS), "a size beyond the file");
                 file[n] = kept;
             }
         for (size_t n = 0; n < size; n += n < 1040 || n > size - 4 ? 1 : 97) {
             write_file("damaged.bin", file, n);
-            check(llmc_read_config(&c, &gpt2, path, message, sizeof message), "a file that is cut short");
+            check(llmc_read_config(&c, &gpt2, path, &wrong), "a file that is cut short");
         }
         file[1024 + V * C * (version == 3 ? 4 : 2) + 3] = 1;
         write_file("damaged.bin", file, size);
         e = open_engine(&c, path);
-        check(llmc_load_weights(e, &c, path, message, sizeof message) && strstr(message, "beyond its vocabulary"),
+        check(llmc_load_weights(e, &c, path, &wrong) && strstr(wrong.text, "beyond its vocabulary"),
               "a padding that is not zero");
         sampan_destroy(e);
         free(file);
@@ -129,7 +129,7 @@ static void state_checks(void) {
     size_t size = sizeof body + 1024;
     char *file = file_of((int32_t[]){20240327, 2, B, T}, 4, body, sizeof body);
     write_file("state.bin", file, size);
-    check(!llmc_state_open(&s, path, &c, message, sizeof message), message);
+    check(!llmc_state_open(&s, path, &c, &wrong), wrong.text);
     check(s.B == B && s.T == T && s.loss == BEFORE - 1 && s.x[3] == 3 && s.y[0] == B * T % V, "what stands first");
     check(!llmc_state_read_logits(&s, &c, 1, 2, values) && values[0] == 2 * B * T + (T + 2) * V, "logits");
     for (int64_t i = 0; i < sampan_count_parameters(e); i++) {
@@ -148,17 +148,16 @@ static void state_checks(void) {
             char kept = file[n];
             file[n] = changes[k];
             write_file("damaged.bin", file, size);
-            if (!llmc_state_open(&s, path, &c, message, sizeof message)) llmc_state_close(&s);
+            if (!llmc_state_open(&s, path, &c, &wrong)) llmc_state_close(&s);
             file[n] = kept;
         }
     for (size_t n = 0; n < size; n += n < 1040 || n > size - 4 ? 1 : 97) {
         write_file("damaged.bin", file, n);
-        check(llmc_state_open(&s, path, &c, message, sizeof message), "a state that is cut short");
+        check(llmc_state_open(&s, path, &c, &wrong), "a state that is cut short");
     }
     write_file("state.bin", file, size);
     c.n_inner++;
-    check(llmc_state_open(&s, path, &c, message, sizeof message) && strstr(message, "gpt2"),
-          "of a model that llm.c has not");
+    check(llmc_state_open(&s, path, &c, &wrong) && strstr(wrong.text, "gpt2"), "of a model that llm.c has not");
     free(file);
     sampan_destroy(e);
 }
@@ -172,19 +171,19 @@ static void tokens_checks(void) {
     for (int32_t i = 0; i < COUNT; i++) ids[i] = (uint16_t)i;
     char *file = file_of((int32_t[]){20240520, 1, COUNT}, 3, ids, sizeof ids);
     write_file("tokens.bin", file, 1024 + sizeof ids);
-    check(!llmc_open_tokens(&t, path, COUNT, message, sizeof message) && t.count == COUNT, message);
-    check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 0, message, sizeof message) && b.per_epoch == BATCHES, message);
+    check(!llmc_open_tokens(&t, path, COUNT, &wrong) && t.count == COUNT, wrong.text);
+    check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 0, &wrong) && b.per_epoch == BATCHES, wrong.text);
     for (int64_t i = 0; i < 2 * BATCHES; i++) {
-        check(!llmc_batches_read(&b, i, x, y, message, sizeof message), message);
+        check(!llmc_batches_read(&b, i, x, y, &wrong), wrong.text);
         for (int32_t j = 0; j < BATCH * BLOCK; j++)
             check(x[j] == i % BATCHES * BATCH * BLOCK + j && y[j] == x[j] + 1, "the file's order");
     }
     llmc_batches_free(&b);
-    check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 1, message, sizeof message), message);
+    check(!llmc_batches_create(&b, &t, BATCH, BLOCK, 1, &wrong), wrong.text);
     for (int32_t epoch = 0; epoch < 3; epoch++) {
         int32_t seen[BATCHES] = {0};
         for (int32_t i = 0; i < BATCHES; i++) {
-            check(!llmc_batches_read(&b, epoch * BATCHES + i, x, y, message, sizeof message), message);
+            check(!llmc_batches_read(&b, epoch * BATCHES + i, x, y, &wrong), wrong.text);
             order[epoch][i] = x[0] / (BATCH * BLOCK);
             seen[order[epoch][i]]++;
         }
@@ -193,17 +192,17 @@ static void tokens_checks(void) {
     check(memcmp(order[0], order[1], sizeof order[0]) && memcmp(order[1], order[2], sizeof order[0]),
           "another order each epoch");
     llmc_batches_free(&b);
-    check(llmc_batches_create(&b, &t, 25, 4, 1, message, sizeof message) && strstr(message, "a batch needs 101"),
+    check(llmc_batches_create(&b, &t, 25, 4, 1, &wrong) && strstr(wrong.text, "a batch needs 101"),
           "a file that is too short");
     tokens_close(&t);
     for (size_t n = 0; n < 1024 + sizeof ids; n++) {
         write_file("damaged.bin", file, n);
-        check(llmc_open_tokens(&t, path, COUNT, message, sizeof message), "tokens that are cut short");
+        check(llmc_open_tokens(&t, path, COUNT, &wrong), "tokens that are cut short");
     }
     for (size_t n = 0; n < 12; n++) {
         file[n] = (char)(file[n] + 1);
         write_file("damaged.bin", file, 1024 + sizeof ids);
-        check(llmc_open_tokens(&t, path, COUNT, message, sizeof message) && message[0], "a changed header");
+        check(llmc_open_tokens(&t, path, COUNT, &wrong) && wrong.text[0], "a changed header");
         file[n] = (char)(file[n] - 1);
     }
     free(file);

@@ -14,7 +14,7 @@
 #include "program/tokens.h"
 #include "check.h"
 
-static char message[4608];
+static failure wrong;
 
 static void json_checks(void) {
     json doc;
@@ -71,7 +71,7 @@ static void safetensors_checks(void) {
     check(!safetensors_begin(&w, target, tensors, 2) && !safetensors_append(&w, one, 3)
               && !safetensors_append(&w, two, 4) && !safetensors_commit(&w),
           "writing");
-    check(!safetensors_open(&file, target, message, sizeof message), message);
+    check(!safetensors_open(&file, target, &wrong), wrong.text);
     const safetensor *t = safetensors_find(&file, "two");
     float values[4] = {0};
     check(t && t->rank == 2 && t->shape[0] == 2 && !safetensors_read(&file, t, values)
@@ -81,15 +81,15 @@ static void safetensors_checks(void) {
     safetensors_close(&file);
 
     int64_t size;
-    char *good = file_read(target, &size, message, sizeof message);
-    check(good != NULL, message);
+    char *good = file_read(target, &size, &wrong);
+    check(good != NULL, wrong.text);
     for (int64_t n = 0; n < size; n++)
         for (int32_t change = 0; change < 6; change++) { /* cut short; or one byte is another */
             char *copy = malloc((size_t)size);
             memcpy(copy, good, (size_t)size);
             if (change) copy[n] = (char)(uint8_t[]){0, 0, 0xff, '9', '{', (uint8_t)(copy[n] + 1)}[change];
             write_file("damaged.safetensors", copy, change ? (size_t)size : (size_t)n);
-            int32_t failed = safetensors_open(&file, path, message, sizeof message);
+            int32_t failed = safetensors_open(&file, path, &wrong);
             check(change || failed, "a file that is cut short");
             for (int64_t i = 0; !failed && i < file.count; i++)
                 if (file.tensors[i].elements <= 4) safetensors_read(&file, &file.tensors[i], values);
@@ -108,7 +108,7 @@ static void safetensors_checks(void) {
     memcpy(raw + 8 + n, halves, 8);
     memcpy(raw + 16 + n, halves, 8);
     write_file("half.safetensors", raw, (size_t)(24 + n));
-    check(!safetensors_open(&file, path, message, sizeof message), message);
+    check(!safetensors_open(&file, path, &wrong), wrong.text);
     check(!safetensors_read(&file, safetensors_find(&file, "h"), values) && values[0] == 1.0f && values[1] == -2.0f
               && values[2] == 0x1p-24f && values[3] == 65504.0f,
           "float16");
@@ -116,7 +116,7 @@ static void safetensors_checks(void) {
               && values[1] == -2.0f,
           "bfloat16");
     safetensors_close(&file);
-    check(safetensors_open(&file, "/no/such/file", message, sizeof message) && strstr(message, "/no/such/file"),
+    check(safetensors_open(&file, "/no/such/file", &wrong) && strstr(wrong.text, "/no/such/file"),
           "a file that is not there");
 }
 
@@ -127,8 +127,8 @@ static void refuse_header(const char *header, size_t bytes, const char *expected
     char raw[512] = {(char)strlen(header)};
     memcpy(raw + 8, header, strlen(header));
     write_file("refused.safetensors", raw, 8 + strlen(header) + bytes);
-    int32_t failed = safetensors_open(&file, path, message, sizeof message);
-    check(failed && strstr(message, expected), expected);
+    int32_t failed = safetensors_open(&file, path, &wrong);
+    check(failed && strstr(wrong.text, expected), expected);
     if (!failed) safetensors_close(&file);
 }
 
@@ -167,8 +167,7 @@ static void folder_checks(void) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         snprintf(text, sizeof text, "{\"model_type\": \"gpt2\", %s}", sizes[i]);
         write_file("config.json", text, strlen(text));
-        check(folder_read_config(&config, &family, &frequencies, directory, message, sizeof message) && !frequencies,
-              sizes[i]);
+        check(folder_read_config(&config, &family, &frequencies, directory, &wrong) && !frequencies, sizes[i]);
     }
     char weights[2000] = {0};
     write_file("model.safetensors", weights, sizeof weights);
@@ -176,8 +175,8 @@ static void folder_checks(void) {
         *rotary = "{\"model_type\": \"llama\", \"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"hidden_size\": "
                   "8, \"intermediate_size\": 8, \"vocab_size\": 8, \"max_position_embeddings\": 16000000}";
     write_file("config.json", rotary, strlen(rotary));
-    check(folder_read_config(&config, &family, &frequencies, directory, message, sizeof message)
-              && strstr(message, "max_position_embeddings"),
+    check(folder_read_config(&config, &family, &frequencies, directory, &wrong)
+              && strstr(wrong.text, "max_position_embeddings"),
           "a table of positions");
     remove(path);
 }
@@ -190,36 +189,33 @@ static void tokens_checks(void) {
     write_file("train.bin", ids, sizeof ids);
     const char *meta = "{\"vocab_size\": 100, \"dtype\": \"uint16\"}";
     write_file("meta.json", meta, strlen(meta));
-    check(!tokens_open(&t, directory, "train", 100, message, sizeof message) && t.count == 100, message);
-    check(!windows_create(&w, &t, 8, 1337, message, sizeof message), message);
+    check(!tokens_open(&t, directory, "train", 100, &wrong) && t.count == 100, wrong.text);
+    check(!windows_create(&w, &t, 8, 1337, &wrong), wrong.text);
     int32_t x[13 * 8], y[13 * 8], seen[100] = {0};
     for (int64_t epoch = 0; epoch < 3; epoch++) { /* every window once an epoch */
         memset(seen, 0, sizeof seen);
-        check(!windows_read(&w, epoch * w.per_epoch, w.per_epoch, x, y, message, sizeof message), message);
+        check(!windows_read(&w, epoch * w.per_epoch, w.per_epoch, x, y, &wrong), wrong.text);
         for (int64_t i = 0; i < w.per_epoch * 8; i++) {
             check(y[i] == x[i] + 1, "targets are one later");
             seen[x[i]]++;
         }
         for (int32_t i = 0; i < 100; i++) check(seen[i] <= 1, "a token is read once");
     }
-    check(tokens_read_window(&t, 95, 8, x, y, message, sizeof message)
-              && tokens_read_window(&t, -1, 8, x, y, message, sizeof message),
+    check(tokens_read_window(&t, 95, 8, x, y, &wrong) && tokens_read_window(&t, -1, 8, x, y, &wrong),
           "beyond the file");
-    check(windows_create(&w, &t, 100, 1, message, sizeof message) && strstr(message, "a block needs 101"),
+    check(windows_create(&w, &t, 100, 1, &wrong) && strstr(wrong.text, "a block needs 101"),
           "a file that is too short");
     tokens_close(&t);
     ids[50] = 60000;
     write_file("train.bin", ids, sizeof ids);
-    check(!tokens_open(&t, directory, "train", 100, message, sizeof message), message);
-    check(tokens_read_window(&t, 45, 8, x, y, message, sizeof message) && strstr(message, "token 60000 at 50"),
-          "an id out of range");
+    check(!tokens_open(&t, directory, "train", 100, &wrong), wrong.text);
+    check(tokens_read_window(&t, 45, 8, x, y, &wrong) && strstr(wrong.text, "token 60000 at 50"), "an id out of range");
     tokens_close(&t);
     write_file("train.bin", ids, 99);
-    check(tokens_open(&t, directory, "train", 100, message, sizeof message), "half a token");
-    check(tokens_open(&t, directory, "train", 99, message, sizeof message) && strstr(message, "vocabulary"),
-          "a smaller model");
+    check(tokens_open(&t, directory, "train", 100, &wrong), "half a token");
+    check(tokens_open(&t, directory, "train", 99, &wrong) && strstr(wrong.text, "vocabulary"), "a smaller model");
     write_file("meta.json", "{\"dtype\": \"float8\"}", 19);
-    check(tokens_open(&t, directory, "train", 100, message, sizeof message), "an unknown dtype");
+    check(tokens_open(&t, directory, "train", 100, &wrong), "an unknown dtype");
 }
 
 static void text_checks(void) {
@@ -228,7 +224,7 @@ static void text_checks(void) {
     const char
         *characters = "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"\\u4e16\": 2}}}";
     write_file("tokenizer.json", characters, strlen(characters));
-    check(!vocabulary_read(&v, path, message, sizeof message), message);
+    check(!vocabulary_read(&v, path, &wrong), wrong.text);
     check(vocabulary_encode(&v, "\xe4\xb8\x96\na", ids, 8) == 3 && ids[0] == 2 && ids[1] == 1 && ids[2] == 0,
           "characters");
     check(vocabulary_encode(&v, "b", ids, 8) == -1 && vocabulary_encode(&v, "\xe4", ids, 8) == -1
@@ -237,7 +233,7 @@ static void text_checks(void) {
     vocabulary_free(&v);
     const char *bytes = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}";
     write_file("tokenizer.json", bytes, strlen(bytes));
-    check(!vocabulary_read(&v, path, message, sizeof message), message);
+    check(!vocabulary_read(&v, path, &wrong), wrong.text);
     char printed[64] = "";
     snprintf(path, sizeof path, "%s/printed", directory);
     FILE *f = fopen(path, "wb+");
@@ -249,9 +245,9 @@ static void text_checks(void) {
     vocabulary_free(&v);
     const char *gap = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"h\": 16000000}}}";
     write_file("tokenizer.json", gap, strlen(gap));
-    check(vocabulary_read(&v, path, message, sizeof message), "an id far beyond the tokens");
+    check(vocabulary_read(&v, path, &wrong), "an id far beyond the tokens");
     write_file("tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}", 31);
-    check(vocabulary_read(&v, path, message, sizeof message), "a tokenizer of another kind");
+    check(vocabulary_read(&v, path, &wrong), "a tokenizer of another kind");
 }
 
 int main(void) {
