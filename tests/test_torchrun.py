@@ -149,7 +149,7 @@ def test_processes_of_one_start_meet_each_other_and_no_dead_ones():
 
     names = [start(pauses) for pauses in ((0, 0), (0, 0.3), (0.3, 0), (0.2, 0, 0.3), (0, 0))]
     assert len({*names}) == 5
-    with pytest.raises(UserError, match="not all of 2 processes came"):
+    with pytest.raises(UserError, match="not all of 2 processes have started"):
         agree_on_store(store, 0, 2, timedelta(seconds=0.2))
 
 
@@ -200,7 +200,7 @@ def test_a_process_that_hangs_or_dies_is_named(text):
             output, errors = first.communicate(timeout=60)
             assert "threads of the group: 0" in output
             assert first.returncode == 2 and time.monotonic() - begun < 30
-            assert "sampan: process 1 of 0 to 1 has gone or hangs" in errors and "Traceback" not in errors, errors
+            assert "sampan: rank 1 of 2 has died or is hanging" in errors and "Traceback" not in errors, errors
         finally:
             for process in (first, second):
                 process.kill()

@@ -1,31 +1,35 @@
-"""sampan plan: print what a run would be, and train nothing."""
+"""sampan plan: show what a run would be, without training."""
+
+from typing import Any
 
 from sampan.cli.flags import file_settings, is_configuration
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.training.cost import time_step
-from sampan.training.plan import make_plan
+from sampan.training.plan import Plan, make_plan
 
 
-def run(source: list[str], flags: dict) -> int:
+def run(source: list[str], flags: dict[str, Any]) -> int:
     resumes = flags.get("resume") or flags.get("init_from") == "resume"
-    made = plan_of(source, flags | {"overwrite": not resumes})
-    if not engines_here():
-        print("\n".join(made.lines()))
-        return 0
-    engine = open_engine(made.model, made.config)
-    print("\n".join(made.lines(engine, time_step(engine, made.model, made.config))))
+    plan = plan_of(source, flags | {"overwrite": not resumes})
+    if engines_here():
+        engine = open_engine(plan.model, plan.config)
+        lines = plan.lines(engine, time_step(engine, plan.model, plan.config))
+    else:
+        lines = plan.lines()
+    print("\n".join(lines))
     return 0
 
 
-def plan_of(source: list[str], flags: dict):
-    """The plan of `train` and `plan`: configuration files first, then flags over them."""
+def plan_of(source: list[str], flags: dict[str, Any]) -> Plan:
+    """Return the plan of `sampan train` and `sampan plan`: config files first, flags override them. Raise UserError."""
+    flags = dict(flags)
     overwrite = flags.pop("overwrite", False)
     if flags.pop("resume", False):
         if overwrite:
-            raise UserError("--resume continues a run and --overwrite replaces it: give one of them")
+            raise UserError(_("--resume continues a run and --overwrite replaces it: use one of them"))
         flags["init_from"] = "resume"
-    files = [s for s in source if is_configuration(s)]
-    texts = [s for s in source if s not in files]
-    settings = file_settings(source) | flags
-    return make_plan(texts or None, settings, recipe=not files, overwrite=overwrite)
+    files = [word for word in source if is_configuration(word)]
+    texts = [word for word in source if word not in files]
+    return make_plan(texts or None, file_settings(source) | flags, recipe=not files, overwrite=overwrite)

@@ -1,8 +1,9 @@
 """sampan train: train or fine-tune, then show a sample and a verdict."""
 
 import contextlib
+import io
 import shlex
-import textwrap
+from typing import Any
 
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Run, read_note
@@ -12,79 +13,84 @@ from sampan.cli.plan import plan_of
 from sampan.cli.signals import StopSignal
 from sampan.config import MachineConfig, SampleConfig, TrainConfig, build
 from sampan.engine.open import open_engine, pick_engine
-from sampan.engine.processes import any_process, first_process_first, leave_processes
+from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.evaluation.losses import whole_loss
 from sampan.machine import world
+from sampan.messages import _, fill
 from sampan.report.baselines import measure_baselines
 from sampan.report.consumers import consumers
 from sampan.report.metrics import evaluations_of
 from sampan.report.verdict import loss_table, verdict
 from sampan.sampling.write import write
 from sampan.training.cost import time_step
-from sampan.training.loop import train
+from sampan.training.job import make_plan_first, train_until
+from sampan.training.plan import Plan
+
+EARLY = {*MachineConfig.__dataclass_fields__, "backend", "process_timeout"}  # settings that processes meet by
 
 
-def run(source: list[str], flags: dict) -> int:
-    pick_engine(build(MachineConfig, {k: v for k, v in flags.items() if k in MachineConfig.__dataclass_fields__}))
-    early = {k: v for k, v in (file_settings(source) | flags).items() if k in ("device", "backend", "process_timeout")}
-    with first_process_first(build(TrainConfig, early)):
-        made = plan_of(source, flags)
-    talks = world()[0] == 0  # under torchrun only the first process writes
-    if talks:
-        print("\n".join(made.data.summary()), end="\n\n", flush=True)
-    engine = open_engine(made.model, made.config)
-    costs = time_step(engine, made.model, made.config)
-    if talks:
-        print("\n".join(made.lines(engine, costs)), end="\n\n", flush=True)
-    stop = StopSignal()
-    records = train(made, engine)
-    with consumers(made) if talks else contextlib.nullcontext(lambda record: None) as show, stop:
-        for record in records:
-            show(record)
-            if any_process(stop.received is not None):
-                records.close()
-                break
-    leave_processes()
-    if stop.received is not None:
-        if talks:
-            print(f"\nstopped; continue with: sampan train --resume --out_dir {shlex.quote(made.config.out_dir)}")
-        return 128 + stop.received
-    if talks and not made.config.eval_only:
-        loss, tokens = show_best(made, engine)
-        del engine, records  # their memory, before that of what follows
-        conclude(made, loss, tokens)
+def run(source: list[str], flags: dict[str, Any]) -> int:
+    early = {name: value for name, value in (file_settings(source) | flags).items() if name in EARLY}
+    settings = build(TrainConfig, early)
+    pick_engine(settings)  # a missing one is an error before the text is prepared
+    is_first = world()[0] == 0
+    with contextlib.nullcontext() if is_first else contextlib.redirect_stdout(io.StringIO()):
+        plan = make_plan_first(lambda: plan_of(source, flags), settings)
+        print("\n".join(plan.data.summary()), end="\n\n", flush=True)
+        engine = open_engine(plan.model, plan.config)
+        costs = time_step(engine, plan.model, plan.config)
+        print("\n".join(plan.lines(engine, costs)), end="\n\n", flush=True)
+        with consumers(plan) as show, StopSignal() as stop:
+            for record in train_until(plan, engine, lambda: stop.received is not None):
+                show(record)
+        if stop.received is not None:
+            command = f"sampan train --resume --out_dir {shlex.quote(plan.config.out_dir)}"
+            print("\n" + _("stopped; continue with: {command}").format(command=command))
+            return 128 + stop.received
+        if is_first and not plan.config.eval_only:
+            print_sample(plan, engine)
+            loss, tokens = whole_loss(engine, plan.data, plan.config)
+            del engine  # its memory, before the next step needs some
+            print_results(plan, loss, tokens)
     return 0
 
 
-def show_best(made, engine) -> tuple[float, int]:
-    """Print a sample of a run's best weights. (Their loss over the val split, the tokens of it that were read.)"""
-    folder = made.config.out_dir
+def print_sample(plan: Plan, engine: Engine) -> None:
+    """Load a run's best weights into the engine and print a sample of them."""
+    folder = plan.config.out_dir
     model, weights = load_model(folder)
     engine.load(weights)
-    print("\n" + textwrap.fill(f"{folder}: {Run(folder).describe('best')}. A sample:", 80) + "\n")
-    settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=made.config.seed)
+    line = _("{folder}: {weights}. A sample:").format(folder=folder, weights=Run(folder).describe("best"))
+    print("\n" + fill(line) + "\n")
+    settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=plan.config.seed)
     begun = False
-    for _, piece in write(engine, model, made.data.tokenizer, None, settings):
-        piece = piece if begun else piece.lstrip("\n")  # the prompt is a line end
+    for _number, piece in write(engine, model, plan.data.tokenizer, None, settings):
+        piece = piece if begun else piece.lstrip("\n")  # the prompt is a line feed
         begun = begun or bool(piece)
         print(piece, end="", flush=True)
-    return whole_loss(engine, made.data, made.config)
+    print("\n")
 
 
-def conclude(made, loss: float, tokens: int) -> None:
-    """What a run ends with: how good its best weights are, and how it went."""
-    folder, run = made.config.out_dir, Run(made.config.out_dir)
+def print_results(plan: Plan, loss: float, tokens: int) -> None:
+    """Print how good a run's best weights are, beside simple guesses, and how the run went."""
+    folder, run = plan.config.out_dir, Run(plan.config.out_dir)
     try:
-        seen = measure_baselines(made.data)
-    except UserError as error:  # the run is whole all the same
-        print(f"\n\nThe best weights' val loss ({tokens:,} tokens): {loss:.4f} nats per token.\nnot looked at: {error}")
+        seen = measure_baselines(plan.data)
+    except UserError as error:  # the run itself is complete
+        about = _("Val loss of the best weights ({tokens:,} tokens): {loss:.4f} nats per token.")
+        print(about.format(tokens=tokens, loss=loss))
+        print(_("no comparison: {reason}").format(reason=error))
         return
-    windows = made.config.eval_iters * made.config.batch_size * made.config.block_size
-    above = f"; above on {windows:,}" if windows < tokens else ""
-    print(f"\n\nThe best weights on the val split ({tokens:,} tokens{above}):\n")
+    windows = plan.config.eval_iters * plan.config.batch_size * plan.config.block_size
+    if windows < tokens:
+        about = _("The best weights on the val split ({tokens:,} tokens; evaluations above used {windows:,}):")
+    else:
+        about = _("The best weights on the val split ({tokens:,} tokens):")
+    print(about.format(tokens=tokens, windows=windows) + "\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
-    print("\n".join(verdict(made, evaluations_of(folder), loss, seen)))
-    print(f"\nMore of it: sampan sample {folder}")
+    print("\n".join(verdict(plan, evaluations_of(folder), loss, seen)))
+    print("\n" + _("More samples: {command}").format(command=f"sampan sample {folder}"))
     if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
-        print(f"The last weights instead of the best: sampan sample {folder} --weights last")
+        command = f"sampan sample {folder} --weights last"
+        print(_("With the last weights instead of the best: {command}").format(command=command))

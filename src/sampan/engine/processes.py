@@ -1,8 +1,8 @@
-"""What torchrun's processes do together, in words that need no PyTorch where there is one process.
+"""Do things together with the other processes of a torchrun job, without PyTorch where there is one process.
 
-    with first_process_first(settings): ...      # the body runs in process 0 before it runs in the others
+    with first_process_first(settings): ...      # the body runs in rank 0 before it runs in the others
 
-How they meet and notice a dead one is engine/torch/processes.py's.
+How processes meet and notice a dead one is engine/torch/processes.py's.
 """
 
 import contextlib
@@ -12,10 +12,11 @@ from sampan.config import MachineConfig
 from sampan.engine.open import engines_here
 from sampan.errors import UserError, install
 from sampan.machine import world
+from sampan.messages import _
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any of torchrun's processes; they all call this together."""
+    """Return whether `flag` is true in any process of the job. All of them call this together."""
     if world()[1] == 1:
         return flag
     from sampan.engine.torch.processes import any_process
@@ -24,7 +25,7 @@ def any_process(flag: bool) -> bool:
 
 
 def leave_processes() -> None:
-    """The job is done: nothing that processes do together comes after."""
+    """End the process group: the processes do nothing together after this."""
     if world()[1] > 1:
         from sampan.engine.torch.processes import leave_processes
 
@@ -33,13 +34,13 @@ def leave_processes() -> None:
 
 @contextlib.contextmanager
 def first_process_first(settings: MachineConfig) -> Iterator[None]:
-    """Under torchrun, the body runs in process 0 before it runs in the others: what it prepares is there for them."""
+    """Run the body in rank 0, then in the other ranks. Raise UserError without PyTorch."""
     rank, processes = world()
     if processes == 1:
         yield
         return
     if "torch" not in engines_here():
-        raise UserError(f"several processes need PyTorch: {install('torch')}")
+        raise UserError(_("several processes need PyTorch: {command}").format(command=install("torch")))
     from sampan.engine.torch.processes import join_processes, tell_others, wait_for_all, wait_for_first
 
     join_processes(settings)

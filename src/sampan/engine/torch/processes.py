@@ -1,8 +1,8 @@
-"""Processes under torchrun: meet, wait, and name the one that died.
+"""Start and end torchrun's process group, wait for ranks, and name one that died.
 
     join_processes(settings); ...; leave_processes()
 
-torch.distributed does the work. Gradients are averaged by engine.py, not here.
+torch.distributed does the work. It averages no gradients (engine.py).
 """
 
 import atexit
@@ -23,11 +23,12 @@ from sampan.config import MachineConfig, TrainConfig
 from sampan.engine.torch.device import pick_device
 from sampan.errors import UserError
 from sampan.machine import world
+from sampan.messages import _
 
 # ---- several processes ----
 
-ANSWER_SECONDS = 10  # within which a process that lives notices that another does not
-live_store: dist.Store  # set by join_processes: what torchrun's processes leave for each other
+ANSWER_SECONDS = 10  # within which a live process notices that another is dead
+live_store: dist.Store  # the part of torchrun's store that this start uses; set by join_processes
 
 
 def join_processes(settings: MachineConfig) -> None:
@@ -46,11 +47,12 @@ def join_processes(settings: MachineConfig) -> None:
 
 
 def agree_on_store(store: dist.Store, rank: int, size: int, limit: timedelta) -> dist.Store:
-    """A part of the store for the processes that live now. Raises UserError where one does not come within the limit.
+    """Return a part of the store that only the processes of this start use. Raise UserError if one is missing at the limit.
 
-    torchrun keeps one store over all restarts, with the addresses of processes that are dead; who reads those waits for
-    ever (github.com/pytorch/pytorch/issues/135712). Its count of restarts is no name for a start: nodes differ in it. So
-    each process leaves a name that nobody had before, process 0 calls the names out, and whoever hears its own is ready.
+    torchrun keeps one store over all restarts, with the addresses of dead processes, on which gloo waits forever
+    (github.com/pytorch/pytorch/issues/135712). TORCHELASTIC_RESTART_COUNT cannot name a start, since nodes may differ in
+    it. So each process stores a random name, rank 0 calls the names that it finds, and a process whose name is called
+    answers; rank 0 begins when all have answered.
     """
     own, places = uuid.uuid4().hex, [f"here {r}" for r in range(size)]
     store.set(places[rank], own)
@@ -72,7 +74,8 @@ def agree_on_store(store: dist.Store, rank: int, size: int, limit: timedelta) ->
             if here.check(["begin"]):
                 return here
         time.sleep(0.02)
-    raise UserError(f"not all of {size} processes came within --process_timeout {limit.total_seconds():g} seconds")
+    message = _("not all of {size} processes have started within --process_timeout {seconds:g} seconds")
+    raise UserError(message.format(size=size, seconds=limit.total_seconds()))
 
 
 holders: list[weakref.WeakMethod] = []  # methods that let go of what holds the group
@@ -103,7 +106,7 @@ def leave_processes() -> None:
 
 @contextlib.contextmanager
 def naming_dead_processes() -> Iterator[None]:
-    """Around what all processes do together. Where one has gone or hangs, the others raise a UserError that names it.
+    """Around an operation of all processes: if one is dead or hangs, raise UserError in the others that names its rank.
 
     With NCCL, PyTorch's own watchdog ends a process that waits for too long, and names the operation.
     """
@@ -112,15 +115,18 @@ def naming_dead_processes() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        missing = ", ".join(map(str, missing_processes())) or "unknown"
-        raise UserError(
-            f"process {missing} of 0 to {world()[1] - 1} has gone or hangs (the others wait --process_timeout seconds); "
-            "continue from the last save with --resume, or by itself under torchrun --max-restarts"
-        ) from None
+        missing, size = missing_processes(), world()[1]
+        if len(missing) == 1:
+            message = _("rank {ranks} of {size} has died or is hanging (timeout: --process_timeout).")
+        else:
+            message = _("ranks {ranks} of {size} have died or are hanging (timeout: --process_timeout).")
+        advice = _("Continue from the last save with --resume, or automatically with torchrun --max-restarts.")
+        found = message.format(ranks=", ".join(map(str, missing)) or "?", size=size)
+        raise UserError(f"{found} {advice}") from None
 
 
 def missing_processes() -> list[int]:
-    """The ranks that do not say here that they live. All but one is enough: that one will not come."""
+    """Return the ranks that do not report to the store within ANSWER_SECONDS. One missing rank ends the wait."""
     rank, size = world()
     end = time.monotonic() + ANSWER_SECONDS
     missing = [r for r in range(size) if r != rank]
@@ -130,12 +136,12 @@ def missing_processes() -> list[int]:
             time.sleep(0.1)
             missing = [r for r in missing if not live_store.check([f"alive {r}"])]
     except RuntimeError:
-        return [0]  # whose process keeps the notes, where torchrun does not
+        return [0]  # it holds the store, where torchrun does not
     return missing
 
 
 def wait_for_first() -> None:
-    """Until process 0 has called `tell_others`; what it prepares may take days."""
+    """Wait until rank 0 has called `tell_others`; preparing a text may take days."""
     with naming_dead_processes():
         live_store.wait(["prepared"], timedelta(days=30))
 
@@ -150,7 +156,7 @@ def wait_for_all() -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process of the group."""
+    """Return whether `flag` is true in any process of the group."""
     if not dist.is_initialized():
         return flag
     device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
