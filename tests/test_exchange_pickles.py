@@ -124,7 +124,7 @@ BOMBS = {
 @pytest.mark.parametrize("gadget", GADGETS)
 def test_a_gadget_is_refused_and_does_nothing(gadget, protocol, tmp_path):
     (tmp_path / "meta.pkl").write_bytes(GADGETS[gadget](protocol))
-    with pytest.raises(UserError, match=r"refused, and nothing of it was run: it asks for \w+\.\w+") as refused:
+    with pytest.raises(UserError, match=r"refused, and nothing in it was executed: it asks for \w+\.\w+") as refused:
         read_pickle(tmp_path / "meta.pkl")
     assert "\n" not in str(refused.value) and not Path("owned").exists()
 
