@@ -18,7 +18,9 @@ from conftest import readable, tiny_config
 
 from sampan.config import TrainConfig
 from sampan.engine.open import open_engine
-from sampan.exchange import llmc
+from sampan.exchange.llmc.state import compute_state, read_state
+from sampan.exchange.llmc.tokens import write_tokens
+from sampan.exchange.llmc.weights import in_order, read_weights, write_weights
 from sampan.model.parameters import parameters
 
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "lesson" / "gpt.c"
@@ -67,8 +69,8 @@ def files(model):
     draw = np.random.default_rng(2)
     weights = {p.name: draw.normal(p.mean, 0.2, p.shape).astype(np.float32) for p in parameters(model)}
     ids = draw.integers(0, model.vocab_size, 4 * B * T + 5, dtype=np.int32)  # 4 batches, which 10 steps take in turn
-    llmc.write_weights(Path("gpt2.bin"), model, weights, "f32")
-    llmc.write_tokens(Path("tokens.bin"), ids, model.vocab_size)
+    write_weights(Path("gpt2.bin"), model, weights, "f32")
+    write_tokens(Path("tokens.bin"), ids, model.vocab_size)
     return weights, ids
 
 
@@ -104,7 +106,7 @@ def test_every_gradient_equals_finite_differences():
     done = check(SOURCE, Path("gpt").absolute())
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^(\S+) +(\S+), by differences +(\S+): error (\S+)$", done.stdout, re.M)
-    assert [name for name, *_ in rows] == [p.name for p in llmc.table_of(tiny_config("gpt2"))]
+    assert [name for name, *_ in rows] == [p.name for p in in_order(tiny_config("gpt2"))]
     for name, gradient, difference, error in rows:
         assert abs(float(gradient)) > 1e-4 and float(error) < 1e-7, name
         assert float(gradient) == pytest.approx(float(difference), rel=1e-5), name
@@ -133,10 +135,10 @@ def test_logits_loss_and_every_gradient_equal_an_engines(lesson, model, files, e
     weights, ids = files
     done = lesson("state", data="tokens.bin", init_from="gpt2.bin", batch_size=B, block_size=T, out="state.bin")
     assert done.returncode == 0, done.stderr
-    state = llmc.read_state("state.bin", model)
+    state = read_state(Path("state.bin"), model)
     x, y = batch(ids, 0)
     assert np.array_equal(state.x, x) and np.array_equal(state.y, y)
-    expected = llmc.compute_state(open_with(model, weights, engine_name), x, y)
+    expected = compute_state(open_with(model, weights, engine_name), x, y)
     assert relative_error(state.logits, expected.logits) < TOLERANCE
     assert state.loss == pytest.approx(expected.loss, rel=1e-6)
     assert state.gradients.keys() == expected.gradients.keys()
@@ -158,7 +160,7 @@ def test_ten_steps_of_adamw_follow_an_engine(lesson, model, files, engine_name):
         assert float(loss) == pytest.approx(update.loss, rel=TOLERANCE)
         assert float(norm) == pytest.approx(update.grad_norm, rel=1e-4) and float(norm) > RECIPE["grad_clip"]
     assert float(rows[-1][0]) < float(rows[0][0]) - 0.5
-    found, after = llmc.read_weights("after.bin")
+    found, after = read_weights(Path("after.bin"))
     assert found == model
     for name, weight in engine.params().items():
         if not name.endswith("c_attn.bias"):  # the keys' true gradient is 0: AdamW makes whole steps of its rounding

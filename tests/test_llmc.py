@@ -1,4 +1,4 @@
-"""exchange/llmc.py and csrc/program/llmc.c: llm.c's files, byte by byte, and its arithmetic.
+"""exchange/llmc/ and csrc/program/llmc.c: llm.c's files, byte by byte, and its arithmetic.
 
 The layouts are written out again here with struct, gradients are PyTorch's, the shuffle's random numbers NumPy's.
 llm.c's own programs were run beside ours by hand: docs/LOG.md has what they printed.
@@ -15,15 +15,19 @@ import pytest
 from conftest import readable, tiny_config
 from hypothesis import given, settings, strategies as st
 
-import sampan.tokens.kinds
+import sampan.exchange.llmc.tokens
 from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
 from sampan.cli.main import main
-from sampan.config import DataConfig, TrainConfig
+from sampan.config import DataConfig, ExportConfig, ImportConfig, TrainConfig
 from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
-from sampan.exchange import llmc
+from sampan.exchange.llmc import claims, export_path, import_path
+from sampan.exchange.llmc.state import State, compute_state, open_reference, read_state
+from sampan.exchange.llmc.tokenizer import read_tokenizer_file, write_tokenizer
+from sampan.exchange.llmc.tokens import encode_sections, read_tokens, write_tokens
+from sampan.exchange.llmc.weights import read_weights, to_bfloat16, to_float32
 from sampan.model.parameters import initialize, parameters
 from sampan.tokens.kinds import characters, train_bpe
 from sampan.tokens.tokenizer import END_OF_TEXT
@@ -86,6 +90,16 @@ def folder(model, tmp_path):
     return tmp_path / "model"
 
 
+def read(path, out, tokenizer: str = "auto") -> list[str]:
+    return import_path(Path(path), ImportConfig(out_dir=str(out), tokenizer=tokenizer))
+
+
+def write(source, out, **settings) -> list[Path]:
+    """The files that were written."""
+    lines = export_path(str(source), ExportConfig(to="llmc", out=str(out), **settings))
+    return [Path(line.rsplit(":", 1)[0]) for line in lines]
+
+
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
@@ -97,41 +111,41 @@ def equal(a: dict, b: dict) -> bool:
 def test_weights_are_read(model, version):
     weights = random_weights(model, coarse=version == 5)
     Path("gpt2_124M.bin").write_bytes(model_file(model, weights, version))
-    llmc.write_tokenizer(Path("gpt2_tokenizer.bin"), characters("".join(map(chr, range(40, 40 + V)))))
-    assert llmc.claims("gpt2_124M.bin")
-    assert "2 layers" in " ".join(llmc.read("gpt2_124M.bin", "out/new"))
+    write_tokenizer(Path("gpt2_tokenizer.bin"), characters("".join(map(chr, range(40, 40 + V)))))
+    assert claims(Path("gpt2_124M.bin"))
+    assert "2 layers" in " ".join(read("gpt2_124M.bin", "out/new"))
     found, values = load_model("out/new")
     assert found == model and equal(values, weights)
     assert load_tokenizer("out/new").decode([0, 1]) == "()"
-    with pytest.raises(UserError, match="already holds"):
-        llmc.read("gpt2_124M.bin", "out/new")
+    with pytest.raises(UserError, match="already contains a model"):
+        read("gpt2_124M.bin", "out/new")
 
 
 def test_weights_are_written(model, folder):
     weights = load_model(folder)[1]
-    paths = llmc.write(str(folder), "there")
+    paths = write(str(folder), "there")
     assert [p.name for p in paths] == ["gpt2_tokenizer.bin", "gpt2_124M.bin"]
     assert Path("there/gpt2_124M.bin").read_bytes() == model_file(model, weights)
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it(model, folder):
     torch = pytest.importorskip("torch")
-    llmc.write(str(folder), "there", dtype="bf16")
-    _, found = llmc.read_weights("there/gpt2_124M_bf16.bin")
+    write(str(folder), "there", dtype="bf16")
+    _, found = read_weights(Path("there/gpt2_124M_bf16.bin"))
     for name, values in load_model(folder)[1].items():
         assert np.array_equal(found[name], torch.tensor(values).bfloat16().float().numpy())
     odd = np.array([0.0, -0.0, np.inf, -np.inf, 3.4e38, 1e-45, 1 + 2**-8, 1 + 3 * 2**-8], np.float32)
     wanted = torch.tensor(odd).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(llmc.to_bfloat16(odd), wanted)
-    assert np.isnan(llmc.to_float32(llmc.to_bfloat16(np.array([np.nan, -np.nan], np.float32)))).all()
+    assert np.array_equal(to_bfloat16(odd), wanted)
+    assert np.isnan(to_float32(to_bfloat16(np.array([np.nan, -np.nan], np.float32)))).all()
 
 
 def test_a_model_without_biases_gets_zeros_and_computes_the_same(engine_name):
     bare = tiny_config("gpt2", vocab_size=V, bias=False)
     weights = initialize(bare, 1)
     save_model("model", bare, weights, None)
-    llmc.write("model", "there")
-    full, values = llmc.read_weights("there/gpt2_124M.bin")
+    write("model", "there")
+    full, values = read_weights(Path("there/gpt2_124M.bin"))
     assert full == replace(bare, bias=True) and not values["h.1.attn.c_attn.bias"].any()
     ids = np.arange(12, dtype=np.int32).reshape(1, 12)
     settings = TrainConfig(dtype="float32", engine=engine_name, device="cpu", threads=1)
@@ -146,9 +160,9 @@ def test_a_model_without_biases_gets_zeros_and_computes_the_same(engine_name):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        (dict(family="llama"), "llama family"),
-        (dict(tie_word_embeddings=False), "shares the token embedding"),
-        (dict(n_inner=96), "the MLP is 96 wide"),
+        (dict(family="llama"), "is a llama model"),
+        (dict(tie_word_embeddings=False), "share the token embedding"),
+        (dict(n_inner=96), "its MLP is 96 wide"),
         (dict(norm_eps=1e-6), "norm_eps is 1e-06"),
     ],
 )
@@ -156,21 +170,18 @@ def test_a_model_that_llmc_has_not_is_refused(shape, said):
     other = tiny_config(**{"family": "gpt2"} | shape)
     save_model("model", other, initialize(other, 1), None)
     with pytest.raises(UserError, match=said):
-        llmc.write("model", "there")
+        write("model", "there")
     assert not list(Path("there").iterdir())
 
 
 # ---- debug states ----
 
 
-def state_of(model, weights, B=3, T=7, seed=5) -> llmc.State:
+def state_of(model, weights, B=3, T=7, seed=5) -> State:
     """A debug state by PyTorch."""
     pytest.importorskip("torch")
-    settings = TrainConfig(dtype="float32", engine="torch", device="cpu", threads=1)
-    engine = open_engine(replace(model, dropout=0.0), settings)
-    engine.load(weights)
     x, y = np.random.default_rng(seed).integers(0, model.vocab_size, (2, B, T)).astype(np.int32)
-    return llmc.compute_state(engine, x, y)
+    return compute_state(open_reference(replace(model, dropout=0.0), weights), x, y)
 
 
 def state_file(model, state) -> bytes:
@@ -182,14 +193,13 @@ def state_file(model, state) -> bytes:
     return file_of([20240327, 2, *state.x.shape], *body)
 
 
-def test_a_state_is_what_torch_computes(model, folder):
-    pytest.importorskip("torch")
+def test_a_state_is_what_each_engine_computes(model, folder, engine_name):
     weights = load_model(folder)[1]
-    llmc.write(str(folder), "there", debug_state=True)
-    found = llmc.read_state("there/gpt2_124M_debug_state.bin", model)
-    engine = open_engine(model, TrainConfig(dtype="float32", engine="torch", device="cpu", threads=1))
+    write(str(folder), "there", debug_state=True)
+    found = read_state(Path("there/gpt2_124M_debug_state.bin"), model)
+    engine = open_engine(model, TrainConfig(dtype="float32", engine=engine_name, device="cpu", threads=1))
     engine.load(weights)
-    wanted = llmc.compute_state(engine, found.x, found.y)
+    wanted = compute_state(engine, found.x, found.y)
     assert found.x.shape == (4, 16) and np.array_equal(found.x.ravel()[1:], found.y.ravel()[:-1])
     assert abs(found.loss - wanted.loss) < 1e-6 * wanted.loss
     pairs = [(found.logits, wanted.logits), *((g, wanted.gradients[n]) for n, g in found.gradients.items())]
@@ -203,8 +213,8 @@ def test_a_state_of_data_has_its_first_val_tokens(folder):
     text = "".join(map(chr, range(40, 40 + V - 1))) * 30
     Path("text.txt").write_text(text)
     data = prepare("text.txt", DataConfig(tokenizer=str(folder)))
-    llmc.write(str(folder), "there", debug_state=True, data_dir=str(data.folder))
-    state = llmc.read_state("there/gpt2_124M_debug_state.bin", load_model(folder)[0])
+    write(str(folder), "there", debug_state=True, data_dir=str(data.folder))
+    state = read_state(Path("there/gpt2_124M_debug_state.bin"), load_model(folder)[0])
     assert np.array_equal(state.x.ravel(), data.val[:64]) and np.array_equal(state.y.ravel(), data.val[1:65])
 
 
@@ -246,31 +256,31 @@ def test_tokens_become_a_data_folder(bpe):
     Path("x_train_000002.bin").write_bytes(tokens_file(more))
     Path("x_val.bin").write_bytes(tokens_file(val))
     Path("y_val.bin").write_bytes(tokens_file(val))
-    llmc.write_tokenizer(Path("gpt2_tokenizer.bin"), bpe)
-    assert "100 train tokens, 40 val tokens" in " ".join(llmc.read("x_val.bin", "data/x"))
+    write_tokenizer(Path("gpt2_tokenizer.bin"), bpe)
+    assert "100 train tokens, 40 val tokens" in " ".join(read("x_val.bin", "data/x"))
     data = open_folder("data/x")
     assert data.train.tolist() == train + more and data.val.tolist() == val
     assert data.tokenizer.to_json() == bpe.to_json()
-    with pytest.raises(UserError, match="already holds data"):
-        llmc.read("x_val.bin", "data/x")
+    with pytest.raises(UserError, match="already contains data"):
+        read("x_val.bin", "data/x")
     Path("x_train_000002.bin").write_bytes(tokens_file([1, 300]))
-    with pytest.raises(UserError, match=r"x_train_000002.bin: token 300 is beyond"):
-        llmc.read("x_val.bin", "data/z")
+    with pytest.raises(UserError, match=r"x_train_000002.bin: token 300 is outside"):
+        read("x_val.bin", "data/z")
     with pytest.raises(UserError, match=r"no y_train.bin"):
-        llmc.read("y_val.bin", "data/z")
+        read("y_val.bin", "data/z")
     assert not list(Path("data/z").glob("*.bin*"))
 
 
 def test_data_become_tokens_and_data_again(bpe, monkeypatch):
-    monkeypatch.setattr(llmc, "SHARD", 500)
+    monkeypatch.setattr(sampan.exchange.llmc.tokens, "SHARD", 500)
     Path("words.txt").write_text(readable(4000))
     Path("bpe.json").write_text(bpe.to_json())
     data = prepare("words.txt", DataConfig(tokenizer="bpe.json"))
-    paths = llmc.write(str(data.folder), "there")
+    paths = write(str(data.folder), "there")
     assert [p.name for p in paths] == [*(f"words_train_00000{i}.bin" for i in range(3)), "words_val.bin"]
     assert paths[0].read_bytes() == tokens_file(data.train[:500].tolist())
     assert paths[3].read_bytes() == tokens_file(data.val.tolist())
-    llmc.read(paths[0], "data/again", tokenizer="bpe.json")
+    read(paths[0], "data/again", tokenizer="bpe.json")
     again = open_folder("data/again")
     assert np.array_equal(again.train, data.train) and np.array_equal(again.val, data.val)
 
@@ -278,30 +288,30 @@ def test_data_become_tokens_and_data_again(bpe, monkeypatch):
 def test_large_vocabularies_have_llama3s_header(bpe):
     ids = [70000, 1, 2]
     for split in ("train", "val"):
-        llmc.write_tokens(Path(f"l_{split}.bin"), np.array(ids, np.uint32), vocab_size=100_000)
+        write_tokens(Path(f"l_{split}.bin"), np.array(ids, np.uint32), vocab_size=100_000)
     assert Path("l_val.bin").read_bytes() == tokens_file(ids, 20240801, 7, "I")
-    assert llmc.read_tokens("l_val.bin").tolist() == ids
-    with pytest.raises(UserError, match="say where its tokenizer"):
-        llmc.read("l_val.bin", "data/l")
+    assert read_tokens(Path("l_val.bin")).tolist() == ids
+    with pytest.raises(UserError, match=r"give its tokenizer\.json"):
+        read("l_val.bin", "data/l")
 
 
 def test_a_text_is_cut_as_llmcs_script_cuts_it(bpe, monkeypatch):
     text = "One.\nTwo.\n\nThree.\n\n\n\nFour.\n"
-    ids = llmc.encode_sections(text, bpe).tolist()
+    ids = encode_sections(text, bpe).tolist()
     end = [bpe.end_of_text]
     parts = ["One.\nTwo.\n\n", "Three.\n\n", "\n\n", "Four.\n"]
     assert ids == [i for part in parts for i in end + bpe.encode(part).tolist()]
-    monkeypatch.setattr(llmc, "VAL_TOKENS", 10)
-    monkeypatch.setattr(sampan.exchange.llmc, "gpt2_tokenizer", lambda: bpe)
+    monkeypatch.setattr(sampan.exchange.llmc.tokens, "VAL_TOKENS", 10)
+    monkeypatch.setattr(sampan.exchange.llmc.tokens, "gpt2_tokenizer", lambda: bpe)
     Path("play.txt").write_text(text)
-    paths = llmc.write("play.txt", "there")
+    paths = write("play.txt", "there")
     assert [p.name for p in paths] == ["play_train.bin", "play_val.bin"]
-    assert llmc.read_tokens(paths[1]).tolist() == ids[:10] and llmc.read_tokens(paths[0]).tolist() == ids[10:]
+    assert read_tokens(Path(paths[1])).tolist() == ids[:10] and read_tokens(Path(paths[0])).tolist() == ids[10:]
 
 
 def test_tinyshakespeare_has_the_published_sections(real, bpe):
     text = (real / "tinyshakespeare.txt").read_text()
-    ids = llmc.encode_sections(text, bpe)
+    ids = encode_sections(text, bpe)
     assert (ids == bpe.end_of_text).sum() == text.count("\n\n") + 1
     assert bpe.decode(ids[ids != bpe.end_of_text]) == text
 
@@ -312,22 +322,22 @@ def test_tinyshakespeare_has_the_published_sections(real, bpe):
 @pytest.mark.parametrize("has_end", [True, False])
 def test_a_tokenizer_of_characters_comes_back(has_end):
     made = characters("abc 船\n🛶é", has_end)
-    llmc.write_tokenizer(Path("t.bin"), made)
+    write_tokenizer(Path("t.bin"), made)
     raw = Path("t.bin").read_bytes()
     header = struct.unpack("<4i", raw[:16])
     assert header == (20240328, 2, made.vocab_size, made.end_of_text if has_end else made.encode("\n")[0])
     assert raw[1024:1026] == b"\x01\n" and (b"\x03" + "船".encode()) in raw
-    assert llmc.read_llmc_tokenizer("t.bin").to_json() == made.to_json()
+    assert read_tokenizer_file(Path("t.bin")).to_json() == made.to_json()
     Path("t.bin").write_bytes(tokenizer_file([b"b", b"a"]))
-    assert llmc.read_llmc_tokenizer("t.bin").encode("ab").tolist() == [1, 0]
+    assert read_tokenizer_file(Path("t.bin")).encode("ab").tolist() == [1, 0]
 
 
 @given(st.text(st.sampled_from("abAB .,'\n1é船\u0300"), min_size=1, max_size=300), st.integers(258, 330))
 @settings(max_examples=25)
 def test_the_merges_of_a_bpe_are_found_again(text, size):
     made = train_bpe([text * 3], size)
-    llmc.write_tokenizer(Path("t.bin"), made)
-    assert llmc.read_llmc_tokenizer("t.bin").to_json() == made.to_json()
+    write_tokenizer(Path("t.bin"), made)
+    assert read_tokenizer_file(Path("t.bin")).to_json() == made.to_json()
 
 
 def tokenizer_file(tokens: list[bytes], version=2, count=None, end=0) -> bytes:
@@ -344,9 +354,9 @@ BYTES = [bytes([b]) for b in range(256)]
     [
         (tokenizer_file([*BYTES, b"abc"]), "not a merge"),
         (tokenizer_file([*BYTES, b"bc", b"ab", b"abc", b"cabc"]), "other ids|not a merge"),
-        (tokenizer_file([b"ab", b"c"]), "neither of bytes"),
+        (tokenizer_file([b"ab", b"c"]), "neither bytes"),
         (tokenizer_file([END_OF_TEXT.encode(), b"a"]), "other ids"),
-        (tokenizer_file([b"a", b"\xff"]), "cannot be found"),
+        (tokenizer_file([b"a", b"\xff"]), "cannot reconstruct"),
         (tokenizer_file([b"a", b"a"]), "different"),
         (tokenizer_file([b"a", b""]), "different|in 3 bytes"),
         (tokenizer_file([b"a", b"b"], count=3), "3 tokens in 4 bytes"),
@@ -360,7 +370,7 @@ BYTES = [bytes([b]) for b in range(256)]
 def test_other_tokenizer_files_are_refused(raw, said):
     Path("t.bin").write_bytes(raw)
     with pytest.raises(UserError, match=said):
-        llmc.read_llmc_tokenizer("t.bin")
+        read_tokenizer_file(Path("t.bin"))
 
 
 # ---- damaged files ----
@@ -372,7 +382,7 @@ def test_a_damaged_file_is_refused_in_a_sentence(data):
     config = tiny_config("gpt2", vocab_size=V, n_layer=1, n_head=2, n_embd=4, block_size=5)
     weights = random_weights(config)
     x = np.zeros((1, 5), np.int32)
-    state = llmc.State(x, x, np.zeros((1, 5, V), np.float32), 1.0, weights)
+    state = State(x, x, np.zeros((1, 5, V), np.float32), 1.0, weights)
     whole = {
         "m.bin": model_file(config, weights),
         "s.bin": state_file(config, state),
@@ -388,9 +398,9 @@ def test_a_damaged_file_is_refused_in_a_sentence(data):
         raw[at : at + 4] = struct.pack("<i", data.draw(extreme | st.integers(-(2**31), 2**31 - 1)))
     Path(name).write_bytes(raw)
     readers = {
-        "m.bin": llmc.read_weights,
-        "s.bin": lambda p: llmc.read_state(p, config),
-        "x_train.bin": llmc.read_tokens,
+        "m.bin": lambda p: read_weights(Path(p)),
+        "s.bin": lambda p: read_state(Path(p), config),
+        "x_train.bin": lambda p: read_tokens(Path(p)),
     }
     if raw != whole[name]:
         header = struct.unpack("<8i", raw[:32].ljust(32, b"\0"))
@@ -406,26 +416,26 @@ def test_a_damaged_file_is_refused_in_a_sentence(data):
 
 
 def test_files_of_other_kinds_are_named(model, folder):
-    llmc.write(str(folder), "there", debug_state=True)
+    write(str(folder), "there", debug_state=True)
     for name, said in (("gpt2_124M_debug_state.bin", "a debug state"), ("gpt2_tokenizer.bin", "a tokenizer")):
-        with pytest.raises(UserError, match=f"is {said}; only weights and tokens"):
-            llmc.read(f"there/{name}", "out/x")
-    with pytest.raises(UserError, match="is weights, not tokens"):
-        llmc.read_tokens("there/gpt2_124M.bin")
+        with pytest.raises(UserError, match=f"contains {said}; only weights and tokens"):
+            read(f"there/{name}", "out/x")
+    with pytest.raises(UserError, match="contains weights, not tokens"):
+        read_tokens(Path("there/gpt2_124M.bin"))
     Path("other.bin").write_bytes(bytes(5000))
-    assert not llmc.claims("other.bin") and not llmc.claims("none") and not llmc.claims("there")
+    assert not claims(Path("other.bin")) and not claims(Path("none")) and not claims(Path("there"))
     for path, said in (("other.bin", "not a file of llm.c"), ("none", "cannot be read"), ("there", "cannot be read")):
         with pytest.raises(UserError, match=said):
-            llmc.read(path, "out/x")
+            read(path, "out/x")
     raw = bytearray(model_file(model, random_weights(model)))
     raw[1024 + 4 * V * 32] = 1
     Path("padded.bin").write_bytes(raw)
     with pytest.raises(UserError, match="beyond its vocabulary of 65 are not zero"):
-        llmc.read("padded.bin", "out/x")
+        read("padded.bin", "out/x")
     raw[4] = 4
     Path("padded.bin").write_bytes(raw)
     with pytest.raises(UserError, match="version 4"):
-        llmc.read("padded.bin", "out/x")
+        read("padded.bin", "out/x")
     assert not Path("out").exists()
 
 
@@ -527,7 +537,7 @@ def test_the_program_trains_as_llmc(folder, order):
     train, val = (np.random.default_rng(n).integers(0, V, n) for n in (16 * 11 + 5, 200))
     Path("train.bin").write_bytes(tokens_file(train.tolist()))
     Path("val.bin").write_bytes(tokens_file(val.tolist()))
-    llmc.write(str(folder), "there")
+    write(str(folder), "there")
 
     def batch(ids, i):
         piece = ids[i * B * T : (i + 1) * B * T + 1].astype(np.int32)
@@ -558,7 +568,7 @@ def test_the_program_takes_a_data_folder_and_its_tokenizer(folder):
     text = "".join(map(chr, range(40, 40 + V - 1))) * 9
     Path("text.txt").write_text(text)
     data = prepare("text.txt", DataConfig(tokenizer=str(folder)))
-    llmc.write(str(folder), "there")
+    write(str(folder), "there")
     few = ("--max_iters", 1, "--batch_size", 1, "--block_size", 8, "--gradient_accumulation_steps", 1)
     done = program("train", "--init_from", "there/gpt2_124M.bin", "--out_dir", "new", "--data_dir", data.folder, *few)
     assert done.returncode == 0, done.stderr
@@ -567,7 +577,7 @@ def test_the_program_takes_a_data_folder_and_its_tokenizer(folder):
 
 
 def test_the_program_refuses_in_one_sentence(folder):
-    llmc.write(str(folder), "there", debug_state=True)
+    write(str(folder), "there", debug_state=True)
     Path("train.bin").write_bytes(tokens_file([1, 2, 3]))
 
     def refused(*arguments) -> str:
