@@ -10,33 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import readable
+from helpers import environment, refused, sampan
 
-import sampan as sampan_package
-
-ROOT = Path(sampan_package.__file__).parents[1]  # the package that is tested, installed or not
 TINY = ["--device=cpu", "--threads=1", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-
-def sampan(*words: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "sampan", *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", env=environment(), input=stdin, timeout=120
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
-
-
-def refused(*words: str) -> str:
-    """The one sentence with which a command is refused."""
-    done = sampan(*words, status=2)
-    sentences = done.stderr.splitlines()
-    assert len(sentences) == 1 and sentences[0].startswith("sampan: "), done.stderr
-    return sentences[0]
 
 
 @pytest.fixture

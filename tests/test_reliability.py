@@ -27,9 +27,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import readable, tiny_config
+from helpers import environment, losses, refused, result, sampan
 from test_checkpoint import CONFIG, TOKENIZER, state, step_of, weights
-from test_cli import environment, refused, sampan
-from test_train import result
 
 import sampan.evaluation.losses
 from sampan.checkpoint.folder import load_model
@@ -74,15 +73,6 @@ def start(text, out="out", overwrite=False, **settings):
 
 def resume(out="out", **settings):
     return make_plan(None, {"init_from": "resume", "out_dir": out} | settings)
-
-
-def losses(out) -> list:
-    """What metrics.jsonl says of the training itself, in order."""
-    lines = Path(out, "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k in LOSSES} for line in lines]
-
-
-LOSSES = ("step", "loss", "grad_norm", "train_loss", "val_loss", "best", "lr")
 
 
 def assert_finite(out) -> None:

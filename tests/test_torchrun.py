@@ -18,9 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import readable
-from test_cli import environment
-from test_reliability import losses
-from test_train import RECIPE, result
+from helpers import RECIPE, environment, losses, result
 
 from sampan.checkpoint.run import Run
 from sampan.engine.torch.processes import agree_on_store

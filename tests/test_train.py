@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from helpers import RECIPE, result
 
 import sampan
 from sampan.checkpoint.folder import load_model
@@ -21,11 +21,6 @@ from sampan.training import loop
 from sampan.training.loop import Evaluation, Step, train
 from sampan.training.plan import make_plan
 from sampan.training.schedule import learning_rate
-
-RECIPE = dict(
-    engine="torch", device="cpu", n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=3, gradient_accumulation_steps=2,
-    max_iters=8, warmup_iters=2, lr_decay_iters=8, learning_rate=2e-2, min_lr=2e-3, eval_interval=4, eval_iters=2, threads=1,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -44,16 +39,6 @@ def start(text, out, **settings):
 
 def resume(out, **settings):
     return make_plan(None, {"init_from": "resume", "out_dir": out} | settings)
-
-
-def result(out) -> dict:
-    """The bits of everything that training computed. (Whole files differ: the library orders its metadata by chance.)"""
-    kept = {}
-    for name in ("model.safetensors", "last/model.safetensors", "last/optimizer.safetensors"):
-        path = Path(out) / name
-        kept[name] = read_note(path)
-        kept |= {(name, key): tensor.tobytes() for key, tensor in load_file(path).items()}
-    return kept
 
 
 VARIANTS = [
