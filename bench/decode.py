@@ -18,10 +18,10 @@ from contest import contest, load_nanogpt, machine
 from step import SHAPES
 
 from sampan.checkpoint.folder import save_model
-from sampan.config import ModelConfig, SampleConfig, change
+from sampan.config import ModelSettings, SampleConfig, change
 from sampan.engine.open import engines_here, open_engine
 from sampan.model.parameters import initialize
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import generate
 
 WORKS = {"characters": ("shakespeare", 64, 2000), "gpt2": ("gpt2_1x1024", 1024, 64)}  # shape, block_size, tokens
@@ -41,7 +41,7 @@ def main() -> None:
     for work in args.work or WORKS:
         shape_name, block_size, count = WORKS[work]
         names = ("n_layer", "n_head", "n_embd", "vocab_size")
-        model = resolve(ModelConfig(**{n: SHAPES[shape_name][n] for n in names}, block_size=block_size, bias=True))
+        model = resolve(ModelSettings(**{n: SHAPES[shape_name][n] for n in names}, block_size=block_size, bias=True))
         weights = initialize(model, seed=1)
         contestants = {}
         for engine, dtype in itertools.product(args.engine or engines_here(), ("float32", "bfloat16")):
@@ -68,11 +68,11 @@ def main() -> None:
             contest(slow, args.rounds, "tok/s", few)
 
 
-def our_generate(engine, model: ModelConfig, settings: SampleConfig, prompt, count: int) -> list:
+def our_generate(engine, model: ModelShape, settings: SampleConfig, prompt, count: int) -> list:
     return list(itertools.islice(generate(engine, model, prompt, settings), count))
 
 
-def nanogpt_generate(folder: Path, model: ModelConfig, ids, count: int):
+def nanogpt_generate(folder: Path, model: ModelShape, ids, count: int):
     import torch
 
     module = load_nanogpt(folder)
@@ -86,7 +86,7 @@ def nanogpt_generate(folder: Path, model: ModelConfig, ids, count: int):
     return call
 
 
-def transformers_generate(model: ModelConfig, weights, ids, count: int):
+def transformers_generate(model: ModelShape, weights, ids, count: int):
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:

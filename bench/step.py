@@ -33,7 +33,7 @@ def our_step(shape: dict, engine: str, dtype: str, args):
     settings |= dict(device=args.device, threads=args.threads, compile=args.compile)
     config = change(TrainConfig(), settings)
     model = resolve(config)
-    opened = open_engine(model, config)
+    opened = open_engine(model, config, config)
     opened.load(initialize(model, seed=1))
     x, y = random_batch(model.vocab_size, config.batch_size, config.block_size)
 

@@ -14,9 +14,9 @@ import pytest
 if importlib.util.find_spec("sampan") is None:
     pytest.exit("sampan is not installed; the tests see only what is installed: pip install -e '.[test]'", returncode=4)
 
-from sampan.config import FAMILIES, ModelConfig
+from sampan.config import FAMILIES, ModelSettings
 from sampan.model.parameters import initialize
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 
 hypothesis.settings.register_profile(
     "sampan", max_examples=50, deadline=None, database=None, derandomize=True, print_blob=False
@@ -66,16 +66,16 @@ def small_text() -> str:
     return readable(5000)
 
 
-def tiny_config(family: str, **settings) -> ModelConfig:
+def tiny_config(family: str, **settings) -> ModelShape:
     """A resolved model of a few thousand parameters; keys are grouped where the family allows it."""
     shape = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=65, bias=family == "gpt2")
     if family != "gpt2":
         shape |= dict(n_kv_head=2, n_inner=48, tie_word_embeddings=family == "qwen3")
-    return resolve(ModelConfig(**{"family": family} | shape | settings))
+    return resolve(ModelSettings(**{"family": family} | shape | settings))
 
 
 @pytest.fixture(params=FAMILIES)
-def tiny_model(request) -> ModelConfig:
+def tiny_model(request) -> ModelShape:
     """A tiny model of each of the three families in turn."""
     return tiny_config(request.param)
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from sampan.config import FAMILIES, OPTIMIZERS, ModelConfig, SampleConfig, TrainConfig
+from sampan.config import FAMILIES, OPTIMIZERS, ModelSettings, SampleConfig, TrainConfig
 from sampan.errors import UserError
 from sampan.model.count import count_parameters
 from sampan.model.parameters import initialize, parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 
 try:
     from sampan.engine import c as library
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's own 
 SEEDS = range(12)
 
 
-def draw_config(seed: int, family: str | None = None, **changes) -> ModelConfig:
+def draw_config(seed: int, family: str | None = None, **changes) -> ModelShape:
     """A small model of odd sizes."""
     r = random.Random(seed)
     family = family or FAMILIES[seed % 3]
@@ -44,7 +44,7 @@ def draw_config(seed: int, family: str | None = None, **changes) -> ModelConfig:
     head_dim = 2 * r.randint(2, 20)
     free = family == "qwen3"  # its heads need not fill the stream
     n_embd = r.randint(5, 90) if free else n_head * head_dim
-    config = ModelConfig(
+    config = ModelSettings(
         family=family, n_layer=r.randint(1, 3), n_head=n_head, n_embd=n_embd, head_dim=head_dim if free else None,
         n_kv_head=n_head if family == "gpt2" else r.choice([k for k in range(1, n_head + 1) if n_head % k == 0]),
         n_inner=r.choice([None, r.randint(3, 99)]), block_size=r.choice([8, 33, 100, 150]), vocab_size=r.randint(10, 300),
@@ -53,14 +53,14 @@ def draw_config(seed: int, family: str | None = None, **changes) -> ModelConfig:
     return resolve(replace(config, **changes))
 
 
-def draw_weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+def draw_weights(config: ModelShape, seed: int) -> dict[str, np.ndarray]:
     """Initial weights with noise on all of them, so that biases and norms matter."""
     draw = np.random.default_rng(seed)
     weights = initialize(config, seed)
     return {name: (w + 0.1 * draw.standard_normal(w.shape)).astype(np.float32) for name, w in weights.items()}
 
 
-def draw_batch(config: ModelConfig, draw, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_batch(config: ModelShape, draw, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
     x = draw.integers(0, config.vocab_size, (B, T), dtype=np.int32)
     y = draw.integers(-1, config.vocab_size, (B, T), dtype=np.int32)  # some are ignored
     y[0, 0] = 1
@@ -72,8 +72,13 @@ def settings(**changes) -> TrainConfig:
     return TrainConfig(**base | changes)
 
 
-def pair(config: ModelConfig, weights, **changes):
-    engines = CEngine(config, settings(**changes)), torch_engine.TorchEngine(config, settings(**changes))
+def both(config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
+    """The same as an engine's machine and its optimizer."""
+    return config, config
+
+
+def pair(config: ModelShape, weights, **changes):
+    engines = CEngine(config, *both(settings(**changes))), torch_engine.TorchEngine(config, *both(settings(**changes)))
     for engine in engines:
         engine.load(weights)
     return engines
@@ -141,7 +146,7 @@ def test_bfloat16_is_as_near_to_float32_as_torchs(seed):
     config = draw_config(seed)
     draw = np.random.default_rng(seed)
     weights, (x, y) = draw_weights(config, seed), draw_batch(config, draw, 3, min(40, config.block_size))
-    exact = torch_engine.TorchEngine(config, settings())
+    exact = torch_engine.TorchEngine(config, *both(settings()))
     exact.load(weights)
     engines = pair(config, weights, dtype="bfloat16")
     losses, gradients = [], []
@@ -164,7 +169,7 @@ def test_bfloat16_weights_alone_decode_alike(family):
     config = draw_config(5, family)
     weights = draw_weights(config, 5)
     training, sampling = (
-        CEngine(config, settings(dtype="bfloat16")),
+        CEngine(config, *both(settings(dtype="bfloat16"))),
         CEngine(config, SampleConfig(dtype="bfloat16", threads=2)),
     )
     for engine in (training, sampling):
@@ -180,7 +185,7 @@ def test_the_number_of_threads_changes_no_bit(family, dtype):
     config = draw_config(7, family, dropout=0.1)
     results = []
     for threads in (1, 2, 3, 4):
-        engine = CEngine(config, settings(threads=threads, dtype=dtype))
+        engine = CEngine(config, *both(settings(threads=threads, dtype=dtype)))
         engine.load(draw_weights(config, 7))
         draw = np.random.default_rng(7)
         for _ in range(2):
@@ -198,7 +203,7 @@ def test_dropout_has_the_gradient_of_its_own_masks(family):
     config = draw_config(3, family, dropout=0.3, block_size=100)
     weights, draw = draw_weights(config, 3), np.random.default_rng(3)
     x, y = draw_batch(config, draw, 4, 100)
-    engine = CEngine(config, settings(grad_clip=0.0))
+    engine = CEngine(config, *both(settings(grad_clip=0.0)))
     zero = {n: np.zeros_like(v) for n, v in engine.state().items()}
 
     def loss(shift: float) -> float:
@@ -226,7 +231,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     x, y = draw_batch(config, np.random.default_rng(0), 4, 8)
 
     def losses(seed: int, step: int) -> list[float]:
-        engine = CEngine(config, settings(seed=seed))
+        engine = CEngine(config, *both(settings(seed=seed)))
         engine.load(draw_weights(config, 0))
         engine.load_state(engine.state() | {"step": np.array(step)})
         result = []
@@ -239,7 +244,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     base = losses(1, 0)
     assert losses(1, 0) == base and base[0] != base[1]
     assert losses(1, 1)[0] == base[1] and losses(2, 0)[0] != base[0]
-    engine = CEngine(config, settings())
+    engine = CEngine(config, *both(settings()))
     engine.load(draw_weights(config, 0))
     assert engine.loss(x, y) == engine.loss(x, y)  # evaluation draws nothing
 
@@ -264,7 +269,7 @@ def test_a_run_can_change_engine_midway(family, optimizer):
     expected = train_steps(whole, config, range(8))
     found = train_steps(first, config, range(3))
     for kind, steps in ((torch_engine.TorchEngine, range(3, 6)), (CEngine, range(6, 8))):
-        second = kind(config, settings(optimizer=optimizer))
+        second = kind(config, *both(settings(optimizer=optimizer)))
         second.load(first.params())
         second.load_state(first.state())
         found += train_steps(second, config, steps)
@@ -277,13 +282,13 @@ def test_a_run_can_change_engine_midway(family, optimizer):
 def test_a_resume_is_bit_identical(optimizer):
     config = draw_config(4, "llama", dropout=0.2)
     recipe = settings(optimizer=optimizer)
-    one = CEngine(config, recipe)
+    one = CEngine(config, *both(recipe))
     one.load(initialize(config, 4))
     expected = train_steps(one, config, range(6))
-    two = CEngine(config, recipe)
+    two = CEngine(config, *both(recipe))
     two.load(initialize(config, 4))
     found = train_steps(two, config, range(3))
-    three = CEngine(config, replace(recipe, threads=1))
+    three = CEngine(config, *both(replace(recipe, threads=1)))
     three.load(two.params())
     three.load_state(two.state())
     found += train_steps(three, config, range(3, 6))
@@ -372,16 +377,16 @@ def test_every_function_of_the_header_is_declared_or_known():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memory_is_counted_before_an_engine_exists(family, optimizer):
     config = tiny_config(family)
-    machine = settings(optimizer=optimizer) if optimizer else SampleConfig(dtype="float32")
+    machine = both(settings(optimizer=optimizer)) if optimizer else (SampleConfig(dtype="float32"), None)
     count = count_parameters(config)
-    sizes = library.memory(config, machine, 2, 8)
+    sizes = library.memory(config, *machine, 2, 8)
     assert 4 * count <= sizes["weights"] < 4 * count * 1.2
     assert sizes["gradients"] == (0 if optimizer is None else pytest.approx(4 * count, rel=0.1))
     assert sizes["optimizer"] > 1.1 * sizes["gradients"] or optimizer is None
-    assert library.memory(config, machine, 4, 8)["activations"] > 1.5 * sizes["activations"]
-    assert library.memory(config, machine, 4, 8)["cache"] > sizes["cache"] > 0
+    assert library.memory(config, *machine, 4, 8)["activations"] > 1.5 * sizes["activations"]
+    assert library.memory(config, *machine, 4, 8)["cache"] > sizes["cache"] > 0
     with pytest.raises(UserError, match="block_size"):
-        library.memory(config, machine, 2, config.block_size + 1)
+        library.memory(config, *machine, 2, config.block_size + 1)
 
 
 def test_the_tables_of_parameters_are_one():
@@ -394,7 +399,7 @@ def test_the_tables_of_parameters_are_one():
 
 def test_what_cannot_be_done_is_said():
     config = draw_config(0, "gpt2", block_size=8, vocab_size=50)
-    engine = CEngine(config, settings())
+    engine = CEngine(config, *both(settings()))
     engine.load(initialize(config, 0))
     good = np.zeros((2, 8), np.int32)
     with pytest.raises(UserError, match="token 50 is not among the 50"):
@@ -412,11 +417,11 @@ def test_what_cannot_be_done_is_said():
     with pytest.raises(UserError, match="has no optimizer"):
         CEngine(config, SampleConfig()).accumulate(good, good)
     with pytest.raises(UserError, match="float16"):
-        CEngine(config, settings(dtype="float16"))
+        CEngine(config, *both(settings(dtype="float16")))
     with pytest.raises(UserError, match="runs on cpu"):
-        CEngine(config, settings(device="cuda"))
-    huge = resolve(ModelConfig(n_layer=1000, n_head=100, n_embd=200_000, vocab_size=200_000_000, block_size=8))
+        CEngine(config, *both(settings(device="cuda")))
+    huge = resolve(ModelSettings(n_layer=1000, n_head=100, n_embd=200_000, vocab_size=200_000_000, block_size=8))
     with pytest.raises(UserError, match=r"cannot allocate \d+ bytes"):
-        CEngine(huge, settings())
+        CEngine(huge, *both(settings()))
     engine.accumulate(good, good)  # after all of that it still works
     assert engine.update(1e-3).grad_norm > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sampan.checkpoint.folder import load_model, save_model
-from sampan.config import ModelConfig, SampleConfig, TrainConfig
+from sampan.config import ModelSettings, SampleConfig, TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
@@ -55,7 +55,7 @@ def run(request, tmp_path):
     shape = dict(
         n_layer=2, n_head=4, n_embd=32, n_kv_head=4 if request.param == "gpt2" else 2, block_size=16, dropout=0.1
     )
-    config = resolve(ModelConfig(family=request.param, vocab_size=tokenizer.vocab_size, **shape))
+    config = resolve(ModelSettings(family=request.param, vocab_size=tokenizer.vocab_size, **shape))
     save_model(tmp_path / "model", config, initialize(config, 1), tokenizer)
     return data, tmp_path / "model", config, tokenizer
 
@@ -64,7 +64,7 @@ def test_it_trains_as_the_package(run):
     data, model, config, _ = run
     recipe = SETTINGS | dict(optimizer="muon" if config.family == "qwen3" else "adamw")
     settings = TrainConfig(**recipe, threads=2)
-    engine = CEngine(config, settings)
+    engine = CEngine(config, settings, settings)
     engine.load(load_model(model)[1])
     splits = [np.fromfile(data / f"{s}.bin", np.uint16) for s in ("train", "val")]
     windows = Windows(splits[0], 16, settings.seed)
@@ -102,7 +102,7 @@ def test_what_is_not_finite_is_named_and_not_saved(run):
 def test_it_writes_as_the_package(run):
     _, model, config, tokenizer = run
     settings = SampleConfig(dtype="float32", temperature=0.0, threads=2)
-    engine = CEngine(config, settings)
+    engine = CEngine(config, settings, settings)
     engine.load(load_model(model)[1])
     tokens = generate(engine, config, tokenizer.encode("to be").astype(np.int32), settings)
     expected = "to be" + tokenizer.decode(np.array([next(tokens)[0] for _ in range(40)]))

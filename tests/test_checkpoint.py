@@ -16,14 +16,14 @@ import sampan
 from sampan.checkpoint.folder import load_model, load_model_config, save_model, writing
 from sampan.checkpoint.run import Progress, Run
 from sampan.checkpoint.save import WritableRun
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import ModelSettings, TrainConfig
 from sampan.errors import UserError
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve
 from sampan.tokens.kinds import characters
 
 TOKENIZER = characters("abcdefgh\n")
-CONFIG = resolve(ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))
+CONFIG = resolve(ModelSettings(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ def test_best_and_last_are_described(run):
 
 def test_a_bias_free_gpt2_stays_so(tmp_path):
     save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
-    assert not CONFIG.bias and load_model_config(tmp_path) == CONFIG
+    assert not CONFIG.qkv_bias and load_model_config(tmp_path) == CONFIG
     stored = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     assert "transformer.h.0.attn.c_attn.bias" in stored  # transformers' GPT-2 has them
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 
 import sampan
-from sampan.config import FAMILIES, ModelConfig, TrainConfig
+from sampan.config import FAMILIES, ModelSettings, TrainConfig
 from sampan.engine.open import open_engine
 from sampan.model.count import count_parameters
 from sampan.model.parameters import initialize
@@ -24,15 +24,15 @@ from sampan.units import bytes_of
 GROWTH = """
 import json, sys
 import numpy as np
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import ModelSettings, TrainConfig
 from sampan.engine.open import open_engine
 from sampan.model.shape import resolve
 from sampan.training.cost import memory_parts, program_memory, resident_memory
-model = resolve(ModelConfig(family=sys.argv[1], n_layer=6, n_head=4, n_embd=192, block_size=128, vocab_size=3000))
+model = resolve(ModelSettings(family=sys.argv[1], n_layer=6, n_head=4, n_embd=192, block_size=128, vocab_size=3000))
 config = TrainConfig(engine="c", device="cpu", batch_size=24, gradient_accumulation_steps=1, block_size=128, optimizer="muon",
                      gradient_checkpointing=sys.argv[2] == "again", threads=2)
 before = program_memory(config)
-engine = open_engine(model, config)
+engine = open_engine(model, config, config)
 x = np.zeros((24, 128), np.int32)
 for _ in range(2):
     engine.accumulate(x, x)
@@ -58,7 +58,7 @@ def test_a_measurement_leaves_the_engine_as_it_was(engine_name):
     config = TrainConfig(
         engine=engine_name, device="cpu", batch_size=2, gradient_accumulation_steps=2, block_size=16, optimizer="muon"
     )
-    engines = [open_engine(model, config) for _ in range(2)]
+    engines = [open_engine(model, config, config) for _ in range(2)]
     costs = time_step(engines[0], model, config, seconds=0.0)
     assert costs.step > 0 and costs.window > 0
     x = np.arange(32, dtype=np.int32).reshape(2, 16) % 65
@@ -75,7 +75,7 @@ def test_each_part_is_what_it_is_made_of(family):
     """A parameter has four bytes, AdamW two more floats for each; a layer that is computed again keeps what enters it."""
 
     def parts(layers, **settings):
-        model = resolve(ModelConfig(family=family, n_layer=layers, n_head=2, n_embd=32, block_size=16, vocab_size=50))
+        model = resolve(ModelSettings(family=family, n_layer=layers, n_head=2, n_embd=32, block_size=16, vocab_size=50))
         config = TrainConfig(engine="c", device="cpu", batch_size=3, block_size=16, dtype="float32", **settings)
         return memory_parts(model, config, "c"), count_parameters(model)
 
@@ -90,7 +90,7 @@ def test_each_part_is_what_it_is_made_of(family):
 
 
 def test_seconds_are_those_of_steps_evaluations_and_saves():
-    model = resolve(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50))
+    model = resolve(ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50))
     data = SimpleNamespace(meta={"train_tokens": 10_000, "val_tokens": 320})
     costs = Costs(step=0.5, window=0.01)
 

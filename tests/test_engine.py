@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_transformers import random_config, random_weights, relative_error
 
-from sampan.config import OPTIMIZERS, TrainConfig, change
+from sampan.config import OPTIMIZERS, MachineConfig, OptimizerSettings, TrainConfig, change
 from sampan.engine.open import open_engine
 from sampan.machine import physical_cores
 from sampan.model.parameters import parameters
@@ -29,7 +29,8 @@ def make_engine(seed: int, engine_name: str, **settings):
         weight_decay=0.3,
         grad_clip=0.1,
     )
-    engine = open_engine(config, change(TrainConfig(), recipe | {"dropout": config.dropout} | settings))
+    made = change(TrainConfig(), recipe | {"dropout": config.dropout} | settings)
+    engine = open_engine(config, made, made)
     engine.load(random_weights(config, seed))
     return config, engine
 
@@ -194,7 +195,8 @@ def test_gradient_checkpointing_changes_no_gradient(seed, engine_name):
     found = []
     for again in (False, True):
         settings = dict(dropout=0.2, gradient_checkpointing=again, engine=engine_name, device="cpu", dtype="float32")
-        engine = open_engine(config, TrainConfig(batch_size=4, gradient_accumulation_steps=2, **settings))
+        made = TrainConfig(batch_size=4, gradient_accumulation_steps=2, **settings)
+        engine = open_engine(config, made, made)
         engine.load(random_weights(config, seed))
         for micro in range(2):
             engine.accumulate(*batch(config, micro), more=micro == 0)
@@ -208,8 +210,9 @@ def test_gradient_checkpointing_changes_no_gradient(seed, engine_name):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_an_engine_continues_from_state_bit_by_bit(dropout, optimizer, engine_name):
     config = replace(random_config(4), dropout=dropout)
-    settings = make_engine(4, engine_name, dropout=dropout, optimizer=optimizer)[1].settings
-    first = open_engine(config, settings)
+    machine = MachineConfig(engine=engine_name, device="cpu", dtype="float32")
+    recipe = OptimizerSettings(optimizer=optimizer, batch_size=4, gradient_accumulation_steps=1)
+    first = open_engine(config, machine, recipe)
     first.load(random_weights(config, 4))
 
     def run(engine, steps):
@@ -218,7 +221,7 @@ def test_an_engine_continues_from_state_bit_by_bit(dropout, optimizer, engine_na
             engine.update(1e-2)
 
     run(first, range(3))
-    second = open_engine(config, settings)
+    second = open_engine(config, machine, recipe)
     second.load(first.params())
     second.load_state(first.state())
     run(first, range(3, 6))
@@ -233,12 +236,8 @@ def test_dropout_is_keyed_by_seed_step_and_micro_batch(engine_name):
     x, y = batch(config, 0)
 
     def losses(seed):
-        engine = open_engine(
-            config,
-            TrainConfig(
-                engine=engine_name, device="cpu", dropout=0.5, seed=seed, batch_size=4, gradient_accumulation_steps=1
-            ),
-        )
+        machine = MachineConfig(engine=engine_name, device="cpu", seed=seed)
+        engine = open_engine(config, machine, OptimizerSettings(batch_size=4, gradient_accumulation_steps=1))
         engine.load(random_weights(config, 0))
         result = []
         for _ in range(3):
@@ -287,6 +286,6 @@ def test_half_precision_is_near_and_learns(dtype, tolerance, engine_name):
 
 def test_threads_are_those_asked_for(engine_name):
     config, _ = make_engine(0, engine_name)
-    engine = open_engine(config, TrainConfig(engine=engine_name, device="cpu", threads=1))
+    engine = open_engine(config, MachineConfig(engine=engine_name, device="cpu", threads=1))
     assert "1 thread," in engine.description
     make_engine(0, engine_name, threads=physical_cores())

@@ -16,13 +16,13 @@ import torch
 from sampan.checkpoint.folder import load_model, load_tokenizer
 from sampan.checkpoint.run import Run
 from sampan.cli.main import main
-from sampan.config import ImportConfig, ModelConfig, TrainConfig, change
+from sampan.config import ImportConfig, MachineConfig, ModelSettings, change
 from sampan.engine.open import open_engine
 from sampan.engine.torch.model import GPT
 from sampan.errors import UserError
 from sampan.exchange.convert import import_path
 from sampan.model.parameters import initialize
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 from sampan.tokens.kinds import characters
 from sampan.training.loop import train
 from sampan.training.plan import make_plan
@@ -33,7 +33,7 @@ BETAS, DECAY, RATE = (0.9, 0.99), 0.1, 1e-2
 class Theirs(torch.nn.Module):
     """Module names as nanoGPT and minGPT have them: transformer.* and lm_head, whose weight may be the embedding's."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelShape):
         super().__init__()
         self.transformer = GPT(config)
         weights = initialize(config, 3)
@@ -65,7 +65,7 @@ def learn(model: Theirs, optimizer, batches) -> list[float]:
     return losses
 
 
-def batches(config: ModelConfig, seed: int, count: int = 4):
+def batches(config: ModelShape, seed: int, count: int = 4):
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, (count, 4, config.block_size + 1), dtype=np.int32)
     return [(x[:, :-1].copy(), x[:, 1:].copy()) for x in ids]
 
@@ -74,9 +74,9 @@ TEXT = "".join(chr(ord("a") + i % 11) for i in range(400)) + "\n 世界!"
 SYMBOLS = sorted(set(TEXT))
 
 
-def shape(**settings) -> ModelConfig:
+def shape(**settings) -> ModelShape:
     sizes = dict(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=len(SYMBOLS))
-    return resolve(ModelConfig(**sizes | settings))
+    return resolve(ModelSettings(**sizes | settings))
 
 
 def data_folder(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def data_folder(folder: Path) -> Path:
     return folder
 
 
-def checkpoint(folder: Path, config: ModelConfig, model: Theirs, optimizer, steps: int, prefix="", **changes) -> Path:
+def checkpoint(folder: Path, config: ModelShape, model: Theirs, optimizer, steps: int, prefix="", **changes) -> Path:
     """As nanoGPT's train.py saves it."""
     arguments = {
         name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")
@@ -147,9 +147,8 @@ def test_training_goes_on_as_torchs_own_would(bias, prefix, tmp_path, engine_nam
     assert again == config
     _, state, progress = run.load_last(config)
     assert (progress.step, progress.best_val_loss, int(state["step"])) == (4, 2.5, 4)
-    engine = open_engine(
-        config, change(run.settings(), dict(engine=engine_name, device="cpu", dtype="float32", threads=1))
-    )
+    made = change(run.settings(), dict(engine=engine_name, device="cpu", dtype="float32", threads=1))
+    engine = open_engine(config, made, made)
     engine.load(weights)
     engine.load_state(state)
     for (x, y), theirs in zip(batches(config, 1), learn(model, optimizer, batches(config, 1)), strict=True):
@@ -245,7 +244,7 @@ def test_what_cannot_be_carried_is_refused(case, trained, capsys):
 # ---- minGPT ----
 
 
-def mingpt_folder(folder: Path, config: ModelConfig, about: dict) -> Theirs:
+def mingpt_folder(folder: Path, config: ModelShape, about: dict) -> Theirs:
     """As minGPT's chargpt.py leaves it: an untied head, biases, buffers of the causal mask, and a config.json."""
     model = Theirs(config)
     tensors = model.state_dict()
@@ -266,7 +265,7 @@ def test_a_model_of_mingpt(about, tmp_path, engine_name):
     import_path("out/chargpt/model.pt", ImportConfig(tokenizer="input.txt"))
     again, weights = load_model("out/mingpt-chargpt")
     assert again == config
-    engine = open_engine(config, TrainConfig(engine=engine_name, device="cpu", dtype="float32", threads=1))
+    engine = open_engine(config, MachineConfig(engine=engine_name, device="cpu", dtype="float32", threads=1))
     engine.load(weights)
     ids = np.arange(8, dtype=np.int32)[None]
     reference = model.lm_head(model.transformer.features(torch.from_numpy(ids).long()))[:, -1].detach().numpy()

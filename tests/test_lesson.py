@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import readable, tiny_config
 
-from sampan.config import TrainConfig
+from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.open import open_engine
 from sampan.exchange.llmc.state import compute_state, read_state
 from sampan.exchange.llmc.tokens import write_tokens
@@ -75,8 +75,9 @@ def files(model):
 
 
 def open_with(model, weights, engine_name: str):
-    recipe = dict(batch_size=B, gradient_accumulation_steps=1, device="cpu", dtype="float32", threads=1)
-    engine = open_engine(model, TrainConfig(engine=engine_name, **recipe, **RECIPE))
+    optimizer = {name: value for name, value in RECIPE.items() if name != "learning_rate"}
+    machine = MachineConfig(engine=engine_name, device="cpu", dtype="float32", threads=1)
+    engine = open_engine(model, machine, OptimizerSettings(batch_size=B, gradient_accumulation_steps=1, **optimizer))
     engine.load(weights)
     return engine
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 import sampan.exchange.llmc.tokens
 from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
 from sampan.cli.main import main
-from sampan.config import DataConfig, ExportConfig, ImportConfig, TrainConfig
+from sampan.config import DataConfig, ExportConfig, ImportConfig, MachineConfig, OptimizerSettings, TrainConfig
 from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.engine.open import open_engine
@@ -29,6 +29,7 @@ from sampan.exchange.llmc.tokenizer import read_tokenizer_file, write_tokenizer
 from sampan.exchange.llmc.tokens import encode_sections, read_tokens, write_tokens
 from sampan.exchange.llmc.weights import read_weights, to_bfloat16, to_float32
 from sampan.model.parameters import initialize, parameters
+from sampan.model.shape import resolve, settings_of
 from sampan.tokens.kinds import characters, train_bpe
 from sampan.tokens.tokenizer import END_OF_TEXT
 
@@ -146,12 +147,12 @@ def test_a_model_without_biases_gets_zeros_and_computes_the_same(engine_name):
     save_model("model", bare, weights, None)
     write("model", "there")
     full, values = read_weights(Path("there/gpt2_124M.bin"))
-    assert full == replace(bare, bias=True) and not values["h.1.attn.c_attn.bias"].any()
+    assert full == resolve(replace(settings_of(bare), bias=True)) and not values["h.1.attn.c_attn.bias"].any()
     ids = np.arange(12, dtype=np.int32).reshape(1, 12)
     settings = TrainConfig(dtype="float32", engine=engine_name, device="cpu", threads=1)
     logits = []
     for config, arrays in ((bare, weights), (full, values)):
-        engine = open_engine(config, settings)
+        engine = open_engine(config, settings, settings)
         engine.load(arrays)
         logits.append(engine.session(1).feed(ids))
     assert np.array_equal(*logits) and logits[0].any()
@@ -197,7 +198,9 @@ def test_a_state_is_what_each_engine_computes(model, folder, engine_name):
     weights = load_model(folder)[1]
     write(str(folder), "there", debug_state=True)
     found = read_state(Path("there/gpt2_124M_debug_state.bin"), model)
-    engine = open_engine(model, TrainConfig(dtype="float32", engine=engine_name, device="cpu", threads=1))
+    engine = open_engine(
+        model, MachineConfig(dtype="float32", engine=engine_name, device="cpu", threads=1), OptimizerSettings()
+    )
     engine.load(weights)
     wanted = compute_state(engine, found.x, found.y)
     assert found.x.shape == (4, 16) and np.array_equal(found.x.ravel()[1:], found.y.ravel()[:-1])
@@ -544,7 +547,7 @@ def test_the_program_trains_as_llmc(folder, order):
         return piece[:-1].reshape(B, T), piece[1:].reshape(B, T)
 
     recipe = TrainConfig(beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=0.0, dtype="float32", threads=1)
-    engine = open_engine(model, recipe)
+    engine = open_engine(model, recipe, recipe)
     engine.load(weights)
     expected = []
     for step, i in enumerate((llmc_order(11, 3) if order == "llmc" else [*range(11)] * 3)[:steps]):

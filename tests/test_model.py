@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from sampan.config import FAMILIES, ModelConfig
+from sampan.checkpoint.huggingface import stored_tensors
+from sampan.config import FAMILIES, ModelSettings
 from sampan.errors import UserError
 from sampan.model.count import count_parameters, flops_per_token
+from sampan.model.family import find_family
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve
 
-GPT2 = resolve(ModelConfig(bias=True, vocab_size=50257))
+GPT2 = resolve(ModelSettings(bias=True, vocab_size=50257))
 
 
 def test_gpt2_has_the_published_number_of_parameters():
@@ -24,17 +26,17 @@ def test_flops_are_those_of_nanogpts_formula():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_names_are_unique_and_decay_is_for_matrices(family, bias):
-    table = parameters(resolve(ModelConfig(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, bias=bias)))
+    table = parameters(resolve(ModelSettings(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, bias=bias)))
     assert len({p.name for p in table}) == len(table)
-    stored = [name for p in table for name, _ in p.stored]
+    stored = [name for p in table for name, _ in stored_tensors(find_family(family), p)]
     assert len(set(stored)) == len(stored)
     for p in table:
-        assert sum(rows for _, rows in p.stored) == p.shape[0]
+        assert sum(rows for _, rows in stored_tensors(find_family(family), p)) == p.shape[0]
         assert p.decay == (not p.name.endswith("bias") and "ln_" not in p.name and "_norm" not in p.name)
 
 
 def test_initial_weights_are_gpt2s_and_follow_from_the_seed():
-    config = resolve(ModelConfig(n_layer=8, n_head=4, n_embd=64, vocab_size=99, block_size=32, bias=True))
+    config = resolve(ModelSettings(n_layer=8, n_head=4, n_embd=64, vocab_size=99, block_size=32, bias=True))
     weights = initialize(config, seed=5)
     for name, w in weights.items():
         assert w.dtype == np.float32
@@ -63,4 +65,4 @@ def test_initial_weights_are_gpt2s_and_follow_from_the_seed():
 )
 def test_sizes_that_do_not_fit_are_named(settings, word):
     with pytest.raises(UserError, match=word):
-        resolve(ModelConfig(**dict(n_head=4, n_embd=64, vocab_size=9) | settings))
+        resolve(ModelSettings(**dict(n_head=4, n_embd=64, vocab_size=9) | settings))

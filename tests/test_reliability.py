@@ -513,7 +513,7 @@ def engine_of(name: str, optimizer: str, family: str = "gpt2", **settings):
         engine=name, device="cpu", threads=1, dtype=settings.pop("dtype", "float32"), optimizer=optimizer, batch_size=2,
         gradient_accumulation_steps=1, dropout=0.0, **settings,
     )  # fmt: skip
-    engine = open_engine(model, config)
+    engine = open_engine(model, config, config)
     engine.load(initialize(model, 1))
     return engine, model
 
@@ -642,7 +642,7 @@ class Glitch:
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(text, engine_name):
     plan = start(text, engine=engine_name)
-    glitch = Glitch(open_engine(plan.model, plan.config), {5})
+    glitch = Glitch(open_engine(plan.model, plan.config, plan.config), {5})
     with pytest.raises(
         UserError, match=r"step 5: the gradient of wte.weight is not finite .*checkpoint is step 4.*on_nan"
     ):
@@ -652,7 +652,7 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(text, engine_name
 
     plan = start(text, "skips", engine=engine_name, on_nan="skip")
     with pytest.warns(UserWarning, match="skipped step 5: the gradient of wte.weight is not finite"):
-        records = list(train(plan, Glitch(open_engine(plan.model, plan.config), {5})))
+        records = list(train(plan, Glitch(open_engine(plan.model, plan.config, plan.config), {5})))
     steps = [r for r in records if isinstance(r, Step)]
     assert [r.step for r in steps] == list(range(8)) and [np.isfinite(r.loss) for r in steps].count(False) == 1
     assert_finite("skips")
@@ -660,7 +660,7 @@ def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(text, engine_name
 
     plan = start(text, "always", engine=engine_name, on_nan="skip", max_iters=100)
     with pytest.raises(UserError, match=f"{MOST_REFUSED} bad steps in a row"):
-        list(train(plan, Glitch(open_engine(plan.model, plan.config), range(3, 100))))
+        list(train(plan, Glitch(open_engine(plan.model, plan.config, plan.config), range(3, 100))))
 
 
 def test_metrics_of_a_skipped_step_are_json(text, tmp_path):

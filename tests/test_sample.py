@@ -25,10 +25,11 @@ from tokenizers import decoders
 import sampan
 from sampan.checkpoint.folder import save_model
 from sampan.cli.sample import read_prompt
-from sampan.config import ModelConfig, SampleConfig
+from sampan.config import ModelSettings, SampleConfig
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
 from sampan.model.parameters import initialize
+from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import WIDE, draw, generate
 from sampan.sampling.write import Writer, beginning_of_text, write
 from sampan.tokens.bytes import stream_text, token_bytes, transitions
@@ -333,7 +334,7 @@ def test_the_end_of_text_ends_a_sample_and_is_not_shown(chars, bpe, kind):
 class Recorder:
     """An engine whose logits follow from the whole context, and that writes down what it was fed."""
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: ModelShape):
         self.model, self.contexts, self.passes = model, [], 0
 
     def session(self, batch_size: int):
@@ -360,8 +361,8 @@ class RecorderSession:
         )
 
 
-def model(block_size: int = 8, vocab_size: int = 11) -> ModelConfig:
-    return ModelConfig(block_size=block_size, vocab_size=vocab_size)
+def model(block_size: int = 8, vocab_size: int = 11) -> ModelShape:
+    return resolve(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=block_size, vocab_size=vocab_size))
 
 
 def run(ids, count: int, block_size: int = 8, **settings) -> tuple[np.ndarray, Recorder]:

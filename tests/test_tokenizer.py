@@ -137,11 +137,11 @@ def test_saved_and_loaded_is_the_same(any_tokenizer, tmp_path):
 def test_transformers_reads_it_as_the_same(any_tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     from sampan.checkpoint.folder import save_description
-    from sampan.config import ModelConfig
+    from sampan.config import ModelSettings
     from sampan.model.shape import resolve
 
     text = readable(500, seed=2) + CHINESE + " a , s . 's  !"  # which a clean-up would change
-    model = resolve(ModelConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=any_tokenizer.vocab_size))
+    model = resolve(ModelSettings(n_layer=1, n_head=1, n_embd=8, vocab_size=any_tokenizer.vocab_size))
     save_description(tmp_path, model, any_tokenizer)
     wanted = any_tokenizer.encode(text).tolist()
     for theirs in (

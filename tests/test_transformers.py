@@ -13,17 +13,17 @@ import transformers
 
 from sampan.checkpoint.folder import load_model, load_model_config, save_model
 from sampan.checkpoint.huggingface import to_hf_weights
-from sampan.config import ModelConfig, SampleConfig, TrainConfig, change
+from sampan.config import MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
 from sampan.engine.open import open_engine
 from sampan.model.parameters import parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import generate
 from sampan.tokens.kinds import characters
 
 TOLERANCE = 1e-5  # float32, relative to the norm of the reference
 
 
-def random_config(seed: int) -> ModelConfig:
+def random_config(seed: int) -> ModelShape:
     """A small configuration of each family in turn, of odd sizes."""
     draw = np.random.default_rng(seed)
     family = ("gpt2", "llama", "qwen3")[seed % 3]
@@ -32,7 +32,7 @@ def random_config(seed: int) -> ModelConfig:
     head_dim = 2 * int(draw.integers(2, 9))
     free_width = family != "gpt2" and draw.random() < 0.5  # llama and qwen3 may have heads of another width
     return resolve(
-        ModelConfig(
+        ModelSettings(
             family=family,
             n_layer=int(draw.integers(1, 4)),
             n_head=n_head,
@@ -50,7 +50,7 @@ def random_config(seed: int) -> ModelConfig:
     )
 
 
-def random_weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+def random_weights(config: ModelShape, seed: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng([seed, 1])
     return {p.name: draw.normal(p.mean, 0.2, p.shape).astype(np.float32) for p in parameters(config)}
 
@@ -71,7 +71,7 @@ def both(seed: int, tmp_path, engine_name: str = "torch"):
         TrainConfig(),
         dict(engine=engine_name, device="cpu", dtype="float32", batch_size=3, gradient_accumulation_steps=1),
     )
-    engine = open_engine(config, settings)
+    engine = open_engine(config, settings, settings)
     engine.load(weights)
     return config, weights, reference.eval(), engine
 
@@ -95,7 +95,7 @@ def test_logits_loss_and_every_gradient(seed, tmp_path, engine_name):
     gradients = to_hf_weights(config, engine.gradients())
     theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
     for name, gradient in gradients.items():
-        if name.endswith("bias") and not config.bias:
+        if name.endswith("bias") and not config.qkv_bias:
             continue  # Hugging Face's GPT-2 has biases that are zero in ours
         # A bias on the keys moves all scores of a query alike, so that its true gradient is zero: what is left is
         # rounding, and is measured against the gradient of its whole tensor's neighbour, the weight
@@ -158,21 +158,21 @@ def test_scaled_rotary_positions(scaling, tmp_path, engine_name):
     weights = random_weights(config, 1)
     save_model(tmp_path, config, weights, None)
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    engine = open_engine(config, TrainConfig(engine=engine_name, device="cpu", dtype="float32"))
+    engine = open_engine(config, MachineConfig(engine=engine_name, device="cpu", dtype="float32"))
     engine.load(weights)
     ids = np.arange(config.block_size, dtype=np.int32)[None] % config.vocab_size
     theirs = reference(torch.from_numpy(ids).long()).logits[:, -1].detach().numpy()
     assert relative_error(engine.session(1).feed(ids), theirs) < TOLERANCE
     reference.save_pretrained(tmp_path / "theirs")
     assert load_model_config(tmp_path / "theirs").rope_scaling == scaling
-    plain = open_engine(random_config(1), TrainConfig(engine=engine_name, device="cpu", dtype="float32"))
+    plain = open_engine(random_config(1), MachineConfig(engine=engine_name, device="cpu", dtype="float32"))
     plain.load(weights)
     assert relative_error(plain.session(1).feed(ids), theirs) > 1e-3  # the scaling is what is tested
 
 
 def test_the_tokenizer_travels_with_the_model(tmp_path):
     tokenizer = characters("hello, 世界\n")
-    config = resolve(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=tokenizer.vocab_size))
+    config = resolve(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=tokenizer.vocab_size))
     save_model(tmp_path, config, random_weights(config, 0), tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "hello, 世  oo\n\nhe"

@@ -13,7 +13,7 @@ import importlib
 __version__ = "0.1.0"
 
 _WHERE = {
-    "TrainConfig": "config", "SampleConfig": "config", "ModelConfig": "config", "UserError": "errors",
+    "TrainConfig": "config", "SampleConfig": "config", "ModelSettings": "config", "UserError": "errors",
     "GPT": "api", "documents": "api", "prepare": "data.prepare", "make_plan": "training.plan",
     "train": "training.loop", "Step": "training.loop", "Evaluation": "training.loop", "open_engine": "engine.open",
     "characters": "tokens.kinds", "train_bpe": "tokens.kinds", "write": "sampling.write",

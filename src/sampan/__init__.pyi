@@ -4,7 +4,7 @@ from sampan.checkpoint.folder import (
     load_tokenizer as load_tokenizer,
     save_model as save_model,
 )
-from sampan.config import ModelConfig as ModelConfig, SampleConfig as SampleConfig, TrainConfig as TrainConfig
+from sampan.config import ModelSettings as ModelSettings, SampleConfig as SampleConfig, TrainConfig as TrainConfig
 from sampan.data.prepare import prepare as prepare
 from sampan.engine.open import open_engine as open_engine
 from sampan.errors import UserError as UserError

@@ -26,13 +26,12 @@ from sampan.config import (
     SIZES,
     DataConfig,
     MachineConfig,
-    ModelConfig,
+    ModelSettings,
     SampleConfig,
     TrainConfig,
     build,
     change,
     check_keys,
-    shape_of,
 )
 from sampan.data.examples import (
     Data,
@@ -49,7 +48,7 @@ from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize, parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.sampling.draw import generate
 from sampan.text.characters import END
 from sampan.text.sources import find_source
@@ -68,7 +67,7 @@ from sampan.training.recipe import (
 )
 
 MACHINE = frozenset(f.name for f in fields(MachineConfig))
-SHAPE_NAMES = frozenset(f.name for f in fields(ModelConfig))
+SHAPE_NAMES = frozenset(f.name for f in fields(ModelSettings))
 SAMPLING = frozenset(("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed"))
 # Of TrainConfig, what is about texts, folders and the terminal; the rest are the settings of `GPT.train`.
 OF_THE_COMMAND = frozenset(f.name for f in fields(DataConfig)) | frozenset(
@@ -81,14 +80,18 @@ TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE_NAMES - MACHIN
 class GPT:
     """A model and what computes it.
 
-    `model` is its shape (ModelConfig), `machine` what it runs on (MachineConfig), `tokenizer` the one of the folder that
+    `model` is its shape (ModelShape), `machine` what it runs on (MachineConfig), `tokenizer` the one of the folder that
     it was loaded from, or None.
     """
 
     def __init__(
-        self, config: ModelConfig | None = None, *, weights: dict[str, np.ndarray] | None = None, **settings: Any
+        self,
+        config: ModelSettings | ModelShape | None = None,
+        *,
+        weights: dict[str, np.ndarray] | None = None,
+        **settings: Any,
     ):
-        """A model of a config, or of keywords of ModelConfig, over it or over the defaults; vocab_size is needed.
+        """A model of settings or a shape, or of keywords of ModelSettings, over them or over the defaults; vocab_size is needed.
 
         The default model is of the family that learns fastest, 4 layers, 32 channels a layer. Keywords of MachineConfig
         (engine, device, dtype, compile, threads, seed) say what computes it. `weights` are {name: float32 array}, as the
@@ -98,7 +101,9 @@ class GPT:
         check_names(settings, SHAPE_NAMES | MACHINE, "GPT", TrainConfig)
         self.machine = build(MachineConfig, {k: v for k, v in settings.items() if k in MACHINE})
         shape = {k: v for k, v in settings.items() if k in SHAPE_NAMES}
-        self.model = resolve(change(shape_of(config) if config else default_model(shape, self.machine), shape))
+        if isinstance(config, ModelShape):
+            config = settings_of(config)
+        self.model = resolve(change(config or default_model(shape, self.machine), shape))
         self.tokenizer: Tokenizer | None = None
         self.pretrained = weights is not None
         if weights is None:
@@ -126,7 +131,7 @@ class GPT:
         check_names(machine, MACHINE, "GPT.load", TrainConfig)
         path = find_model(str(folder))
         model, weights = load_model(path, block_size)
-        gpt = cls(replace(model, dropout=build(ModelConfig, {"dropout": dropout}).dropout), weights=weights, **machine)
+        gpt = cls(change(settings_of(model), {"dropout": dropout}), weights=weights, **machine)
         if (path / "tokenizer.json").is_file():
             gpt.tokenizer = load_tokenizer(path)
         return gpt
@@ -189,7 +194,7 @@ class GPT:
         if self._records is not None:
             self._records.close()
         self._weights, self._engine = self.weights, None  # one engine's memory is free before the other's is taken
-        engine = open_engine(self.model, config)
+        engine = open_engine(self.model, config, config)
         engine.load(self._weights)
         self._weights, self._engine = None, engine
         self._trainings += 1
@@ -204,7 +209,7 @@ class GPT:
         chosen = dict(max_iters=STEPS_UNMEASURED, batch_size=examples, gradient_accumulation_steps=1, eval_iters=20)
         chosen |= fine_tuning_rates(self.model) if self.pretrained else rates
         chosen |= dict(seed=(self.machine.seed + self._trainings) % 2**63)
-        config = change(TrainConfig(**asdict(self.machine) | asdict(self.model)), chosen | settings)
+        config = change(TrainConfig(**asdict(self.machine) | asdict(settings_of(self.model))), chosen | settings)
         interval = settings.get("eval_interval", max(1, -(-config.max_iters // EVALUATIONS)))
         return change(config, {"eval_interval": interval})
 
@@ -260,11 +265,12 @@ def documents(*names: str) -> list[str]:
     return "".join(find_source(names, DataConfig()).blocks()).split(END)
 
 
-def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelConfig:
+def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelSettings:
     """The recipe's family and widths, where `shape` names no others."""
     block_size = BATCH["gpu" if has_gpu(machine.device) else "cpu"]["block_size"]
     base = change(TrainConfig(**FAMILY | {"block_size": block_size}), shape)
-    return shape_of(replace(base, **shape_of_size(SIZES["small"], base, shape)))
+    widths = shape_of_size(SIZES["small"], base, shape)
+    return change(ModelSettings(**FAMILY | {"block_size": block_size}), shape | widths)
 
 
 def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls: type) -> None:
@@ -274,7 +280,7 @@ def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls
             raise UserError(f"{where}: {name} is no setting of it; those are {', '.join(sorted(known))}")
 
 
-def check_weights(weights: dict[str, np.ndarray], model: ModelConfig) -> None:
+def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
     """Raises UserError where they are not those of the model, in float32."""
     table = {p.name: p.shape for p in parameters(model)}
     if missing := sorted(table.keys() ^ weights.keys()):

@@ -10,13 +10,14 @@ This file does not choose sizes for a text (plan.py does) and imports nothing bu
 """
 
 import difflib
-import functools
 import math
 import os
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sampan.errors import UserError
@@ -46,32 +47,45 @@ def setting(
     )
 
 
-FAMILIES = ("gpt2", "llama", "qwen3")
+def modules_of(folder: str) -> tuple[str, ...]:
+    """Return the names of the modules in a folder of the package, such as model/families, without importing them."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / folder)])))
+
+
+FAMILIES = modules_of("model/families")  # a file each
+ACTIVATIONS = ("gelu_new", "silu", "relu2")  # Hugging Face's names
 OPTIMIZERS = ("adamw", "muon")
 SIZES = {"tiny": 2, "mini": 3, "small": 4, "medium": 6, "large": 8, "xlarge": 12, "huge": 16}  # layers; see recipe.py
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a GPT. `None` means "derived": `model.resolve` fills it in."""
+class ModelSettings:
+    """What can be asked for of a model. `None` is derived: `model.shape.resolve` makes a ModelShape of it."""
 
     title: typing.ClassVar[str] = N_("model")
     family: str = setting("gpt2", "architecture", choices=FAMILIES)
     n_layer: int = setting(12, "transformer blocks", low=1, high=1 << 12)
     n_head: int = setting(12, "attention heads", low=1, high=1 << 16)
-    n_kv_head: int | None = setting(None, "key and value heads (llama, qwen3); auto: n_head", low=1, high=1 << 16)
+    n_kv_head: int | None = setting(
+        None, "key and value heads (in every family but gpt2); auto: n_head", low=1, high=1 << 16
+    )
     n_embd: int = setting(768, "width of the residual stream", low=1, high=1 << 20)
     n_inner: int | None = setting(
-        None, "width inside the MLP; auto: 4 x n_embd, or 8/3 x n_embd with SwiGLU", low=1, high=1 << 22
+        None, "width inside the MLP; auto: 4 x n_embd, or 8/3 x n_embd if the MLP is gated", low=1, high=1 << 22
     )
     head_dim: int | None = setting(None, "width of a head; auto: n_embd / n_head", low=1, high=1 << 20)
     block_size: int = setting(1024, "context length, in tokens", low=1, high=1 << 24)
     vocab_size: int | None = setting(None, "number of tokens; auto: the tokenizer's", low=1, high=1 << 24)
-    bias: bool = setting(False, "biases in linear layers, and in gpt2's LayerNorm")
+    activation: str | None = setting(
+        None, "activation function of the MLP; auto: gelu_new in gpt2, else silu", choices=ACTIVATIONS
+    )
+    bias: bool | None = setting(
+        None, "biases in linear layers, and in gpt2's LayerNorm; auto: only those that the family always has"
+    )
     tie_word_embeddings: bool = setting(True, "the head shares the token embedding's weights")
     dropout: float = setting(0.0, "dropout probability", low=0.0, high=0.99)
     norm_eps: float = setting(1e-5, "epsilon inside the norms", low=0.0)
-    rope_theta: float = setting(10000.0, "base of the rotary positions (llama, qwen3)", low=1.0)
+    rope_theta: float = setting(10000.0, "base of the rotary positions", low=1.0)
     rope_scaling: dict | None = setting(None, "Hugging Face's rope_scaling; only a checkpoint sets it")
 
 
@@ -112,7 +126,33 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(ModelConfig, DataConfig, MachineConfig):
+class OptimizerSettings:
+    """What an engine must know to train: the optimizer, and how a step's batch reaches it."""
+
+    title: typing.ClassVar[str] = N_("optimizer")
+    batch_size: int = setting(12, "sequences per micro-batch", low=1)
+    gradient_accumulation_steps: int = setting(40, "micro-batches per step, of all processes together", low=1)
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, about a third more time"
+    )
+    optimizer: str = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", choices=OPTIMIZERS)
+    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", low=0.0)
+    beta1: float = setting(0.9, "AdamW: decay of the first moment", low=0.0, high=0.999999)
+    beta2: float = setting(0.95, "AdamW: decay of the second moment", low=0.0, high=0.999999)
+    momentum: float = setting(0.95, "Muon: momentum", low=0.0, high=0.999999)
+    adamw_lr_ratio: float = setting(0.2, "with Muon: AdamW's learning rate as a share of learning_rate", low=0.0)
+    grad_clip: float = setting(1.0, "clip the gradient norm to this value; 0: no clipping", low=0.0)
+    backend: str | None = setting(None, "torch.distributed backend; auto: nccl on CUDA, else gloo")
+    process_timeout: int = setting(600, "seconds to wait for the other ranks under torchrun", low=1)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of the global batch, over all micro-batches and processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True)
+class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
     """Everything that `sampan train` can be told. The defaults are those of nanoGPT's train.py (GPT-2 124M)."""
 
     title: typing.ClassVar[str] = N_("training")
@@ -128,24 +168,12 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     )
     size: str | None = setting(None, "model size; auto: chosen for the minutes", choices=tuple(SIZES))
     fit: str | None = setting(None, "memory limit, such as 2GB: choose micro-batch and gradient_checkpointing to fit")
-    batch_size: int = setting(12, "sequences per micro-batch", low=1)
-    gradient_accumulation_steps: int = setting(40, "micro-batches per step, of all processes together", low=1)
     max_iters: int = setting(600000, "optimizer steps", low=0)
-    optimizer: str = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", choices=OPTIMIZERS)
     learning_rate: float = setting(6e-4, "peak learning rate", low=0.0)
     decay_lr: bool = setting(True, "warm up, then decay along a cosine; False: constant rate")
     warmup_iters: int = setting(2000, "steps of linear warm-up", low=0)
     lr_decay_iters: int | None = setting(600000, "step at which the cosine reaches min_lr; auto: max_iters", low=1)
     min_lr: float = setting(6e-5, "learning rate after the decay", low=0.0)
-    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", low=0.0)
-    beta1: float = setting(0.9, "AdamW: decay of the first moment", low=0.0, high=0.999999)
-    beta2: float = setting(0.95, "AdamW: decay of the second moment", low=0.0, high=0.999999)
-    momentum: float = setting(0.95, "Muon: momentum", low=0.0, high=0.999999)
-    adamw_lr_ratio: float = setting(0.2, "with Muon: AdamW's learning rate as a share of learning_rate", low=0.0)
-    gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, about a third more time"
-    )
-    grad_clip: float = setting(1.0, "clip the gradient norm to this value; 0: no clipping", low=0.0)
     on_nan: str = setting(
         "stop",
         "what to do if a loss or gradient is NaN or infinite: stop the run, or skip the step",
@@ -159,20 +187,14 @@ class TrainConfig(ModelConfig, DataConfig, MachineConfig):
     eval_only: bool = setting(False, "evaluate once and stop")
     log_interval: int = setting(1, "steps between log lines, if output is not a terminal", low=1)
     always_save_checkpoint: bool = setting(True, "save last/ at every evaluation, not only at a new best")
-    backend: str | None = setting(None, "torch.distributed backend; auto: nccl on CUDA, else gloo")
-    process_timeout: int = setting(600, "seconds to wait for the other ranks under torchrun", low=1)
     wandb_log: bool = setting(False, "log to Weights & Biases (pip install wandb)")
     wandb_project: str = setting("sampan", "Weights & Biases project")
     wandb_run_name: str | None = setting(None, "Weights & Biases run name; auto: name of the run's folder")
     tensorboard: bool = setting(False, "log to TensorBoard, in the run's folder (pip install 'sampan[tensorboard]')")
 
     @property
-    def windows_per_step(self) -> int:
-        """Of the global batch: over all micro-batches and processes."""
-        return self.batch_size * self.gradient_accumulation_steps
-
-    @property
     def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
         return self.windows_per_step * self.block_size
 
 
@@ -245,15 +267,6 @@ class ExportConfig:
     data_dir: str | None = setting(None, "llmc: data folder that the debug batch is taken from; auto: random tokens")
 
 
-SHAPE = tuple(f.name for f in fields(ModelConfig))
-
-
-def shape_of(config: ModelConfig) -> ModelConfig:
-    """The shape alone, of a config that has other settings too."""
-    return ModelConfig(**{name: getattr(config, name) for name in SHAPE})
-
-
-@functools.cache
 def types_of(cls: type) -> dict[str, tuple[Any, bool]]:
     """Return {setting: (base type, optional)}; `int | None` is (int, True)."""
     found = {}

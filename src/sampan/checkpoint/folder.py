@@ -17,10 +17,10 @@ import safetensors.numpy
 
 from sampan.checkpoint.huggingface import from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
 from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
-from sampan.config import ModelConfig
 from sampan.errors import UserError
 from sampan.fetch import mirror_folder
 from sampan.files import read_json, write_json, write_text
+from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
 
 # ---- model folders ----
@@ -62,20 +62,20 @@ def runs_near(folder: Path) -> str:
     return f"; the runs here are {', '.join(names[:8])}" if names else ""
 
 
-def load_model_config(folder: str | Path) -> ModelConfig:
+def load_model_config(folder: str | Path) -> ModelShape:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model's folder: it has no config.json{runs_near(Path(folder))}")
     return from_hf_config(read_json(path), str(path))
 
 
-def load_model(folder: str | Path, block_size: int | None = None) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+def load_model(folder: str | Path, block_size: int | None = None) -> tuple[ModelShape, dict[str, np.ndarray]]:
     """A folder's model and weights, {name: float32}; `block_size` crops the context. Raises UserError."""
     config = crop(load_model_config(folder), block_size, str(folder))
     return config, from_hf_weights(config, Tensors(Path(folder)), str(folder))
 
 
-def crop(config: ModelConfig, block_size: int | None, where: str) -> ModelConfig:
+def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
     if block_size is None:
         return config
     if block_size > config.block_size:
@@ -93,7 +93,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def save_model(
-    folder: str | Path, config: ModelConfig, weights: Mapping, tokenizer: Tokenizer | None, note=None
+    folder: str | Path, config: ModelShape, weights: Mapping, tokenizer: Tokenizer | None, note=None
 ) -> None:
     """Write a folder that transformers loads as it is; `note` is kept in the weights' header. The weights come last."""
     folder = Path(folder)
@@ -103,7 +103,7 @@ def save_model(
         commit(stage_safetensors(folder / WEIGHTS, to_hf_weights(config, weights), note or {}))
 
 
-def save_description(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+def save_description(folder: Path, config: ModelShape, tokenizer: Tokenizer | None) -> None:
     end_of_text = tokenizer.end_of_text if tokenizer else None
     write_json(folder / "config.json", to_hf_config(config, end_of_text))
     if tokenizer:

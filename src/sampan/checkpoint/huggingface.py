@@ -1,6 +1,6 @@
-"""Between our parameters and Hugging Face's names, layouts and config.json.
+"""Between our parameters and Hugging Face's names, layouts and config.json, as the files of model/families describe them.
 
-    model = from_hf_config(json.load(file), "config.json"); weights = from_hf_weights(model, tensors, "folder")
+    shape = from_hf_config(json.load(file), "config.json"); weights = from_hf_weights(shape, tensors, "folder")
 
 No file is read or written here (folder.py).
 """
@@ -10,153 +10,150 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sampan.config import FAMILIES, ModelConfig, build
+from sampan.config import FAMILIES, ModelSettings, build
 from sampan.errors import UserError
+from sampan.model.family import Family, find_family
 from sampan.model.parameters import Param, parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 
 ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made whatever the weights' size is
 
 # ---- config.json ----
 
-ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
-
-def to_hf_config(config: ModelConfig, end_of_text: int | None) -> dict:
-    """The config.json that transformers reads as the same model."""
-    c = config
-    common = {
-        "architectures": [ARCHITECTURES[c.family]],
-        "model_type": c.family,
-        "vocab_size": c.vocab_size,
-        "tie_word_embeddings": c.tie_word_embeddings,
+def to_hf_config(shape: ModelShape, end_of_text: int | None) -> dict:
+    """Return the config.json that transformers reads as the same model."""
+    family, settings = find_family(shape.family), settings_of(shape)
+    return {
+        "architectures": [family.architecture],
+        "model_type": shape.family,
         "torch_dtype": "float32",
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
+        **{key.theirs: getattr(settings, key.ours) for key in family.keys},
+        **{fixed.theirs: fixed.value for fixed in family.fixed if fixed.written},
     }
-    if c.family == "gpt2":
-        return common | {
-            "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "n_inner": c.n_inner,
-            "n_positions": c.block_size, "n_ctx": c.block_size, "activation_function": "gelu_new",
-            "layer_norm_epsilon": c.norm_eps, "embd_pdrop": c.dropout, "attn_pdrop": c.dropout,
-            "resid_pdrop": c.dropout, "bias": c.bias,
-        }  # fmt: skip
-    return common | {
-        "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head, "num_key_value_heads": c.n_kv_head,
-        "head_dim": c.head_dim, "hidden_size": c.n_embd, "intermediate_size": c.n_inner,
-        "max_position_embeddings": c.block_size, "hidden_act": "silu", "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "attention_bias": c.bias,
-        "attention_dropout": c.dropout,
-    } | ({"mlp_bias": c.bias} if c.family == "llama" else {"use_sliding_window": False})  # fmt: skip
 
 
-def from_hf_config(hf: dict, where: str) -> ModelConfig:
-    """The model that a config.json describes. Raises UserError for one that is not exactly of our families."""
-    family = hf.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"{where}: model_type {reprlib.repr(family)} is none of {', '.join(FAMILIES)}")
-
-    def refuse_unless(key, *allowed):
-        if hf.get(key, allowed[0]) not in allowed:
-            only = " or ".join(map(repr, allowed))
-            raise UserError(f"{where}: {key} {reprlib.repr(hf[key])} is not supported (only {only})")
-
-    def pick(names: dict) -> dict:
-        return {ours: hf[theirs] for ours, theirs in names.items() if hf.get(theirs) is not None}
-
-    if family == "gpt2":
-        refuse_unless("activation_function", "gelu_new", "gelu_pytorch_tanh")
-        refuse_unless("scale_attn_weights", True)
-        refuse_unless("scale_attn_by_inverse_layer_idx", False)
-        refuse_unless("add_cross_attention", False)
-        settings = {"vocab_size": 50257, "norm_eps": 1e-5, "bias": True, "block_size": 1024}
-        settings |= pick({"vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd",
-                          "n_inner": "n_inner", "block_size": "n_positions", "norm_eps": "layer_norm_epsilon",
-                          "bias": "bias", "tie_word_embeddings": "tie_word_embeddings"})  # fmt: skip
-    else:
-        refuse_unless("hidden_act", "silu")
-        refuse_unless("use_sliding_window", False)
-        refuse_unless("pretraining_tp", 1)
-        if family == "llama" and hf.get("mlp_bias", False) != hf.get("attention_bias", False):
-            raise UserError(f"{where}: attention_bias and mlp_bias differ, which is not supported")
-        settings = {"norm_eps": 1e-6, "tie_word_embeddings": False, "block_size": 2048}
-        settings |= pick({"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-                          "n_kv_head": "num_key_value_heads", "head_dim": "head_dim", "n_embd": "hidden_size",
-                          "n_inner": "intermediate_size", "block_size": "max_position_embeddings",
-                          "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta", "rope_scaling": "rope_scaling",
-                          "bias": "attention_bias", "tie_word_embeddings": "tie_word_embeddings"})  # fmt: skip
-        if family == "qwen3" and "head_dim" not in settings:
-            settings["head_dim"] = 128  # its default in transformers
-        rope = hf.get("rope_parameters")  # transformers 5 keeps both in one table
-        if isinstance(rope, dict):
-            settings |= {"rope_theta": rope.get("rope_theta", 10000.0)}
-            if rope.get("rope_type", "default") != "default":
-                settings["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+def from_hf_config(hf: dict, where: str) -> ModelShape:
+    """Return the model that a config.json describes. Raises UserError for one that is not exactly of our families."""
+    name = hf.get("model_type")
+    if name not in FAMILIES:
+        raise UserError(f"{where}: model_type {reprlib.repr(name)} is none of {', '.join(FAMILIES)}")
+    family = find_family(name)
+    for fixed in family.fixed:
+        value = hf.get(fixed.theirs, fixed.default)
+        if value != fixed.value:
+            raise UserError(f"{where}: {fixed.theirs} {reprlib.repr(value)} is not supported (only {fixed.value!r})")
     try:
-        config = resolve(build(ModelConfig, {"family": family} | settings))
+        shape = resolve(build(ModelSettings, {"family": name} | settings_in(family, with_flat_positions(hf))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if family != "gpt2" and config.block_size * config.head_dim > ROTARY_ANGLES:
+    if shape.positions == "rotary" and shape.block_size * shape.head_dim > ROTARY_ANGLES:
         raise UserError(
-            f"{where}: max_position_embeddings {config.block_size} with heads {config.head_dim} wide asks for too large "
-            f"a table of positions; set it to {ROTARY_ANGLES // config.head_dim} or less"
+            f"{where}: max_position_embeddings {shape.block_size} with heads {shape.head_dim} wide asks for too large "
+            f"a table of positions; set it to {ROTARY_ANGLES // shape.head_dim} or less"
         )
-    return config
+    return shape
+
+
+def settings_in(family: Family, hf: dict) -> dict:
+    """Return the model settings in a config.json, by our names. Raises UserError."""
+    settings: dict = {}
+    read_from: dict[str, str] = {}
+    for key in family.keys:
+        if not key.read:
+            continue
+        value = hf.get(key.theirs)
+        if value is None and key.required:
+            raise UserError(f"{key.theirs} is missing")
+        if value is None:
+            value = key.default
+        if isinstance(value, str):
+            value = key.aliases.get(value, value)
+        choices = ModelSettings.__dataclass_fields__[key.ours].metadata["choices"]
+        if choices and value not in choices:
+            allowed = " or ".join(map(repr, (*choices, *key.aliases)))
+            raise UserError(f"{key.theirs} {reprlib.repr(value)} is not supported (only {allowed})")
+        if settings.setdefault(key.ours, value) != value:
+            raise UserError(f"{read_from[key.ours]} and {key.theirs} differ, which is not supported")
+        read_from[key.ours] = key.theirs
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def with_flat_positions(hf: dict) -> dict:
+    """Return a config.json with rope_theta and rope_scaling apart, which transformers 5 keeps in one table."""
+    rope = hf.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return hf
+    hf = hf | {"rope_theta": rope.get("rope_theta")}
+    if rope.get("rope_type", "default") != "default":
+        hf["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    return hf
 
 
 # ---- weights ----
 
 
-def to_hf_weights(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our parameters under Hugging Face's names and in its layout."""
-    tensors = {}
-    for p in parameters(config):
-        pieces = np.split(weights[p.name], np.cumsum([rows for _, rows in p.stored])[:-1])
-        for (name, _), piece in zip(p.stored, pieces, strict=True):
-            tensors[name] = np.ascontiguousarray(piece.T if p.transposed and piece.ndim == 2 else piece)
-    if config.family == "gpt2" and not config.bias:  # Hugging Face's GPT-2 always has biases: zeros are none
-        for p in parameters(config):
-            is_vector_with_bias = p.name.endswith(".weight") and not p.name.startswith(("wte", "wpe", "lm_head"))
-            if is_vector_with_bias:
-                tensors[p.stored[0][0].removesuffix("weight") + "bias"] = np.zeros(p.shape[0], np.float32)
+def stored_tensors(family: Family, p: Param) -> list[tuple[str, int]]:
+    """Return Hugging Face's tensors that a parameter is made of, from top to bottom: (name, rows of ours)."""
+    module, _, end = p.name.rpartition(".")
+    block = ""
+    if module.startswith("h."):
+        _, block, module = module.split(".", 2)
+    names = [f"{name.format(block)}.{end}" for name in family.tensors[module]]
+    return list(zip(names, p.rows if len(names) > 1 else p.shape[:1], strict=True))
+
+
+def to_hf_weights(shape: ModelShape, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return our parameters under Hugging Face's names and in its layout."""
+    family, tensors = find_family(shape.family), {}
+    for p in parameters(shape):
+        stored = stored_tensors(family, p)
+        pieces = np.split(weights[p.name], np.cumsum([rows for _, rows in stored])[:-1])
+        for (name, _), piece in zip(stored, pieces, strict=True):
+            tensors[name] = np.ascontiguousarray(piece.T if family.transposed and p.pieces else piece)
+    if family.zero_biases:
+        for p in parameters(shape):
+            is_embedding = p.decay and not p.pieces
+            if p.name.endswith(".weight") and not is_embedding:
+                for name, rows in stored_tensors(family, p):
+                    tensors.setdefault(name.removesuffix("weight") + "bias", np.zeros(rows, np.float32))
     return tensors
 
 
-def from_hf_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """Our parameters out of Hugging Face's tensors, float32.
+def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """Return our parameters, float32, out of Hugging Face's tensors.
 
     Raises UserError for a tensor that is missing, has another shape, or has no place in the model.
     """
+    family = find_family(shape.family)
     left = set(tensors)
     weights = {}
-    for p in parameters(config):
+    for p in parameters(shape):
+        is_transposed = family.transposed and bool(p.pieces)
         pieces = []
-        for name, rows in p.stored:
-            # GPT-2's own folders lack the prefix
-            found = next((n for n in (name, name.removeprefix("transformer.")) if n in tensors), None)
+        for name, rows in stored_tensors(family, p):
+            found = next((n for n in (name, name.removeprefix(family.optional_prefix)) if n in tensors), None)
             if found is None:
                 raise UserError(f"{where}: tensor {name} is missing")
             left.discard(found)
-            value = tensors[found].T if p.transposed and len(p.shape) == 2 else tensors[found]
-            shape = (rows, *p.shape[1:])
+            value = tensors[found].T if is_transposed else tensors[found]
+            expected = (rows, *p.shape[1:])
             if p.name == "wpe.weight" and value.ndim == 2 and value.shape[0] > rows:
                 value = value[:rows]  # a cropped block_size
-            if value.shape != shape:
+            if value.shape != expected:
                 raise UserError(
-                    f"{where}: tensor {found} has shape {tensors[found].shape}, expected {hf_shape(p, shape)}"
+                    f"{where}: tensor {found} has shape {tensors[found].shape}, "
+                    f"expected {expected[::-1] if is_transposed else expected}"
                 )
             pieces.append(value)
         weights[p.name] = np.concatenate(pieces).astype(np.float32, copy=False)
     for name in sorted(left):
-        is_buffer = name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
-        is_tied = name == "lm_head.weight" and config.tie_word_embeddings
-        is_zero_bias = name.endswith(".bias") and not config.bias and not tensors[name].any()
-        if not (is_buffer or is_tied or is_zero_bias):
+        is_tied = name == "lm_head.weight" and shape.tie_word_embeddings
+        is_zero_bias = name.endswith(".bias") and not shape.qkv_bias and not tensors[name].any()
+        if not (name.endswith(family.ignored) or is_tied or is_zero_bias):
             raise UserError(
-                f"{where}: tensor {reprlib.repr(name)} has no place in a {config.family} model of this configuration"
+                f"{where}: tensor {reprlib.repr(name)} has no place in a {shape.family} model of this configuration"
             )
     return weights
-
-
-def hf_shape(p: Param, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if p.transposed else shape

@@ -14,7 +14,7 @@ No pickle is read; nothing in a folder can run. Writing is save.py's.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import numpy as np
 
 from sampan.checkpoint.folder import load_model, load_model_config
 from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS, open_safetensors
-from sampan.config import ModelConfig, TrainConfig, build, is_name
+from sampan.config import TrainConfig, build, is_name
 from sampan.errors import UserError
 from sampan.files import read_json
 from sampan.messages import _
 from sampan.model.parameters import parameters
+from sampan.model.shape import ModelShape, settings_of
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,7 +88,7 @@ class Run:
         if about.get("sha256") != digest({key: about.get(key) for key in ("settings", "data")}):
             message = _("{path} has been edited. Undo the edit and pass changed settings as flags with --resume.")
             raise UserError(message.format(path=self.about))
-        for name, value in asdict(load_model_config(self.last)).items():
+        for name, value in vars(settings_of(load_model_config(self.last))).items():
             if name != "dropout" and value != getattr(settings, name):
                 message = _("{path} has been edited: {name} is {value}, and run.json has {recorded}. Undo the edit.")
                 path, recorded = self.last / "config.json", getattr(settings, name)
@@ -95,7 +96,7 @@ class Run:
 
     # ---- weights ----
 
-    def load_last(self, model: ModelConfig) -> tuple[Arrays, Arrays, Progress]:
+    def load_last(self, model: ModelShape) -> tuple[Arrays, Arrays, Progress]:
         """Return (weights, optimizer state, progress). Raise UserError if there is nothing to resume.
 
         A process that died between the two renames of `save_last` left new weights, and the optimizer that belongs to

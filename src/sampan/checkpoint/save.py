@@ -23,10 +23,11 @@ from sampan.checkpoint.folder import save_description, writing
 from sampan.checkpoint.huggingface import to_hf_weights
 from sampan.checkpoint.run import Progress, Run, digest, read_note
 from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS, commit, stage_safetensors
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import TrainConfig
 from sampan.errors import UserError
 from sampan.files import Held, lock_file, sync_folder, write_json
 from sampan.messages import _
+from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -72,7 +73,7 @@ class WritableRun(Run):
     def begin(
         self,
         config: TrainConfig,
-        model: ModelConfig,
+        model: ModelShape,
         tokenizer: Tokenizer | None,
         data: dict[str, Any],
         job: str | None = None,
@@ -120,13 +121,13 @@ class WritableRun(Run):
         with writing(self.folder):
             write_json(self.about, about)
 
-    def save_best(self, model: ModelConfig, weights: Mapping[str, np.ndarray], progress: Progress) -> None:
+    def save_best(self, model: ModelShape, weights: Mapping[str, np.ndarray], progress: Progress) -> None:
         refuse_nan(weights, self.folder)
         with writing(self.folder):
             commit(stage_safetensors(self.folder / WEIGHTS, to_hf_weights(model, weights), asdict(progress)))
 
     def save_last(
-        self, model: ModelConfig, weights: Mapping[str, np.ndarray], state: dict[str, np.ndarray], progress: Progress
+        self, model: ModelShape, weights: Mapping[str, np.ndarray], state: dict[str, np.ndarray], progress: Progress
     ) -> None:
         """Replace last/. Both files are complete on disk before the first is renamed; see `Run.load_last`."""
         refuse_nan(weights, self.folder)

@@ -14,7 +14,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
     resumes = flags.get("resume") or flags.get("init_from") == "resume"
     plan = plan_of(source, flags | {"overwrite": not resumes})
     if engines_here():
-        engine = open_engine(plan.model, plan.config)
+        engine = open_engine(plan.model, plan.config, plan.config)
         lines = plan.lines(engine, time_step(engine, plan.model, plan.config))
     else:
         lines = plan.lines()

@@ -9,9 +9,10 @@ import numpy as np
 
 from sampan.checkpoint.folder import find_model, load_model, load_tokenizer
 from sampan.checkpoint.run import Run
-from sampan.config import ModelConfig, SampleConfig, build
+from sampan.config import SampleConfig, build
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
+from sampan.model.shape import ModelShape
 from sampan.report.verbatim import training_data, verbatim_report
 from sampan.sampling.write import write
 from sampan.tokens.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ def read_prompt(start: str, standard_input) -> str:
         raise UserError(f"{path}: cannot be read as a prompt ({getattr(error, 'strerror', None) or error})") from None
 
 
-def open_weights(config: SampleConfig) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenizer, str]:
+def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray], Tokenizer, str]:
     """(model, weights, tokenizer, a line that says which weights they are). Raises UserError."""
     if config.init_from != "resume":
         folder, line = find_model(config.init_from), config.init_from

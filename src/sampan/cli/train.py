@@ -38,7 +38,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
     with contextlib.nullcontext() if is_first else contextlib.redirect_stdout(io.StringIO()):
         plan = make_plan_first(lambda: plan_of(source, flags), settings)
         print("\n".join(plan.data.summary()), end="\n\n", flush=True)
-        engine = open_engine(plan.model, plan.config)
+        engine = open_engine(plan.model, plan.config, plan.config)
         costs = time_step(engine, plan.model, plan.config)
         print("\n".join(plan.lines(engine, costs)), end="\n\n", flush=True)
         with consumers(plan) as show, StopSignal() as stop:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows, endless_order
 from sampan.errors import UserError
 from sampan.machine import world
@@ -36,6 +36,16 @@ class Dataset(Protocol):
 # from those before it; a tuple of two arrays x, y (N, T) each; a Dataset; an iterable of pairs (x, y), each an example
 # (T,) or a batch (B, T) that is taken as it is; a function that returns such a pair whenever it is called.
 Data = npt.ArrayLike | Dataset | Iterable[Any] | Callable[[], Any]
+
+
+class Limits(Protocol):
+    """What data must fit into; a ModelShape is one."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
 
 class Examples:
@@ -62,7 +72,7 @@ def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0
 class Stream:
     """Data that can only be iterated or called."""
 
-    def __init__(self, data, model: ModelConfig, name: str):
+    def __init__(self, data, model: Limits, name: str):
         self.data, self.model, self.name = data, model, name
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -125,7 +135,7 @@ def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name
 # ---- any data ----
 
 
-def open_data(data: Data, model: ModelConfig, seed: int, name: str) -> Windows | Examples | Stream:
+def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Examples | Stream:
     """The examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
     vocabulary and within this block size.
     """
@@ -179,7 +189,7 @@ def pair(item, name: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def stacked(examples: list, model: ModelConfig, name: str) -> Batch:
+def stacked(examples: list, model: Limits, name: str) -> Batch:
     """The batch of a list of pairs (x, y), (T,) each."""
     xs, ys = zip(*(map(np.asarray, pair(example, name)) for example in examples), strict=True)
     shapes = {array.shape for array in (*xs, *ys)}
@@ -191,7 +201,7 @@ def stacked(examples: list, model: ModelConfig, name: str) -> Batch:
     return as_batch(np.stack(xs), np.stack(ys), model, name)
 
 
-def as_batch(x, y, model: ModelConfig, name: str) -> Batch:
+def as_batch(x, y, model: Limits, name: str) -> Batch:
     """x and y as an engine takes them, int32 (B, T) each. Raises UserError where they cannot be a batch of this model."""
     x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:

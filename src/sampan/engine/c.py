@@ -1,6 +1,6 @@
 """The Engine protocol over the C library: ctypes for csrc/include/sampan.h, and no arithmetic.
 
-    engine = CEngine(model_config, TrainConfig(threads=2, dtype="float32"))
+    engine = CEngine(shape, MachineConfig(threads=2, dtype="float32"), OptimizerSettings())
 
 It needs no PyTorch. It runs on one machine's CPU in one process; cuda, mps, float16 and torchrun are the other engine's.
 """
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import MachineConfig, ModelConfig, TrainConfig
+from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.model.parameters import parameters
 from sampan.model.rotary import rotary_frequencies
+from sampan.model.shape import ModelShape
 
 SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "head_dim", "block_size", "vocab_size")
 NAMES = ("norm", "positions", "activation")
@@ -115,57 +116,52 @@ def destroy(library: ctypes.CDLL, pointer: c_void_p, process: int) -> None:
         library.sampan_destroy(pointer)
 
 
-def model_parts(c: ModelConfig) -> dict[str, str | bool]:
-    """Return the names and flags that describe the model's parts to the C library."""
-    if c.family == "gpt2":
-        biases = dict.fromkeys(("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"), c.bias)
-        return dict(norm="layernorm", positions="learned", activation="gelu_new", gated=False, qk_norm=False) | biases
-    biases = dict(qkv_bias=c.bias, attn_proj_bias=c.bias, mlp_bias=c.bias and c.family == "llama", norm_bias=False)
-    return dict(norm="rmsnorm", positions="rotary", activation="silu", gated=True, qk_norm=c.family == "qwen3") | biases
-
-
-def c_config(c: ModelConfig, settings: MachineConfig) -> Config:
-    """Return the library's configuration of a resolved model. It trains if `settings` are a TrainConfig."""
-    config = Config(ctypes.sizeof(Config), threads=settings.threads or 0, seed=settings.seed)
-    config.dtype = settings.dtype.encode()
-    for name, value in model_parts(c).items():
-        setattr(config, name, value.encode() if isinstance(value, str) else value)
-    for name in (*SIZES, "tie_word_embeddings", "dropout", "norm_eps"):
+def c_config(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None) -> Config:
+    """Return the library's configuration of a model, which trains if there is an optimizer."""
+    c = shape
+    config = Config(ctypes.sizeof(Config), threads=machine.threads or 0, seed=machine.seed)
+    config.dtype = machine.dtype.encode()
+    for name in NAMES:
+        setattr(config, name, getattr(c, name).encode())
+    for name in (*SIZES, *FLAGS, "dropout", "norm_eps"):
         setattr(config, name, getattr(c, name))
     if config.positions == b"rotary":
         config.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
-    if isinstance(settings, TrainConfig):
-        config.optimizer = settings.optimizer.encode()
+    if optimizer is not None:
+        config.optimizer = optimizer.optimizer.encode()
         for name in (*RECIPE, "gradient_checkpointing"):
-            setattr(config, name, getattr(settings, name))
+            setattr(config, name, getattr(optimizer, name))
     return config
 
 
-def memory(model: ModelConfig, settings: MachineConfig, batch: int, tokens: int) -> dict[str, int]:
+def memory(
+    shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None, batch: int, tokens: int
+) -> dict[str, int]:
     """Return the bytes that an engine would allocate, by purpose: weights, gradients, optimizer, activations, cache.
 
     `activations` are those of passes over `batch` sequences of `tokens` tokens; `cache` is that of a session of `batch`
     sequences. Raises UserError for a model that the engine refuses.
     """
     sizes, message = MemorySizes(), ctypes.create_string_buffer(256)
-    config = c_config(model, settings)
+    config = c_config(shape, machine, optimizer)
     if load_library().sampan_memory(byref(config), batch, tokens, byref(sizes), message, len(message)):
         raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
     return {name: getattr(sizes, name) for name, _ in MemorySizes._fields_}
 
 
 class CEngine:
-    def __init__(self, config: ModelConfig, settings: MachineConfig):
-        self.config, self.settings = config, settings
-        self.training = isinstance(settings, TrainConfig)
+    def __init__(self, config: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None):
+        self.config, self.optimizer = config, optimizer
         self.lib = load_library()
-        if settings.device not in ("auto", "cpu"):
-            raise UserError(f"device={settings.device}: the C engine runs on cpu; use --engine torch")
+        if machine.device not in ("auto", "cpu"):
+            raise UserError(f"device={machine.device}: the C engine runs on cpu; use --engine torch")
         if world()[1] > 1:
             raise UserError("the C engine is one process; under torchrun use --engine torch")
         self.pointer, self.process = c_void_p(), os.getpid()
         message = ctypes.create_string_buffer(256)
-        if self.lib.sampan_create(byref(self.pointer), byref(c_config(config, settings)), message, len(message)):
+        if self.lib.sampan_create(
+            byref(self.pointer), byref(c_config(config, machine, optimizer)), message, len(message)
+        ):
             raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
         self.close = weakref.finalize(self, destroy, self.lib, self.pointer, self.process)
         self.table = parameters(config)
@@ -248,7 +244,9 @@ class CEngine:
 
     def moments(self) -> list[tuple[str, bytes, int]]:
         """Return (name in `state`, the tensor's kind in the library, the parameter's place in the table) of each."""
-        keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.settings.optimizer)]
+        if self.optimizer is None:
+            raise UserError("this engine was opened without an optimizer: it cannot train")
+        keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.optimizer.optimizer)]
         return [(f"{key}.{p.name}", key.encode(), i) for i, p, key in keys]
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:

@@ -1,11 +1,11 @@
-"""The protocol of an engine, and which engine serves this machine.
+"""Which engine serves this machine, and how it is opened.
 
 An engine owns the arithmetic of one model: weights, gradients, optimizer state and key-value caches. It does not
 own initial weights, batches, the schedule, sampling, logging or files; those exist once, outside.
 
-    engine = open_engine(model_config, settings)     # TrainConfig to train, SampleConfig to sample
+    engine = open_engine(shape, MachineConfig(), OptimizerSettings())     # without an optimizer: to sample, not to train
     engine.load(weights)
-    engine.accumulate(x, y); loss, grad_norm = engine.update(lr=1e-3)
+    engine.accumulate(x, y); loss, grad_norm, refused = engine.update(lr=1e-3)
     session = engine.session(batch_size=1); logits = session.feed(ids)
 
 This file imports no engine until one is asked for, so the rest of the program runs where PyTorch is not installed.
@@ -16,10 +16,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from sampan.config import MachineConfig, ModelConfig
+from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError, install
 from sampan.machine import world
+from sampan.model.shape import ModelShape
 
 
 def engines_here() -> list[str]:
@@ -29,18 +30,16 @@ def engines_here() -> list[str]:
     return ["c"] * library_path().is_file() + ["torch"] * (importlib.util.find_spec("torch") is not None)
 
 
-def pick_engine(settings: MachineConfig) -> str:
-    """The engine of these settings, "c" or "torch". Raises UserError where it is not installed.
+def pick_engine(machine: MachineConfig) -> str:
+    """Return the engine of these settings, "c" or "torch". Raises UserError where it is not installed.
 
     torch where it alone can do what is asked or where there is a GPU; else the C engine.
     """
     here = engines_here()
-    wanted = settings.engine
+    wanted = machine.engine
     if wanted == "auto":
-        asked = (
-            settings.device not in ("auto", "cpu") or settings.dtype == "float16" or settings.compile or world()[1] > 1
-        )
-        wanted = "torch" if asked or "c" not in here or ("torch" in here and has_gpu(settings.device)) else "c"
+        asked = machine.device not in ("auto", "cpu") or machine.dtype == "float16" or machine.compile or world()[1] > 1
+        wanted = "torch" if asked or "c" not in here or ("torch" in here and has_gpu(machine.device)) else "c"
     if wanted in here:
         return wanted
     if not here:
@@ -55,14 +54,17 @@ def pick_engine(settings: MachineConfig) -> str:
     raise UserError(f"this needs the torch engine: {install('torch')}")
 
 
-def open_engine(model: ModelConfig, settings: MachineConfig) -> Engine:
-    """An engine for a resolved `model`. Raises UserError where none can run, saying what to install."""
-    return load_engine(settings)(model, settings)
+def open_engine(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None) -> Engine:
+    """Return an engine for a model, which trains if it is given an optimizer.
+
+    Raises UserError where none can run, saying what to install. A TrainConfig is both machine and optimizer.
+    """
+    return load_engine(machine)(shape, machine, optimizer)
 
 
-def load_engine(settings: MachineConfig) -> type:
-    """The class of these settings' engine, its libraries loaded."""
-    if pick_engine(settings) == "c":
+def load_engine(machine: MachineConfig) -> type:
+    """Return the class of these settings' engine, its libraries loaded."""
+    if pick_engine(machine) == "c":
         from sampan.engine.c import CEngine
 
         return CEngine

@@ -8,7 +8,7 @@ How processes meet and notice a dead one is engine/torch/processes.py's.
 import contextlib
 from collections.abc import Iterator
 
-from sampan.config import MachineConfig
+from sampan.config import TrainConfig
 from sampan.engine.open import engines_here
 from sampan.errors import UserError, install
 from sampan.machine import world
@@ -33,7 +33,7 @@ def leave_processes() -> None:
 
 
 @contextlib.contextmanager
-def first_process_first(settings: MachineConfig) -> Iterator[None]:
+def first_process_first(settings: TrainConfig) -> Iterator[None]:
     """Run the body in rank 0, then in the other ranks. Raise UserError without PyTorch."""
     rank, processes = world()
     if processes == 1:
@@ -43,7 +43,7 @@ def first_process_first(settings: MachineConfig) -> Iterator[None]:
         raise UserError(_("several processes need PyTorch: {command}").format(command=install("torch")))
     from sampan.engine.torch.processes import join_processes, tell_others, wait_for_all, wait_for_first
 
-    join_processes(settings)
+    join_processes(settings.device, settings.backend, settings.process_timeout)
     if rank > 0:
         wait_for_first()
     yield

@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sampan.config import MachineConfig, ModelConfig
+from sampan.config import MachineConfig
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.model.shape import ModelShape
 
 # ---- checking ----
 
 
-def reference(model: ModelConfig, weights: dict) -> Callable[[np.ndarray], np.ndarray]:
+def reference(model: ModelShape, weights: dict) -> Callable[[np.ndarray], np.ndarray]:
     """A function from ids, int (B, T), to what our own engine makes of them in float32: logits (B, T, vocab)."""
     engine = open_engine(model, MachineConfig(device="cpu", dtype="float32"))
     engine.load(weights)
@@ -28,7 +29,7 @@ def all_logits(engine: Engine, ids: np.ndarray) -> np.ndarray:
     return np.stack([session.feed(np.ascontiguousarray(ids[:, t : t + 1], np.int32)) for t in range(ids.shape[1])], 1)
 
 
-def check_ids(model: ModelConfig, count: int = 3) -> np.ndarray:
+def check_ids(model: ModelShape, count: int = 3) -> np.ndarray:
     """A few prompts of random tokens, int32 (count, T)."""
     length = min(model.block_size, 48)
     return np.random.default_rng(0).integers(0, model.vocab_size, (count, length), dtype=np.int32)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import ExportConfig, ModelConfig
+from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
 from sampan.model.rotary import rotary_frequencies
+from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
 
 WORDS = (
@@ -42,9 +43,7 @@ def suffix(config: ExportConfig) -> str:
     return ".gguf" if config.dtype == "f32" else f"-{config.dtype}.gguf"
 
 
-def write(
-    path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig
-) -> list[str]:
+def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
     gguf = need_library("gguf", "gguf")
     c, kind = model, config.dtype
     refuse(model, weights, tokenizer, kind)
@@ -94,17 +93,17 @@ def write(
     return []
 
 
-def rope_type(c: ModelConfig) -> str:
+def rope_type(c: ModelShape) -> str:
     scaling = c.rope_scaling or {}
     return scaling.get("rope_type", scaling.get("type", "default"))
 
 
-def refuse(model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, kind: str) -> None:
+def refuse(model: ModelShape, weights: dict, tokenizer: Tokenizer | None, kind: str) -> None:
     """Raises UserError for what llama.cpp or the type cannot carry."""
     c = model
     if tokenizer is None:
         raise UserError("a GGUF has its tokenizer inside, and this model has no tokenizer.json")
-    if c.family == "qwen3" and c.bias:
+    if c.family == "qwen3" and c.attn_proj_bias:
         raise UserError("llama.cpp's qwen3 has no biases in its attention's output, and this model has them")
     if c.family == "qwen3" and rope_type(c) == "llama3":
         raise UserError("llama.cpp's qwen3 does not stretch positions as Llama 3 does, and this model does")
@@ -122,7 +121,7 @@ def refuse(model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, kind:
 # ---- tensors ----
 
 
-def tensors(model: ModelConfig, weights: dict):
+def tensors(model: ModelShape, weights: dict):
     """Pairs (llama.cpp's name, float32 array); a matrix is (out, in) in both."""
     c = model
     top = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
@@ -130,7 +129,7 @@ def tensors(model: ModelConfig, weights: dict):
         "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
         "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }  # fmt: skip
-    if c.family == "gpt2" and not c.bias:  # llama.cpp's gpt2 always has them: zeros are none
+    if c.family == "gpt2" and not c.qkv_bias:  # llama.cpp's gpt2 always has them: zeros are none
         rows = {n: len(w) for n, w in weights.items() if n not in ("wte.weight", "wpe.weight", "lm_head.weight")}
         weights = weights | {n.removesuffix("weight") + "bias": np.zeros(size, np.float32) for n, size in rows.items()}
     for name, value in weights.items():
@@ -164,7 +163,7 @@ def interleave(rows: np.ndarray, head_dim: int) -> np.ndarray:
 # ---- tokenizers ----
 
 
-def add_tokenizer(gguf, writer, model: ModelConfig, tokenizer: Tokenizer) -> None:
+def add_tokenizer(gguf, writer, model: ModelShape, tokenizer: Tokenizer) -> None:
     described = json.loads(tokenizer.to_json())
     add = add_characters if tokenizer.is_characters else add_byte_level
     names = add(writer, described, tokenizer)
@@ -246,7 +245,7 @@ def silence(llama_cpp):
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def check(path: Path, model: ModelConfig, tokenizer: Tokenizer, reference, config: ExportConfig) -> str:
+def check(path: Path, model: ModelShape, tokenizer: Tokenizer, reference, config: ExportConfig) -> str:
     llama_cpp = find_library("llama_cpp")
     if llama_cpp is None:
         return "not checked: pip install llama-cpp-python, and export again, to compare its logits with ours"

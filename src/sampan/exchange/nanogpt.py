@@ -21,14 +21,14 @@ import numpy as np
 from sampan.checkpoint.folder import save_model
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
-from sampan.config import DataConfig, ImportConfig, ModelConfig, TrainConfig, build
+from sampan.config import DataConfig, ImportConfig, ModelSettings, TrainConfig, build
 from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
 from sampan.errors import UserError
 from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
 from sampan.files import read_json, write_json, write_text
 from sampan.model.parameters import parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 from sampan.text.sources import find_source
 from sampan.tokens.kinds import characters, from_symbols, gpt2_tokenizer
 from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
@@ -119,7 +119,7 @@ def progress_of(path: Path, saved: dict) -> Progress:
     return Progress(step=step, val_loss=loss, best_step=step, best_val_loss=loss)
 
 
-def optimizer_state(path: Path, model: ModelConfig, tensors: dict, optimizer) -> dict[str, np.ndarray]:
+def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer) -> dict[str, np.ndarray]:
     """AdamW's moments by name. Torch numbers the parameters: nanoGPT's matrices in order, then its vectors.
 
     Its step is the optimizer's own, which is less than iter_num where float16 overflowed and steps were skipped.
@@ -182,7 +182,7 @@ def named(path: Path, tensors) -> dict[str, np.ndarray]:
     return found
 
 
-def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head, dropout) -> ModelConfig:
+def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head, dropout) -> ModelShape:
     """The model that a state dict is of; heads alone cannot be seen in it."""
     try:
         (vocab_size, n_embd), block_size = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
@@ -196,10 +196,10 @@ def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head, dropout
     shape = dict(n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}), n_head=n_head)
     shape |= dict(n_embd=n_embd, n_inner=n_inner, block_size=block_size, vocab_size=vocab_size)
     shape |= dict(bias="ln_f.bias" in tensors, tie_word_embeddings=tied, dropout=dropout)
-    return resolve(build(ModelConfig, shape, str(path)))
+    return resolve(build(ModelSettings, shape, str(path)))
 
 
-def weights_of(path: Path, model: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our weights, float32. Raises UserError for a tensor too few, too many or of another shape."""
     table = parameters(model)
     left = set(tensors) - {p.name for p in table} - {"lm_head.weight"}
@@ -215,7 +215,7 @@ def weights_of(path: Path, model: ModelConfig, tensors: dict[str, np.ndarray]) -
     return weights
 
 
-def describe(folder: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> str:
+def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> str:
     line = (
         f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
     )
@@ -292,7 +292,7 @@ def from_meta(path: Path) -> Tokenizer:
     return from_symbols(symbols)
 
 
-def find_tokenizer(wanted: str, model: ModelConfig) -> Tokenizer | None:
+def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:
     """What --tokenizer names; GPT-2's where the vocabulary has its size; else none."""
     if wanted == "gpt2" or (wanted == "auto" and model.vocab_size in GPT2_SIZES):
         return gpt2_tokenizer()
@@ -306,7 +306,7 @@ def find_tokenizer(wanted: str, model: ModelConfig) -> Tokenizer | None:
     return characters("".join(find_source([wanted], DataConfig()).blocks()))
 
 
-def check_vocabulary(path: Path, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
+def check_vocabulary(path: Path, model: ModelShape, tokenizer: Tokenizer | None) -> None:
     if tokenizer is None:
         return
     is_padded_gpt2 = not tokenizer.is_characters and tokenizer.vocab_size <= model.vocab_size

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import ExportConfig, ModelConfig
+from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
 from sampan.model.rotary import rotary_tables
+from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
 
 OPSET = 20  # the first with the tanh form of GELU; onnxruntime has run it since 1.17
@@ -30,9 +31,7 @@ def suffix(config: ExportConfig) -> str:
     return ("-kv" if config.kv_cache else "") + ("" if config.dtype == "f32" else f"-{config.dtype}") + ".onnx"
 
 
-def write(
-    path: Path, model: ModelConfig, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig
-) -> list[str]:
+def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
     if config.dtype not in ALLOWED:
         raise UserError(f"dtype={config.dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it")
     onnx = need_library("onnx", "onnx")
@@ -49,7 +48,7 @@ def write(
 class Graph:
     """A graph in the making. Every method that computes adds nodes and returns the name of their result."""
 
-    def __init__(self, onnx, model: ModelConfig, weights: dict, config: ExportConfig):
+    def __init__(self, onnx, model: ModelShape, weights: dict, config: ExportConfig):
         self.onnx, self.model, self.weights, self.config = onnx, model, weights, config
         self.nodes, self.initializers, self.inputs, self.outputs = [], [], [], []
         self.constants = {}
@@ -93,7 +92,7 @@ class Graph:
 
     def norm(self, x: str, name: str) -> str:
         scale = self.parameter(f"{name}.weight")
-        if self.model.family == "gpt2":
+        if self.model.norm == "layernorm":
             shift = [self.parameter(f"{name}.bias")] if f"{name}.bias" in self.weights else []
             return self.op("LayerNormalization", x, scale, *shift, axis=-1, epsilon=self.model.norm_eps)
         square = self.op("ReduceMean", self.op("Mul", x, x), self.constant([-1]), keepdims=1)
@@ -135,7 +134,7 @@ class Graph:
         wte = self.parameter("wte.weight")
         x = self.op("Gather", wte, ids)  # (B, T, C)
         rotary = None
-        if c.family == "gpt2":
+        if c.positions == "learned":
             x = self.op("Add", x, self.op("Gather", self.parameter("wpe.weight"), positions))
         else:
             tables = zip(("cos", "sin"), rotary_tables(c), strict=True)
@@ -169,9 +168,9 @@ class Graph:
         return self.linear(y, f"h.{i}.attn.c_proj")
 
     def heads(self, x: str, count: int, D: int, i: int, norm: str | None, rotary) -> str:
-        """(B, T, count * D) as (B, count, T, D); queries and keys normed (qwen3) and rotated (llama, qwen3)."""
+        """(B, T, count * D) as (B, count, T, D); queries and keys normed and rotated as the model has it."""
         x = self.op("Reshape", x, self.constant([0, 0, count, D]))
-        if norm and self.model.family == "qwen3":
+        if norm and self.model.qk_norm:
             x = self.norm(x, f"h.{i}.attn.{norm}")
         x = self.op("Transpose", x, perm=[0, 2, 1, 3])
         if not norm or rotary is None:
@@ -188,17 +187,27 @@ class Graph:
 
     def mlp(self, x: str, name: str) -> str:
         h = self.linear(x, f"{name}.c_fc")
-        if self.model.family == "gpt2":
-            return self.linear(self.op("Gelu", h, approximate="tanh"), f"{name}.c_proj")
-        gate, up = self.op("Split", h, axis=-1, num_outputs=2, outputs=2)
-        silu = self.op("Mul", gate, self.op("Sigmoid", gate))
-        return self.linear(self.op("Mul", silu, up), f"{name}.c_proj")
+        if self.model.gated:
+            gate, up = self.op("Split", h, axis=-1, num_outputs=2, outputs=2)
+            h = self.op("Mul", self.activation(gate), up)
+        else:
+            h = self.activation(h)
+        return self.linear(h, f"{name}.c_proj")
+
+    def activation(self, x: str) -> str:
+        if self.model.activation == "gelu_new":
+            return self.op("Gelu", x, approximate="tanh")
+        if self.model.activation == "silu":
+            return self.op("Mul", x, self.op("Sigmoid", x))
+        if self.model.activation == "relu2":
+            return self.op("Mul", self.op("Relu", x), self.op("Relu", x))
+        raise UserError(f"activation={self.model.activation}: the ONNX export lacks it")
 
 
 # ---- checking ----
 
 
-def check(path: Path, model: ModelConfig, tokenizer: Tokenizer | None, reference, config: ExportConfig) -> str:
+def check(path: Path, model: ModelShape, tokenizer: Tokenizer | None, reference, config: ExportConfig) -> str:
     runtime = find_library("onnxruntime")
     if runtime is None:
         return "not checked: pip install onnxruntime, and export again, to compare its logits with ours"

@@ -9,17 +9,17 @@ import math
 
 import numpy as np
 
-from sampan.config import ModelConfig
 from sampan.errors import UserError
+from sampan.model.shape import ModelShape
 
 
-def rotary_frequencies(config: ModelConfig) -> np.ndarray:
+def rotary_frequencies(shape: ModelShape) -> np.ndarray:
     """Angle per position of each pair of channels, float64, shape (head_dim / 2,) (Su et al. 2021).
 
     `rope_scaling` stretches them as Hugging Face's `linear` and `llama3` do; raises UserError for other kinds.
     """
-    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-    scaling = config.rope_scaling or {}
+    frequencies = shape.rope_theta ** -(np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim)
+    scaling = shape.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequencies
@@ -44,7 +44,7 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
     return kept * frequencies + (1 - kept) * frequencies / factor
 
 
-def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(shape: ModelShape) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines, each float32 of shape (block_size, head_dim / 2), computed once for every engine."""
-    angles = np.outer(np.arange(config.block_size), rotary_frequencies(config))
+    angles = np.outer(np.arange(shape.block_size), rotary_frequencies(shape))
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

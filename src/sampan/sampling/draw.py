@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sampan.config import ModelConfig, SampleConfig
+from sampan.config import SampleConfig
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.model.shape import ModelShape
 from sampan.tokens.bytes import BROKEN, WHOLE
 
 WIDE = 2048  # tokens; in a vocabulary of more, those that cannot be drawn are left out before the arithmetic
@@ -59,7 +60,7 @@ def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | 
 
 
 def generate(
-    engine: Engine, model: ModelConfig, ids: np.ndarray, config: SampleConfig, after: np.ndarray | None = None
+    engine: Engine, model: ModelShape, ids: np.ndarray, config: SampleConfig, after: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
     """Tokens that follow `ids`, int32 (n,) or a prompt for each sample (num_samples, n): endlessly, int32 (num_samples,)
     at a time.

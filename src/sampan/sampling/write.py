@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sampan.config import ModelConfig, SampleConfig
+from sampan.config import SampleConfig
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.model.shape import ModelShape
 from sampan.sampling.draw import generate
 from sampan.tokens.bytes import WHOLE, stream_text, token_bytes, transitions
 from sampan.tokens.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def beginning(stop: str, text: str) -> int:
 
 
 def write(
-    engine: Engine, model: ModelConfig, tokenizer: Tokenizer, prompt: str | None, config: SampleConfig
+    engine: Engine, model: ModelShape, tokenizer: Tokenizer, prompt: str | None, config: SampleConfig
 ) -> Iterator[tuple[int, str]]:
     """Pairs (number of the sample, text that it grows by), the prompt of each first.
 

@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import TrainConfig
 from sampan.data.meta import Data
 from sampan.engine.open import has_gpu, load_engine, memory_of, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.model.count import count_parameters
+from sampan.model.shape import ModelShape
 from sampan.units import bytes_of, size_of
 
 MEASURE_SECONDS = 0.4  # seconds that a measurement takes, at least three steps
@@ -45,7 +46,7 @@ def micro_batch(config: TrainConfig) -> int:
     return min(config.batch_size, config.windows_per_step // world()[1])
 
 
-def time_step(engine: Engine, model: ModelConfig, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
+def time_step(engine: Engine, model: ModelShape, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
     """Medians over real steps on random tokens. Under torchrun every process calls this together."""
     draw = np.random.default_rng(0)
     windows = micro_batch(config)
@@ -78,7 +79,7 @@ def evaluation_windows(config: TrainConfig, data: Data) -> int:
     return sum(min(most, data.meta.tokens(split) // config.block_size) for split in ("train", "val"))
 
 
-def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Costs, start_step: int = 0) -> float:
+def run_seconds(config: TrainConfig, model: ModelShape, data: Data, costs: Costs, start_step: int = 0) -> float:
     """From the first step to the last evaluation."""
     steps = max(0, config.max_iters - start_step)
     evaluations = -(-steps // config.eval_interval) + 1
@@ -86,7 +87,7 @@ def run_seconds(config: TrainConfig, model: ModelConfig, data: Data, costs: Cost
     return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
 
 
-def save_seconds(model: ModelConfig) -> float:
+def save_seconds(model: ModelShape) -> float:
     """Of a checkpoint: weights, optimizer, and the waits until the disk has them."""
     return 16 * count_parameters(model) / DISK + 0.02
 
@@ -94,16 +95,16 @@ def save_seconds(model: ModelConfig) -> float:
 # ---- memory ----
 
 
-def memory_parts(model: ModelConfig, config: TrainConfig, engine: str) -> dict[str, int]:
+def memory_parts(model: ModelShape, config: TrainConfig, engine: str) -> dict[str, int]:
     """Return the bytes of training by part (weights, gradients, optimizer, activations), for one process.
 
     `engine` is "c" or "torch"; each counts its own.
     """
-    parts = memory_of(engine)(model, config, micro_batch(config), config.block_size)
+    parts = memory_of(engine)(model, config, config, micro_batch(config), config.block_size)
     return {name: parts[name] for name in ("weights", "gradients", "optimizer", "activations")}
 
 
-def total_memory(model: ModelConfig, config: TrainConfig) -> int:
+def total_memory(model: ModelShape, config: TrainConfig) -> int:
     """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way.
 
     With a GPU it is the GPU's memory that is counted: the parts, and what its driver takes.
@@ -133,7 +134,7 @@ def resident_memory() -> int:
     return pages * mmap.PAGESIZE if sys.platform == "linux" else 0
 
 
-def fit_memory(config: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, str]:
+def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str]:
     """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
     try:
         limit = bytes_of(config.fit)

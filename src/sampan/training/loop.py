@@ -70,7 +70,7 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
     config, model, run = plan.config, plan.model, WritableRun(plan.config.out_dir)
     writes = world()[0] == 0 and not config.eval_only
     with run.locked() if writes else contextlib.nullcontext():
-        engine = engine or open_engine(model, config)
+        engine = engine or open_engine(model, config, config)
         progress = load_start(plan, run, engine)
         if writes and plan.resume:
             run.write_settings(config, plan.data.record(), torchrun_job())

@@ -10,7 +10,7 @@ reason. Nothing here trains (loop.py does); without an engine there is a plan to
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from sampan.checkpoint.folder import crop, find_model, load_model, load_model_co
 from sampan.checkpoint.run import Run, read_note
 from sampan.checkpoint.save import WritableRun
 from sampan.checkpoint.tensors import WEIGHTS
-from sampan.config import SHAPE, ModelConfig, TrainConfig, build, change, shape_of
+from sampan.config import ModelSettings, TrainConfig, build, change
 from sampan.data.meta import Data, open_folder
 from sampan.data.prepare import prepare
 from sampan.engine.open import engines_here, pick_engine
@@ -28,7 +28,7 @@ from sampan.errors import UserError, install
 from sampan.machine import is_restarted, torchrun_job, world
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.text.sources import source_name
 from sampan.training.cost import Costs, fit_memory, memory_parts, peak_memory, program_memory, run_seconds, total_memory
 from sampan.training.recipe import choose
@@ -41,7 +41,7 @@ class Plan:
     """A run that can start: every setting resolved, the data ready."""
 
     config: TrainConfig
-    model: ModelConfig
+    model: ModelShape
     data: Data
     pretrained: Path | None = None  # the folder that the weights come from
     resume: bool = False
@@ -182,12 +182,12 @@ def check_tokens(data: Data, pretrained: Path) -> None:
 
 
 def pretrained_model(
-    given: ModelConfig, where: str, config: TrainConfig, settings: dict, block_size: int, data: Data
-) -> ModelConfig:
+    given: ModelShape, where: str, config: TrainConfig, settings: dict, block_size: int, data: Data
+) -> ModelShape:
     """The given model, its context cropped. Raises UserError for a setting or a vocabulary that it cannot have."""
-    for name in SHAPE:
-        if name in settings and name not in ("block_size", "dropout") and getattr(config, name) != getattr(given, name):
-            raise UserError(f"{name}={getattr(config, name)}: {where} has {getattr(given, name)}, which stays as it is")
+    for name, value in vars(settings_of(given)).items():
+        if name in settings and name not in ("block_size", "dropout") and getattr(config, name) not in (value, None):
+            raise UserError(f"{name}={getattr(config, name)}: {where} has {value}, which stays as it is")
     if data.meta.vocab_size > given.vocab_size:
         raise UserError(
             f"the text's vocabulary has {data.meta.vocab_size:,} tokens and {where} only {given.vocab_size:,}; "
@@ -196,11 +196,11 @@ def pretrained_model(
     return replace(crop(given, block_size, where), dropout=config.dropout)
 
 
-def fresh_model(config: TrainConfig, data: Data) -> ModelConfig:
+def fresh_model(config: TrainConfig, data: Data) -> ModelShape:
     vocab_size = config.vocab_size or data.meta.vocab_size
     if vocab_size < data.meta.vocab_size:
         raise UserError(f"vocab_size={vocab_size}: the text's vocabulary has {data.meta.vocab_size:,} tokens")
-    return resolve(replace(shape_of(config), vocab_size=vocab_size))
+    return resolve(replace(config, vocab_size=vocab_size))
 
 
 def plan_resume(settings: dict) -> Plan:
@@ -230,7 +230,7 @@ def plan_resume(settings: dict) -> Plan:
     if {"minutes", "size"} & given.keys():
         raise UserError("minutes and size choose a new run's steps and widths; a resume goes on to --max_iters")
     config = change(replace(before, out_dir=folder), given)
-    for name in (*SHAPE, "seed", "tokenizer", "val_fraction", "optimizer"):
+    for name in (*(f.name for f in fields(ModelSettings)), "seed", "tokenizer", "val_fraction", "optimizer"):
         if name != "dropout" and getattr(config, name) != getattr(before, name):
             raise UserError(
                 f"{name}={getattr(config, name)}: the run in {folder} has {getattr(before, name)}, and a resume keeps it"
@@ -258,8 +258,8 @@ def plan_resume(settings: dict) -> Plan:
     return Plan(config, model, data, resume=True, start_step=step)
 
 
-def with_shape(config: TrainConfig, model: ModelConfig) -> TrainConfig:
-    return replace(config, **{name: getattr(model, name) for name in SHAPE})
+def with_shape(config: TrainConfig, model: ModelShape) -> TrainConfig:
+    return replace(config, **vars(settings_of(model)))
 
 
 def check_lengths(config: TrainConfig, data: Data) -> None:

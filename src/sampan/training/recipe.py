@@ -11,13 +11,13 @@ the measurements, also of what did not help. Nothing here knows how a plan is pr
 import math
 from dataclasses import replace
 
-from sampan.config import SIZES, ModelConfig, TrainConfig, change, shape_of
+from sampan.config import SIZES, TrainConfig, change
 from sampan.data.meta import Data
 from sampan.engine.open import engines_here, has_gpu, open_engine
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.model.count import count_parameters, flops_per_token
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve
 from sampan.training.cost import Costs, evaluation_windows, fit_memory, save_seconds, time_step
 from sampan.units import duration
 
@@ -46,7 +46,7 @@ STEPS_UNMEASURED = 2000
 
 
 def choose(
-    data: Data, settings: dict, config: TrainConfig, pretrained: ModelConfig | None
+    data: Data, settings: dict, config: TrainConfig, pretrained: ModelShape | None
 ) -> tuple[dict, dict[str, str]]:
     """({name: value}, {name: reason}) of what `settings` leave open; what they say takes precedence, and is built on."""
     groups = fine_tuning(data, settings, config, pretrained) if pretrained else from_scratch(data, settings, config)
@@ -88,7 +88,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     return [*groups, (last, "a twentieth of the time")]
 
 
-def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelConfig) -> list[tuple[dict, str]]:
+def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[tuple[dict, str]]:
     """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
@@ -99,7 +99,7 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelCon
     elif config.minutes is not None and engines_here() and world()[1] == 1:
         base = replace_open(config, settings, batch)
         model = replace(given, block_size=min(base.block_size, given.block_size))
-        costs = time_step(open_engine(model, base), model, base, seconds=0.15)
+        costs = time_step(open_engine(model, base, base), model, base, seconds=0.15)
         steps, why = pick_steps(base, data, settings, config.minutes, costs)
     times = dict(eval_interval=max(1, steps // 10), eval_iters=10, patience=PATIENCE)
     return [
@@ -109,7 +109,7 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelCon
     ]
 
 
-def fine_tuning_rates(model: ModelConfig) -> dict:
+def fine_tuning_rates(model: ModelShape) -> dict:
     """3e-5 from GPT-2's width on, and below it more with the square of the width, up to 1e-3."""
     return dict(learning_rate=float(f"{min(1e-3, 3e-5 * max(1, 768 / model.n_embd) ** 2):.1g}"), decay_lr=False)
 
@@ -151,12 +151,12 @@ def shape_of_size(layers: int, config: TrainConfig, settings: dict) -> dict:
     return dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head)
 
 
-def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelConfig:
+def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelShape:
     return resolved(replace_open(config, settings, shape_of_size(layers, config, settings)), data)
 
 
-def resolved(config: TrainConfig, data: Data) -> ModelConfig:
-    return resolve(replace(shape_of(config), vocab_size=config.vocab_size or data.meta.vocab_size))
+def resolved(config: TrainConfig, data: Data) -> ModelShape:
+    return resolve(replace(config, vocab_size=config.vocab_size or data.meta.vocab_size))
 
 
 class Speed:
@@ -164,7 +164,7 @@ class Speed:
 
     def __init__(self, data: Data):
         self.data = data
-        self.measured: dict[ModelConfig, Costs] = {}
+        self.measured: dict[ModelShape, Costs] = {}
 
     def of(self, config: TrainConfig) -> Costs:
         model = resolved(config, self.data)
@@ -172,10 +172,10 @@ class Speed:
             config = replace(config, compile=False)  # compiling takes longer than what is measured here
             if config.fit is not None:
                 config, _ = fit_memory(config, model)
-            self.measured[model] = time_step(open_engine(model, config), model, config, seconds=0.15)
+            self.measured[model] = time_step(open_engine(model, config, config), model, config, seconds=0.15)
         return self.measured[model]
 
-    def estimate(self, model: ModelConfig) -> float:
+    def estimate(self, model: ModelShape) -> float:
         known, costs = next(iter(self.measured.items()))
         return costs.step * flops_per_token(model) / flops_per_token(known)
 
@@ -204,7 +204,7 @@ def pick_size(
     )
 
 
-def fits(config: TrainConfig, model: ModelConfig) -> bool:
+def fits(config: TrainConfig, model: ModelShape) -> bool:
     if config.fit is None:
         return True
     try:

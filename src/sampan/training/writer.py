@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import TrainConfig
 from sampan.engine.protocol import Engine
 from sampan.machine import torchrun_job
+from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -23,7 +24,7 @@ class RunWriter:
 
     run: WritableRun
     engine: Engine
-    model: ModelConfig
+    model: ModelShape
     config: TrainConfig
     tokenizer: Tokenizer | None
     data: dict  # what run.json records of it

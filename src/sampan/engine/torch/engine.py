@@ -1,6 +1,6 @@
-"""The Engine protocol over torch_model.py: devices, autocast, compile, and data parallelism under torchrun.
+"""The Engine protocol over model.py: devices, autocast, compile, and data parallelism under torchrun.
 
-    engine = TorchEngine(model_config, TrainConfig(device="cpu", ...))
+    engine = TorchEngine(shape, MachineConfig(device="cpu"), OptimizerSettings(batch_size=12))
 
 It knows no files, batches or schedule. Between processes it averages gradients (DistributedDataParallel); every
 process holds the whole model.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sampan.config import MachineConfig, ModelConfig, TrainConfig
+from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
 from sampan.engine.torch.device import pick_device, pick_dtype
 from sampan.engine.torch.model import GPT, Cache
@@ -25,18 +25,18 @@ from sampan.engine.torch.processes import before_leaving, join_processes, naming
 from sampan.errors import UserError
 from sampan.machine import physical_cores, world
 from sampan.model.parameters import parameters
+from sampan.model.shape import ModelShape
 
 LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows without being scaled up at all is no matter of scale
 
 
 class TorchEngine:
-    def __init__(self, config: ModelConfig, settings: MachineConfig):
-        self.config, self.settings = config, settings
-        self.training = isinstance(settings, TrainConfig)
+    def __init__(self, config: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None):
+        self.config, self.machine, self.optimizer = config, machine, optimizer
         self.rank, self.world_size = world()
-        self.device = pick_device(settings.device)
-        self.dtype = pick_dtype(settings.dtype, self.device)
-        self.threads = settings.threads or max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.device = pick_device(machine.device)
+        self.dtype = pick_dtype(machine.dtype, self.device)
+        self.threads = machine.threads or max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("high")  # TF32 on CUDA, as nanoGPT; no effect on a CPU
         try:
@@ -54,8 +54,15 @@ class TorchEngine:
         self.loss_sum = self.targets = 0.0
         self.forward = self.model
         self.compiled = None
-        if self.training:
-            self.begin_training()
+        if optimizer is not None:
+            self.begin_training(optimizer)
+
+    @property
+    def recipe(self) -> OptimizerSettings:
+        """What training needs. Raises UserError in an engine that was opened without it."""
+        if self.optimizer is None:
+            raise UserError("this engine was opened without an optimizer: it cannot train")
+        return self.optimizer
 
     @property
     def description(self) -> str:
@@ -70,8 +77,7 @@ class TorchEngine:
 
     # ---- setting up ----
 
-    def begin_training(self) -> None:
-        s = self.settings
+    def begin_training(self, s: OptimizerSettings) -> None:
         table = parameters(self.config)
         pairs = list(zip(self.weights, table, strict=True))
         matrices = [(w, p.pieces) for w, p in pairs if p.pieces and s.optimizer == "muon"]
@@ -93,10 +99,10 @@ class TorchEngine:
         # mean while they add up; `update` corrects for targets that were ignored.
         self.full_batch = s.windows_per_step * self.config.block_size
         self.model.gradient_checkpointing = s.gradient_checkpointing
-        if s.compile or (s.compile is None and self.device.type == "cuda"):
-            self.try_compile()
+        if self.machine.compile or (self.machine.compile is None and self.device.type == "cuda"):
+            self.try_compile(s.batch_size)
         if self.world_size > 1:
-            join_processes(s)
+            join_processes(self.machine.device, s.backend, s.process_timeout)
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.forward = torch.nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
             before_leaving(self.leave_group)
@@ -105,9 +111,9 @@ class TorchEngine:
         """Train no more together with others; drops what holds the process group."""
         self.forward = self.model if self.compiled is None else self.compiled
 
-    def try_compile(self) -> None:
+    def try_compile(self, batch_size: int) -> None:
         """Compile, and prove it on one batch; where that fails, one line says so and the model runs as it is."""
-        ids = torch.zeros(self.settings.batch_size, self.config.block_size, dtype=torch.long, device=self.device)
+        ids = torch.zeros(batch_size, self.config.block_size, dtype=torch.long, device=self.device)
         compiled = torch.compile(self.model)
         try:
             with warnings.catch_warnings(), self.autocast():
@@ -138,7 +144,7 @@ class TorchEngine:
                 if tuple(weights[name].shape) != tuple(weight.shape):
                     raise ValueError(f"{name} has shape {weights[name].shape}, the model's is {tuple(weight.shape)}")
                 weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)))
-        if not self.training and self.dtype != torch.float32:
+        if self.optimizer is None and self.dtype != torch.float32:
             for weight in self.weights:  # decoding is bound by memory: keep the weights themselves in half the bytes
                 weight.data = weight.data.to(self.dtype)
 
@@ -150,7 +156,7 @@ class TorchEngine:
     def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
         self.model.train()
         if self.config.dropout:
-            key = np.random.SeedSequence([self.settings.seed, self.step, self.micro, self.rank])
+            key = np.random.SeedSequence([self.machine.seed, self.step, self.micro, self.rank])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         wait = more and self.world_size > 1  # gradients need to meet only once a step
         with self.forward.no_sync() if wait else contextlib.nullcontext():
@@ -177,6 +183,7 @@ class TorchEngine:
         return {name: to_numpy(grad) * np.float32(factor) for name, grad in zip(self.names, grads, strict=True)}
 
     def update(self, lr: float) -> Update:
+        s = self.recipe
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         targets = max(self.total(self.targets), 1.0)
@@ -187,10 +194,10 @@ class TorchEngine:
         loss = self.total(self.loss_sum) / targets
         update = Update(loss, norm.item())  # a CPU-GPU sync point; every process has the same numbers
         if math.isfinite(update.loss) and math.isfinite(update.grad_norm):
-            if self.settings.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self.weights, self.settings.grad_clip, norm)
+            if s.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.weights, s.grad_clip, norm)
             for i, optimizer in enumerate(self.optimizers):
-                rate = lr * self.settings.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
+                rate = lr * s.adamw_lr_ratio if i == 0 and len(self.optimizers) > 1 else lr
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
@@ -218,7 +225,7 @@ class TorchEngine:
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         self.model.eval()
         # another shape than training's would be compiled for itself, which costs more than it saves
-        usual = self.compiled is not None and x.shape == (self.settings.batch_size, self.config.block_size)
+        usual = self.compiled is not None and x.shape == (self.recipe.batch_size, self.config.block_size)
         with self.autocast():
             total = (self.compiled if usual else self.model)(self.put(x), self.put(y))
         return float(total) / max(int((y != -1).sum()), 1)
@@ -236,7 +243,7 @@ class TorchEngine:
             arrays["loss_scale"] = np.array(self.scaler.get_scale(), dtype=np.float64)
             arrays["loss_scale_growth"] = np.array(self.scaler.state_dict()["_growth_tracker"], dtype=np.int64)
         for p, weight in zip(parameters(self.config), self.weights, strict=True):
-            for key in p.moments(self.settings.optimizer):
+            for key in p.moments(self.recipe.optimizer):
                 moment = self.owner[weight].state[weight].get(key)
                 arrays[f"{key}.{p.name}"] = to_numpy(torch.zeros_like(weight) if moment is None else moment)
         return arrays
@@ -251,7 +258,7 @@ class TorchEngine:
         for p, weight in zip(parameters(self.config), self.weights, strict=True):
             moments = {
                 key: torch.from_numpy(np.array(state[f"{key}.{p.name}"])).to(weight.device)
-                for key in p.moments(self.settings.optimizer)
+                for key in p.moments(self.recipe.optimizer)
             }
             # a fused optimizer keeps its step counter on the weights' device
             self.owner[weight].state[weight] = {
@@ -290,7 +297,7 @@ class TorchSession:
         engine.model.eval()
         if self.cache.position + ids.shape[1] > engine.config.block_size:
             raise ValueError("the cache is full")
-        with engine.autocast() if engine.training else contextlib.nullcontext():
+        with engine.autocast() if engine.optimizer is not None else contextlib.nullcontext():
             logits = engine.model(engine.put(ids), cache=self.cache)
         return logits[:, -1].float().cpu().numpy()
 

@@ -1,11 +1,10 @@
 """The GPT as a PyTorch module, in one page: the file to open first to learn from, and to hack.
 
-    model = GPT(resolve(ModelConfig(family="gpt2", n_layer=4, n_head=4, n_embd=128, vocab_size=65)))
+    model = GPT(resolve(ModelSettings(family="gpt2", n_layer=4, n_head=4, n_embd=128, vocab_size=65)))
     logits = model(ids)                      # (B, T) -> (B, T, vocab_size)
 
-One class serves the three families of model.py; they differ in the norm, the positions and the MLP. Module names
-are the names of `model.parameters`. It holds no initialisation (model.initialize), no optimizer (torch_engine.py)
-and no sampling (sample.py).
+One class serves every family: a ModelShape names the parts. Module names are the names of `model.parameters`. It holds
+no initialisation (`model.parameters.initialize`), no optimizer (engine.py) and no sampling (sampling/draw.py).
 """
 
 import torch
@@ -13,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sampan.config import ModelConfig
 from sampan.model.rotary import rotary_tables
+from sampan.model.shape import ModelShape
 
 
 class GPT(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelShape):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = (
             False  # keep only what enters a block, and compute the rest again (Chen et al. 2016)
         )
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        if config.family == "gpt2":
+        if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         else:
             cos, sin = rotary_tables(config)
@@ -57,7 +56,7 @@ class GPT(nn.Module):
         start = cache.position if cache is not None else 0
         x = self.wte(ids)  # (B, T, C)
         rotary = None
-        if self.config.family == "gpt2":
+        if self.config.positions == "learned":
             x = x + self.wpe.weight[start : start + T]
         else:
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # each (T, D/2)
@@ -73,12 +72,12 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelShape):
         super().__init__()
         self.ln_1 = norm(config, config.n_embd)
         self.attn = Attention(config)
         self.ln_2 = norm(config, config.n_embd)
-        self.mlp = GeluMLP(config) if config.family == "gpt2" else SwiGLU(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotary, cache) -> Tensor:
         x = x + self.attn(self.ln_1(x), rotary, cache)
@@ -89,15 +88,15 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; n_head / n_kv_head heads of queries share a head of keys and values."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelShape):
         super().__init__()
         H, KV, D = config.n_head, config.n_kv_head, config.head_dim
         self.sizes = (H, KV, D)
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, (H + 2 * KV) * D, bias=config.bias)
-        self.c_proj = nn.Linear(H * D, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, (H + 2 * KV) * D, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(H * D, config.n_embd, bias=config.attn_proj_bias)
         self.drop = nn.Dropout(config.dropout)
-        self.normed = config.family == "qwen3"
+        self.normed = config.qk_norm
         if self.normed:
             self.q_norm = norm(config, D)
             self.k_norm = norm(config, D)
@@ -128,35 +127,34 @@ class Attention(nn.Module):
         return self.drop(self.c_proj(y))
 
 
-class GeluMLP(nn.Module):
-    def __init__(self, config: ModelConfig):
+ACTIVATIONS = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021
+}
+
+
+class MLP(nn.Module):
+    """Two layers; if gated, activation(gate) * up, with gate and up as the two halves of one product (Shazeer 2020)."""
+
+    def __init__(self, config: ModelShape):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.activation, self.gated = ACTIVATIONS[config.activation], config.gated
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner * (2 if config.gated else 1), bias=config.mlp_bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        h = self.c_fc(x)  # (B, T, F), gated (B, T, 2 F)
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            return self.drop(self.c_proj(self.activation(gate) * up))
+        return self.drop(self.c_proj(self.activation(h)))
 
 
-class SwiGLU(nn.Module):
-    """silu(gate) * up, with gate and up as the two halves of one product (Shazeer 2020)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        bias = config.bias and config.family == "llama"
-        self.c_fc = nn.Linear(config.n_embd, 2 * config.n_inner, bias=bias)
-        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=bias)
-        self.drop = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.c_fc(x).chunk(2, dim=-1)
-        return self.drop(self.c_proj(F.silu(gate) * up))
-
-
-def norm(config: ModelConfig, size: int) -> nn.Module:
-    if config.family == "gpt2":
-        return nn.LayerNorm(size, eps=config.norm_eps, bias=config.bias)
+def norm(config: ModelShape, size: int) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias)
     return RMSNorm(size, config.norm_eps)
 
 
@@ -181,7 +179,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Cache:
     """Keys and values of all layers for B sequences, filled from the left; `position` tokens are in it."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, device, dtype):
+    def __init__(self, config: ModelShape, batch_size: int, device, dtype):
         c = config
         self.keys_values = torch.empty(
             c.n_layer, 2, batch_size, c.n_kv_head, c.block_size, c.head_dim, device=device, dtype=dtype

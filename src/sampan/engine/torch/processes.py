@@ -1,6 +1,6 @@
 """Start and end torchrun's process group, wait for ranks, and name one that died.
 
-    join_processes(settings); ...; leave_processes()
+    join_processes("cuda", None, 600); ...; leave_processes()
 
 torch.distributed does the work. It averages no gradients (engine.py).
 """
@@ -19,7 +19,6 @@ import torch.distributed as dist
 import torch.distributed.nn  # before there is a group, which its default arguments would hold: see leave_processes
 from torch.distributed.rendezvous import rendezvous
 
-from sampan.config import MachineConfig, TrainConfig
 from sampan.engine.torch.device import pick_device
 from sampan.errors import UserError
 from sampan.machine import world
@@ -31,14 +30,13 @@ ANSWER_SECONDS = 10  # within which a live process notices that another is dead
 live_store: dist.Store  # the part of torchrun's store that this start uses; set by join_processes
 
 
-def join_processes(settings: MachineConfig) -> None:
-    """Form torchrun's process group, once."""
+def join_processes(device: str, backend: str | None, timeout: int) -> None:
+    """Form torchrun's process group, once. `timeout` is in seconds."""
     global live_store
     if dist.is_initialized():
         return
-    on_cuda = pick_device(settings.device).type == "cuda"
-    backend = getattr(settings, "backend", None) or ("nccl" if on_cuda else "gloo")
-    limit = timedelta(seconds=getattr(settings, "process_timeout", TrainConfig.process_timeout))
+    backend = backend or ("nccl" if pick_device(device).type == "cuda" else "gloo")
+    limit = timedelta(seconds=timeout)
     store, rank, size = next(iter(rendezvous("env://")))
     live_store = agree_on_store(store, rank, size, limit)
     dist.init_process_group(backend, store=live_store, rank=rank, world_size=size, timeout=limit)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import ModelConfig, TrainConfig
+from sampan.config import MachineConfig, OptimizerSettings
 from sampan.data.meta import Data
 from sampan.engine.open import engines_here, open_engine
 from sampan.engine.protocol import Engine
@@ -22,6 +22,7 @@ from sampan.exchange.check import all_logits
 from sampan.exchange.llmc.header import HEADER, STATE, check_size, read_header, write_header
 from sampan.exchange.llmc.weights import count_numbers, padded_vocabulary, read_tensors, write_tensors
 from sampan.files import replacing
+from sampan.model.shape import ModelShape
 
 BATCH, TOKENS = 4, 64  # as in llm.c's own debug state
 
@@ -37,7 +38,7 @@ class State:
     gradients: dict[str, np.ndarray]  # {name: float32}, of that loss
 
 
-def state_batch(model: ModelConfig, data: Data | None) -> tuple[np.ndarray, np.ndarray]:
+def state_batch(model: ModelShape, data: Data | None) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and targets, int32 (4, 64): the first tokens of val, or random ones without data.
 
     Raises UserError if val is too short or has a token that the model lacks.
@@ -57,10 +58,10 @@ def state_batch(model: ModelConfig, data: Data | None) -> tuple[np.ndarray, np.n
     return ids[:-1].reshape(B, T), ids[1:].reshape(B, T)
 
 
-def open_reference(model: ModelConfig, weights: Mapping[str, np.ndarray]) -> Engine:
+def open_reference(model: ModelShape, weights: Mapping[str, np.ndarray]) -> Engine:
     """Return PyTorch's engine with these weights if it is installed, so that a state can test the C engine; else that."""
     name = "torch" if "torch" in engines_here() else "c"
-    engine = open_engine(model, TrainConfig(engine=name, device="cpu", dtype="float32"))
+    engine = open_engine(model, MachineConfig(engine=name, device="cpu", dtype="float32"), OptimizerSettings())
     engine.load(dict(weights))
     return engine
 
@@ -72,7 +73,7 @@ def compute_state(engine: Engine, x: np.ndarray, y: np.ndarray) -> State:
     return State(x, y, all_logits(engine, x), loss, engine.gradients())
 
 
-def read_state(path: Path, model: ModelConfig) -> State:
+def read_state(path: Path, model: ModelShape) -> State:
     """Return a debug state of this model, whose sizes are not in the file. Raises UserError if they do not match."""
     _, version, B, T = read_header(path, STATE)[:4]
     if version != 2 or B < 1 or not 0 < T <= model.block_size:
@@ -86,7 +87,7 @@ def read_state(path: Path, model: ModelConfig) -> State:
     return State(ids[0], ids[1], numbers[:end].reshape(B, T, -1), float(numbers[end]), gradients)
 
 
-def write_state(path: Path, model: ModelConfig, state: State) -> None:
+def write_state(path: Path, model: ModelShape, state: State) -> None:
     """Write a debug state. Raises OSError."""
     with replacing(path) as file:
         write_header(file, STATE, 2, *state.x.shape)

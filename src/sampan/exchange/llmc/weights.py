@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sampan.config import ModelConfig
+from sampan.config import ModelSettings
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, MODEL, check_size, read_header, write_header
 from sampan.files import replacing
 from sampan.model.parameters import Param, parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 
 DTYPES: dict[str, tuple[int, np.dtype[Any], str]] = {  # version, number type, end of the file's name
     "f32": (3, np.dtype("<f4"), ""),
@@ -32,14 +32,14 @@ OF_A_BLOCK = (
 )  # fmt: skip
 
 
-def in_order(config: ModelConfig) -> list[Param]:
+def in_order(config: ModelShape) -> list[Param]:
     """Return the parameters in llm.c's order."""
     rows = {p.name: p for p in parameters(config)}
     blocks = (f"h.{i}.{name}" for name in OF_A_BLOCK for i in range(config.n_layer))
     return [rows[name] for name in ("wte.weight", "wpe.weight", *blocks, "ln_f.weight", "ln_f.bias")]
 
 
-def read_weights(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+def read_weights(path: Path) -> tuple[ModelShape, dict[str, np.ndarray]]:
     """Return a weights file's model and parameters: {name: float32}, a matrix (out, in).
 
     Raises UserError if the file is incomplete or damaged.
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     return config, read_tensors(np.memmap(path, dtype, "c", 4 * HEADER), config, padded, path)
 
 
-def read_config(path: Path) -> tuple[ModelConfig, np.dtype, int]:
+def read_config(path: Path) -> tuple[ModelShape, np.dtype, int]:
     """Return (model, number type, padded rows of the token embedding) of a weights file after checking its length."""
     _, version, block_size, vocab_size, n_layer, n_head, n_embd, padded = read_header(path, MODEL)[:8]
     dtype = next((number for known, number, _ in DTYPES.values() if known == version), None)
@@ -58,7 +58,7 @@ def read_config(path: Path) -> tuple[ModelConfig, np.dtype, int]:
         )
     if not all(0 < n < 1 << 28 for n in (block_size, vocab_size, n_layer, n_head, n_embd)) or padded < vocab_size:
         raise UserError(f"{path}: its header has an impossible size")
-    config = ModelConfig(family="gpt2", bias=True, norm_eps=1e-5, block_size=block_size, vocab_size=vocab_size,
+    config = ModelSettings(family="gpt2", bias=True, norm_eps=1e-5, block_size=block_size, vocab_size=vocab_size,
                          n_layer=n_layer, n_head=n_head, n_embd=n_embd)  # fmt: skip
     check_size(path, 4 * HEADER + dtype.itemsize * count_numbers(config, padded))
     try:
@@ -67,13 +67,13 @@ def read_config(path: Path) -> tuple[ModelConfig, np.dtype, int]:
         raise UserError(f"{path}: {error}") from None
 
 
-def count_numbers(config: ModelConfig, padded: int) -> int:
+def count_numbers(config: ModelSettings, padded: int) -> int:
     """Return how many numbers the tensors of a model have; in closed form, since a header may ask for 2^28 layers."""
     C = config.n_embd
     return (padded + config.block_size + 2) * C + config.n_layer * (12 * C * C + 13 * C)
 
 
-def read_tensors(numbers: np.ndarray, config: ModelConfig, padded: int, path: Path) -> dict[str, np.ndarray]:
+def read_tensors(numbers: np.ndarray, config: ModelShape, padded: int, path: Path) -> dict[str, np.ndarray]:
     """Return {name: float32} from the numbers of a file, float32 or bfloat16 as uint16.
 
     Raises UserError if the padding is not zero.
@@ -90,7 +90,7 @@ def read_tensors(numbers: np.ndarray, config: ModelConfig, padded: int, path: Pa
     return tensors
 
 
-def write_weights(path: Path, config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+def write_weights(path: Path, config: ModelShape, weights: Mapping[str, np.ndarray], dtype: str) -> None:
     """Write a weights file, `dtype` f32 or bf16. Raises OSError."""
     shape = (config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
     with replacing(path) as file:
@@ -98,7 +98,7 @@ def write_weights(path: Path, config: ModelConfig, weights: Mapping[str, np.ndar
         write_tensors(file, config, weights, dtype)
 
 
-def write_tensors(file: BinaryIO, config: ModelConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+def write_tensors(file: BinaryIO, config: ModelShape, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
     """Write all tensors in llm.c's order, the token embedding with its padding."""
     for p in in_order(config):
         numbers = to_bfloat16(tensors[p.name]) if dtype == "bf16" else tensors[p.name].astype("<f4", copy=False)
@@ -107,7 +107,7 @@ def write_tensors(file: BinaryIO, config: ModelConfig, tensors: Mapping[str, np.
             file.write(bytes((padded_vocabulary(config) - config.vocab_size) * config.n_embd * numbers.itemsize))
 
 
-def padded_vocabulary(config: ModelConfig) -> int:
+def padded_vocabulary(config: ModelShape) -> int:
     """Return how many rows the token embedding has in a file."""
     return -(-config.vocab_size // PADDED_TO) * PADDED_TO
 
@@ -128,15 +128,16 @@ def to_bfloat16(numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(numbers), 0x7FC0, rounded).astype("<u2")
 
 
-def as_llmc(
-    c: ModelConfig, weights: Mapping[str, np.ndarray], source: str
-) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+def as_llmc(c: ModelShape, weights: Mapping[str, np.ndarray], source: str) -> tuple[ModelShape, dict[str, np.ndarray]]:
     """Return the same function as a model that llm.c supports, with zeros as missing biases.
 
     Raises UserError if there is none.
     """
     reasons = {
-        f"it is a {c.family} model, and llm.c supports only gpt2": c.family != "gpt2",
+        f"it is a {c.family} model, and llm.c supports only gpt2": c.norm != "layernorm"
+        or c.positions != "learned"
+        or c.gated,
+        f"its activation function is {c.activation}, and llm.c's is gelu_new": c.activation != "gelu_new",
         "its head does not share the token embedding, as llm.c's does": not c.tie_word_embeddings,
         f"its MLP is {c.n_inner} wide, and llm.c's is 4 x {c.n_embd}": c.n_inner != 4 * c.n_embd,
         f"its norm_eps is {c.norm_eps:g}, and llm.c's is 1e-05": np.float32(c.norm_eps or 0) != np.float32(1e-5),
@@ -144,5 +145,5 @@ def as_llmc(
     for reason, applies in reasons.items():
         if applies:
             raise UserError(f"{source} cannot be written for llm.c: {reason}")
-    full = replace(c, bias=True, dropout=0.0)
+    full = resolve(replace(settings_of(c), bias=True, dropout=0.0))
     return full, {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in parameters(full)}
