@@ -67,7 +67,7 @@ def read_config(path: Path) -> tuple[ModelShape, np.dtype, int]:
         raise UserError(f"{path}: {error}") from None
 
 
-def count_numbers(config: ModelSettings, padded: int) -> int:
+def count_numbers(config: ModelSettings | ModelShape, padded: int) -> int:
     """Return how many numbers the tensors of a model have; in closed form, since a header may ask for 2^28 layers."""
     C = config.n_embd
     return (padded + config.block_size + 2) * C + config.n_layer * (12 * C * C + 13 * C)
