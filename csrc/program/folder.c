@@ -222,7 +222,7 @@ int32_t folder_save_config(const sampan_config *c, const family *f, const char *
             const int32_t *size = find_size(c, k->ours);
             if (size) fprintf(stream, "  \"%s\": %d,\n", k->theirs, (int)*size);
             else if (!strcmp(k->ours, "activation")) fprintf(stream, "  \"%s\": \"%s\",\n", k->theirs, c->activation);
-            else if (!strcmp(k->ours, "norm_eps")) fprintf(stream, "  \"%s\": %.9g,\n", k->theirs, (double)c->norm_eps);
+            else if (!strcmp(k->ours, "norm_eps")) fprintf(stream, "  \"%s\": %.7g,\n", k->theirs, (double)c->norm_eps);
             else if (!strcmp(k->ours, "bias"))
                 fprintf(stream, "  \"%s\": %s,\n", k->theirs, c->qkv_bias ? "true" : "false");
         }
