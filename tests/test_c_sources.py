@@ -1,5 +1,6 @@
 """The C sources as text: includes go down the tower, and what is generated from the package is up to date."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def test_a_file_includes_only_its_folder_and_those_below(source):
 def test_what_is_only_included_is_included():
     used = {path.resolve() for source in SOURCES for path in included(source)}
     assert {path for path in SOURCES if path.suffix == ".inc"} <= used
+
+
+@pytest.mark.parametrize("name", ["families.inc", "settings.inc"])
+def test_generated_files_are_what_the_package_says(name):
+    spec = importlib.util.spec_from_file_location("generate", CSRC / "program" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    text = (CSRC / "program" / name).read_text(encoding="utf-8")
+    assert text == generate.FILES[name](), f"run: python csrc/program/generate.py, which writes {name}"
