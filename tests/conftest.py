@@ -41,7 +41,7 @@ def hermetic(monkeypatch, tmp_path):
 def real():
     """The folder of real texts; a test that needs it is skipped where it is absent."""
     if not REAL.is_dir():
-        pytest.skip(f"{REAL} is not here")
+        pytest.skip("needs the real texts in ../shared/data, beside the repository")
     return REAL
 
 

@@ -41,6 +41,7 @@ print(json.dumps([resident_memory() - before, memory_parts(model, config, "c")])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 @pytest.mark.parametrize("again", ["once", "again"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -165,6 +165,7 @@ def run(words: list[str], monkeypatch) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_command_runs(pair, stand_ins, monkeypatch, capsys):
     words_run = 0

@@ -43,6 +43,7 @@ def test_each_example_is_tested():
     assert sorted(SHORT) == sorted(p.stem for p in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_an_example_runs(name, text):
     output = run(name, *SHORT[name])
@@ -64,6 +65,7 @@ def cells(name: str) -> list[dict]:
     return [c for c in json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(text):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")

@@ -30,7 +30,6 @@ from conftest import readable, tiny_config
 from helpers import environment, losses, refused, result, sampan
 from test_checkpoint import CONFIG, TOKENIZER, state, step_of, weights
 
-import sampan.evaluation.losses
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Progress, Run, read_note
 from sampan.checkpoint.save import WritableRun
@@ -40,6 +39,7 @@ from sampan.errors import UserError
 from sampan.model.parameters import initialize
 from sampan.report.metrics import Metrics
 from sampan.report.picture import POINTS, Picture, draw, read_curves
+from sampan.training import loop
 from sampan.training.loop import MOST_REFUSED, Evaluation, Step, train
 from sampan.training.plan import make_plan
 
@@ -129,12 +129,14 @@ def killed_and_resumed(text: str, kills: int, seed: int, **settings) -> None:
     print(f"{survived} kills survived")
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.skipif("c" not in engines_here(), reason="the C engine is not installed")
 def test_a_dozen_kills_leave_no_trace(text):
     killed_and_resumed(text, 12, seed=1, optimizer="muon", dropout=0.1, gradient_checkpointing=True)
 
 
+@pytest.mark.slow
 @posix
 def test_kills_of_the_torch_engine_leave_no_trace(text):
     killed_and_resumed(text, 2, seed=2, engine="torch", optimizer="muon", dropout=0.1, max_iters=12)
@@ -175,6 +177,7 @@ def test_early_stopping_stops_a_resumed_run_at_the_same_step(text, engine_name):
         assert list(evaluations.values()) == [r for r in records if isinstance(r, Evaluation)]
 
 
+@pytest.mark.slow
 @posix
 def test_a_second_signal_stops_at_once(text):
     """The step that is running takes half a minute; what was saved before it is whole."""
@@ -268,6 +271,7 @@ def begin(run: Run, seed: int) -> None:
         first.save_last(CONFIG, weights(seed), state(seed), Progress(step=seed))
 
 
+@pytest.mark.slow
 def test_death_at_any_point_of_a_replacement_leaves_one_of_the_two_runs(tmp_path, monkeypatch):
     found = []
     for calls in range(200):
@@ -306,7 +310,7 @@ def test_a_replacement_that_fails_before_its_first_save_changes_nothing(text, mo
     list(train(start(text)))
     before = result("out"), Path("out/run.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(sampan.training.loop, "evaluate", lambda *_: float("nan"))
+        patch.setattr(loop, "evaluate", lambda *_: float("nan"))
         with pytest.raises(UserError, match="nothing was saved"):
             list(train(start(text, overwrite=True, n_embd=8)))
     assert (result("out"), Path("out/run.json").read_bytes()) == before
@@ -328,6 +332,7 @@ def test_a_second_run_is_refused_by_the_name_of_the_first(text):
     list(train(resume(max_iters=5)))
 
 
+@pytest.mark.slow
 @posix
 def test_the_lock_of_a_killed_run_is_nobodys(text):
     process = subprocess.Popen(
@@ -736,6 +741,7 @@ def watched(text, steps: int, **settings) -> None:
     assert max(rss) < 1.02 * rss[0], f"memory: {[r // 1024 for r in rss]} KiB"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_memory_and_handles_stay(text):
     watched(text, 1000)

@@ -120,6 +120,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_gives_losses_and_how_much_they_scatter(text, engine_name, capsys, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(sampan.__file__).parents[1]))  # installed or not
     command = TINY.format(Path(text).resolve())

@@ -114,7 +114,7 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.full)])
 def test_a_killed_process_brings_the_job_back_by_itself(text, rank):
     """Under torchrun --max-restarts; the bits are those of a job that nobody killed. --overwrite does not start over."""
     whole = torchrun(words(text, "whole", optimizer="muon"))
@@ -187,6 +187,7 @@ def test_jobs_killed_at_any_moment_leave_no_trace(text):
     assert result("killed") == result("whole") and losses("killed") == losses("whole")
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_named(text):
     for harm in (signal.SIGSTOP, signal.SIGKILL):
         arguments = words(text, f"out{harm}", process_timeout=5, max_iters=100_000)
@@ -205,6 +206,7 @@ def test_a_process_that_hangs_or_dies_is_named(text):
                 process.communicate()
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_at_a_resume(text):
     """One, two, one: the same global batch, the same losses within rounding."""
 

@@ -41,11 +41,12 @@ def resume(out, **settings):
     return make_plan(None, {"init_from": "resume", "out_dir": out} | settings)
 
 
+SLOW = pytest.mark.slow
 VARIANTS = [
-    dict(),
     dict(dropout=0.2),
-    dict(family="llama", n_kv_head=1, dropout=0.1, gradient_accumulation_steps=3),
-    dict(family="qwen3", always_save_checkpoint=False, eval_interval=3, optimizer="muon"),
+    pytest.param(dict(), marks=SLOW),
+    pytest.param(dict(family="llama", n_kv_head=1, dropout=0.1, gradient_accumulation_steps=3), marks=SLOW),
+    pytest.param(dict(family="qwen3", always_save_checkpoint=False, eval_interval=3, optimizer="muon"), marks=SLOW),
 ]
 
 
@@ -179,6 +180,7 @@ def test_eval_only_writes_no_run(text):
     assert not os.path.exists("out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [dict(), dict(family="llama", n_kv_head=1)])
 def test_two_processes_give_the_losses_of_one(text, settings):
     """Under torchrun, with the same global batch; then stopped and resumed by one process alone."""

@@ -563,6 +563,7 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(make_folder):
     assert printed.splitlines() == ["True"] * len(cases)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS and /proc are Linux's")
 def test_hostile_files_cost_no_more_than_their_size(tmp_path, make_folder):
     """Deep nesting, numbers of a million digits, ids far out, dense arrays: files of up to 5 MB, in 300 MB."""
