@@ -1,4 +1,4 @@
-"""corpus.py: names, checksums, and the rules that make tinyshakespeare of another copy of its edition.
+"""Corpora: names, checksums, and the rules that make tinyshakespeare of another copy of its edition.
 
 No network, and no corpus in here: the play is made up; real texts are read from ../shared/data.
 """
@@ -14,18 +14,18 @@ import pytest
 
 import sampan.fetch
 import sampan.text.corpora
+import sampan.text.rebuild
 from sampan.errors import UserError
 from sampan.fetch import Remote, cache_folder
 from sampan.text.corpora import (
     CORPORA,
     Corpus,
-    _tiny,
-    _whole,
     corpus_text,
     find_corpus,
     get_corpus,
     unknown_corpus,
 )
+from sampan.text.rebuild import shakespeare, tinyshakespeare
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -131,16 +131,16 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_the_rules_on_a_play_made_up(monkeypatch):
-    monkeypatch.setattr(sampan.text.corpora, "_NINE", ("leak",))
-    monkeypatch.setattr(sampan.text.corpora, "_OTHERS", ())
-    assert _tiny({"leak": PLAY}).decode() == SCRAPED
-    assert _whole({"leak": PLAY}).decode() == WHOLE
+    monkeypatch.setattr(sampan.text.rebuild, "NINE", ("leak",))
+    monkeypatch.setattr(sampan.text.rebuild, "OTHERS", ())
+    assert tinyshakespeare({"leak": PLAY}).decode() == SCRAPED
+    assert shakespeare({"leak": PLAY}).decode() == WHOLE
 
 
 def test_the_cut_and_the_page_heading(monkeypatch):
     play = "### SCENE I. A.\n\n**A**  \nOne.\n\n### SCENE II. B.\n\n**B**  \nTwo.\n"
-    monkeypatch.setattr(sampan.text.corpora, "_NINE", ("histories/henry-vi-part-3", "long"))
-    text = _tiny({"histories/henry-vi-part-3": play, "long": play.replace("Two.", "Two.  \n" * 40_000)})
+    monkeypatch.setattr(sampan.text.rebuild, "NINE", ("histories/henry-vi-part-3", "long"))
+    text = tinyshakespeare({"histories/henry-vi-part-3": play, "long": play.replace("Two.", "Two.  \n" * 40_000)})
     assert text.decode().startswith("A:\nOne.\n3 KING HENRY VI\n\nB:\nTwo.\n\nA:\nOne.\n\nB:\n")
     assert text.count(b"\n") == 40_000
 
@@ -184,15 +184,17 @@ def test_the_real_texts_from_a_mirror(name, monkeypatch):
 
 def test_the_original_is_preferred_and_a_near_copy_is_refused(tmp_path, monkeypatch):
     entry = get_corpus("tinyshakespeare")
-    monkeypatch.setattr(sampan.text.corpora, "_DERIVED", {entry.name: lambda: b"near"})
-    with pytest.raises(UserError, match="other bytes"):
+    monkeypatch.setattr(sampan.text.corpora, "REBUILT", {entry.name: ("its parts", lambda: b"near")})
+    with pytest.raises(UserError, match="wrong SHA-256"):
         corpus_text(entry)
     monkeypatch.setenv("SAMPAN_MIRROR", str(tmp_path))
     original = b"original"
     (tmp_path / "tinyshakespeare.txt").write_bytes(original)
     file = Remote("tinyshakespeare.txt", hashlib.sha256(original).hexdigest())
     entry = Corpus(entry.name, "", "", "char", file)
-    monkeypatch.setattr(sampan.text.corpora, "_DERIVED", {entry.name: lambda: pytest.fail("the mirror has it")})
+    monkeypatch.setattr(
+        sampan.text.corpora, "REBUILT", {entry.name: ("its parts", lambda: pytest.fail("the mirror has it"))}
+    )
     assert corpus_text(entry)[0] == "original"
 
 
@@ -207,7 +209,7 @@ def test_the_package_index_gives_the_original_to_the_byte(monkeypatch):
         assert len(text) == {"tinyshakespeare": 1_115_394, "shakespeare": 4_784_497}[name]
 
 
-def test_a_streamed_corpus_is_not_read_whole():
+def test_a_streamed_corpus_is_not_readshakespeare():
     entry = get_corpus("openwebtext")
     assert entry.streamed and entry.hub
     with pytest.raises(UserError, match="does not fit in memory"):
@@ -216,7 +218,7 @@ def test_a_streamed_corpus_is_not_read_whole():
 
 def test_importing_costs_nothing_heavy():
     heavy = "urllib.request ssl zipfile subprocess tempfile numpy datasets"
-    script = "import sys; old = set(sys.modules); import sampan.corpus; print(*(set(sys.modules) - old))"
+    script = "import sys; old = set(sys.modules); import sampan.text.corpora; print(*(set(sys.modules) - old))"
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(sampan.__file__).parents[1])
     assert "sampan.text.corpora" in done.stdout.split()

