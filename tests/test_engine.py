@@ -13,6 +13,7 @@ from test_transformers import random_config, random_weights, relative_error
 from sampan.config import OPTIMIZERS, MachineConfig, OptimizerSettings, TrainConfig, change
 from sampan.engine.open import open_engine
 from sampan.machine import physical_cores
+from sampan.model.forward import forward
 from sampan.model.parameters import parameters
 
 SEEDS = range(6)
@@ -248,6 +249,17 @@ def test_dropout_is_keyed_by_seed_step_and_micro_batch(engine_name):
 
     assert losses(1) == losses(1)
     assert len(set(losses(1) + losses(2))) == 6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_logits_equal_those_of_plain_numpy(seed, engine_name):
+    """At every position; model/forward.py is the reference that is neither ours in C nor PyTorch's."""
+    config, engine = make_engine(seed, engine_name)
+    x, _ = batch(config, seed, rows=2)
+    expected = forward(config, random_weights(config, seed), x, np.float64)["logits"]
+    session = engine.session(2)
+    for t in range(config.block_size):
+        assert relative_error(session.feed(x[:, t : t + 1]), expected[:, t]) < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

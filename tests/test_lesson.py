@@ -189,6 +189,12 @@ def blocks(kind: str) -> list[str]:
     return [text for found, text in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S) if found == kind]
 
 
+def run_python(program: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_what_the_page_quotes_is_in_the_file():
     quotes = blocks("c")
     assert len(quotes) > 2
@@ -197,14 +203,20 @@ def test_what_the_page_quotes_is_in_the_file():
 
 
 def test_the_pages_derivation_equals_finite_differences():
-    (program,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    *shown, last = done.stdout.splitlines()
+    *shown, last = run_python(blocks("python")[0])
     formula, differences = ([float(v) for v in re.findall(r"-?\d+\.\d+", line)] for line in shown)
     assert len(formula) == 6 and formula == pytest.approx(differences, abs=2e-6)
     assert float(last.split()[-1]) < 1e-8
-    assert any(done.stdout.splitlines()[:2] == block.splitlines()[:2] for block in blocks(""))
+    assert any(shown == block.splitlines()[:2] for block in blocks(""))
+
+
+def test_the_page_shows_attention(make_folder):
+    make_folder("out/lesson", text=readable(2000) + "First Citizen:", n_layer=2, n_head=2)
+    _, *heads = run_python(blocks("python")[1])
+    assert len(heads) == 2
+    for line in heads:
+        weights = [int(word) for word in line.split()[2:]]
+        assert len(weights) == 14 and sum(weights) == pytest.approx(100, abs=7)
 
 
 # ---- what is wrong is said in a sentence ----
