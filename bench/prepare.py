@@ -21,11 +21,11 @@ from pathlib import Path
 
 from contest import contest, machine
 
-import sampan.tokens.tokenizer
+import sampan.tokens.byte_level
 from sampan.config import DataConfig
-from sampan.data.prepare import prepare
+from sampan.data.prepare import fetch_gpt2_tokenizer, prepare
 from sampan.errors import UserError
-from sampan.tokens.kinds import gpt2_tokenizer, train_bpe
+from sampan.tokens.byte_level import train_bpe
 
 
 def prepare_once(path: str, kind: str):
@@ -40,13 +40,13 @@ def prepare_once(path: str, kind: str):
 
 def against_tiktoken(text: str, threads: int) -> None:
     try:
-        ours = gpt2_tokenizer()
+        ours = fetch_gpt2_tokenizer()
     except UserError as error:
         print(f"  gpt2: {error}; using a BPE trained on this text instead")
         ours = train_bpe([text], 50257)
     theirs = ours.fast  # tiktoken's own Encoding
     pieces = [text[i : i + (1 << 16)] for i in range(0, len(text), 1 << 16)]
-    sampan.tokens.tokenizer.cores = lambda: threads
+    sampan.tokens.byte_level.count_cores = lambda: threads
     contest(
         {
             "ours, encode": lambda: ours.encode(text),

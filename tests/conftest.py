@@ -86,7 +86,7 @@ def make_folder(tmp_path):
 
     def make(name: str = "model", family: str = "gpt2", text: str | None = None, seed: int = 1, **shape) -> Path:
         from sampan.checkpoint.folder import save_model
-        from sampan.tokens.kinds import characters
+        from sampan.tokens.characters import characters
 
         tokenizer = characters(text or readable(2000), end_of_text=True)
         model = tiny_config(family, vocab_size=tokenizer.vocab_size, **shape)

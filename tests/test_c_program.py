@@ -19,7 +19,7 @@ from sampan.evaluation.losses import evaluate
 from sampan.model.parameters import initialize
 from sampan.model.shape import resolve
 from sampan.sampling.draw import generate
-from sampan.tokens.kinds import characters
+from sampan.tokens.characters import characters
 from sampan.training.schedule import learning_rate
 
 try:

@@ -20,7 +20,7 @@ from sampan.config import ModelSettings, TrainConfig
 from sampan.errors import UserError
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve
-from sampan.tokens.kinds import characters
+from sampan.tokens.characters import characters
 
 TOKENIZER = characters("abcdefgh\n")
 CONFIG = resolve(ModelSettings(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))

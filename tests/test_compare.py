@@ -9,7 +9,7 @@ from sampan.cli.main import main
 from sampan.config import DataConfig
 from sampan.data.compare import compare_tokenizers, table
 from sampan.data.prepare import prepare
-from sampan.tokens.kinds import train_bpe
+from sampan.tokens.byte_level import train_bpe
 
 CHINESE = "".join(chr(0x4E00 + i * 7 % 900) + "，"[: i % 5 == 0] for i in range(9000))
 

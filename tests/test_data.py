@@ -5,12 +5,14 @@ Sizes are small enough to look at every window. Errors are one sentence and leav
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,19 +25,23 @@ from tokenizers import pre_tokenizers
 import sampan
 import sampan.data.prepare
 import sampan.data.survey
-import sampan.text.parts
+import sampan.text.encodings
 import sampan.text.sources
+import sampan.tokens.byte_level
 from sampan.config import DataConfig
 from sampan.data.meta import open_folder
-from sampan.data.prepare import prepare, segments, split_blocks
-from sampan.data.survey import Survey, count_characters, read_through, sample_text
+from sampan.data.prepare import join_words, prepare, split_blocks
+from sampan.data.survey import Reading, read_through, sample_documents
 from sampan.data.windows import EvaluationBatches, Windows, shuffle
 from sampan.errors import UserError
-from sampan.text.characters import END, code_points
+from sampan.files import Held, lock_file
+from sampan.machine import NO_QUOTA, count_cores, count_quota
+from sampan.text.characters import Block, blocks_of, split_at
 from sampan.text.sources import find_source
+from sampan.tokens.byte_level import train_bpe
+from sampan.tokens.characters import characters
 from sampan.tokens.choose import choose_tokenizer
-from sampan.tokens.kinds import characters, train_bpe
-from sampan.tokens.tokenizer import Tokenizer
+from sampan.tokens.kinds import open_tokenizer
 
 TEXT = readable(2000) + "三块木板。\n"
 CHAR = DataConfig(tokenizer="char")
@@ -557,14 +563,16 @@ MARKED = st.lists(st.text(alphabet="ab ，中\n", min_size=1, max_size=12), min_
 @given(MARKED, st.integers(1, 7), st.integers(0, 60))
 def test_split_blocks_cut_by_characters_wherever_blocks_end(documents, size, cut):
     """Streamed text is the whole text: blocks of any size give the parts that the text as one string gives."""
-    text, whole = END.join(documents), "".join(documents)
-    parts = {"train": "", "val": ""}
-    for split, part in split_blocks([text[i : i + size] for i in range(0, len(text), size)], cut):
+    whole, borders = "".join(documents), np.cumsum([len(d) for d in documents]).tolist()
+    parts, found = {"train": "", "val": ""}, {"train": [], "val": []}
+    for split, (part, ends) in split_blocks(blocks_of([[d] for d in documents], size), cut):
+        assert part and all(0 < end <= len(part) for end in ends)
+        found[split] += [len(parts[split]) + end for end in ends]
         parts[split] += part
-    assert [p.replace(END, "") for p in parts.values()] == [whole[:cut], whole[cut:]]
-    assert all(not p.startswith(END) and not p.endswith(END) and END * 2 not in p for p in parts.values())
-    inside = [p for p in np.cumsum([len(d) for d in documents])[:-1].tolist() if p != cut]
-    assert sum(p.count(END) for p in parts.values()) == len(inside)
+    assert list(parts.values()) == [whole[:cut], whole[cut:]]
+    here = min(cut, len(whole))
+    assert found["train"] == [p for p in borders if p < here] + [here] * (here > 0)
+    assert found["val"] == [p - here for p in borders if p > here]
 
 
 @pytest.mark.parametrize("kind", ["char", "char+bytes", "bpe:300", "no words"])
@@ -572,11 +580,10 @@ def test_split_blocks_cut_by_characters_wherever_blocks_end(documents, size, cut
 @settings(max_examples=25)
 def test_blocks_of_any_size_give_the_ids_of_whole_documents(kind, documents, size):
     tokenizer = made(kind)
-    text = END.join(documents)
     wanted = [i for d in documents for i in [*tokenizer.encode(d).tolist(), tokenizer.end_of_text]]
-    blocks = [("train", text[i : i + size]) for i in range(0, len(text), size)]
-    ids = [i for _, part in segments(blocks, tokenizer) for i in tokenizer.encode(part).tolist()]
-    assert [*ids, tokenizer.end_of_text] == wanted
+    blocks = [("train", block) for block in blocks_of([[d] for d in documents], size)]
+    ids = [i for _, (text, ends) in join_words(blocks, tokenizer) for i in tokenizer.encode(text, ends=ends).tolist()]
+    assert ids == wanted
 
 
 @functools.cache
@@ -587,12 +594,12 @@ def made(kind: str):
     if kind == "no words":  # nothing is known of where it may be cut
         inner = train_bpe([text], 300).inner
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return Tokenizer(inner)
+        return open_tokenizer(inner)
     return characters(text.replace("a", "") if "bytes" in kind else text, True, byte_tokens="bytes" in kind)
 
 
 def test_a_word_longer_than_any_block_is_cut_and_given_back(monkeypatch):
-    monkeypatch.setattr(sampan.data.prepare, "LONGEST", 100)
+    monkeypatch.setattr(sampan.tokens.byte_level, "LONGEST", 100)
     monkeypatch.setattr(sampan.text.sources, "BLOCK", 64)
     data = prepare(write("a.txt", "a" * 1000 + " b"), DataConfig(tokenizer="bpe:257"))
     assert text_of(data, "train") + text_of(data, "val") == "a" * 1000 + " b"
@@ -605,28 +612,36 @@ def test_small_blocks_give_the_files_of_large_ones(monkeypatch, tokenizer):
     prepare("texts", config)
     files = {k: v for k, v in snapshot().items() if "meta" not in k}
     shutil.rmtree("data")
-    monkeypatch.setattr(sampan.text.sources, "BLOCK", 97), monkeypatch.setattr(sampan.text.parts, "CHUNK", 61)
+    monkeypatch.setattr(sampan.text.sources, "BLOCK", 97), monkeypatch.setattr(sampan.text.encodings, "READ_BYTES", 61)
     prepare("texts", config)
     assert {k: v for k, v in snapshot().items() if "meta" not in k} == files
 
 
 @given(st.lists(st.text(alphabet="abcdefgh中", max_size=9), max_size=12))
-def test_counts_and_second_places_are_those_of_the_whole(blocks):
-    survey, position, whole = Survey(), 0, "".join(blocks)
-    for block in blocks:
-        if block:
-            count_characters(survey, code_points(block), position)
-        position += len(block)
-    for c in set(whole):
-        at = [i for i, other in enumerate(whole) if other == c]
-        assert survey.counts[ord(c)] == len(at)
-        assert survey.again[ord(c)] == (at[1] if len(at) > 1 else 1 << 62)
+def test_counts_and_checksum_are_those_of_the_whole(texts):
+    """However the text is cut into blocks; and where documents end is in the checksum."""
+    whole, readings = "".join(texts), [Reading() for _ in range(3)]
+    blocks = [Block(text, [len(text)]) for text in texts if text]
+    for number, block in enumerate(blocks):
+        readings[0].take(number, block)
+    for number, block in enumerate(blocks_of([[text] for text in texts], 4)):
+        readings[1].take(number, block)
+    for number, block in enumerate(blocks_of([[whole]], 5)):
+        readings[2].take(number, block)
+    for reading in readings:
+        assert all(reading.counts[ord(c)] == whole.count(c) for c in set(whole)) and reading.counts.sum() == len(whole)
+        assert reading.characters == len(whole)
+    assert readings[0].documents == readings[1].documents == len(blocks)
+    first, second, one = (reading.sha256() for reading in readings)
+    assert first == second and (first == one) == (len(blocks) < 2)
+    assert one.hex() == hashlib.sha256(whole.encode()).hexdigest()
 
 
-def test_what_train_has_once_is_spelt_in_bytes():
-    data = prepare(write("a.txt", TEXT + "龍"), DataConfig(tokenizer="char+bytes"))
-    assert text_of(data, "train") + text_of(data, "val") == TEXT + "龍"
-    assert data.meta.vocab_size == 256 + sum(TEXT[: int((len(TEXT) + 1) * 0.9)].count(c) > 1 for c in set(TEXT))
+def test_what_the_text_has_once_is_spelt_in_bytes():
+    text = TEXT + "龍水水"  # the last two are in val alone
+    data = prepare(write("a.txt", text), DataConfig(tokenizer="char+bytes"))
+    assert text_of(data, "train") + text_of(data, "val") == text
+    assert data.meta.vocab_size == 256 + sum(text.count(c) > 1 for c in set(text))
     assert data.tokenizer.decode(data.tokenizer.encode("🙂 龍")) == "🙂 龍"
 
 
@@ -637,8 +652,18 @@ def test_a_long_text_is_learnt_from_blocks_all_over_it(monkeypatch):
     assert 1000 < data.meta.trained_on <= 3000 and "trained on" in "\n".join(data.summary())
     survey = read_through(find_source(["a.txt"], CHAR), None)
     assert survey.sample[-1][0] > 15_000
-    assert all(text[at : at + len(block)] == block for at, block in survey.sample)
-    assert "".join(sample_text(survey, len(text))) == "".join(block for _, block in survey.sample)
+    assert all(text[at : at + len(block.text)] == block.text for at, block in survey.sample)
+    assert "".join(sample_documents(survey, len(text))) == "".join(block.text for _, block in survey.sample)
+
+
+@given(MARKED, st.integers(1, 7), st.integers(0, 60), st.integers(0, 60))
+def test_a_sample_of_everything_is_the_documents_between_two_places(documents, size, begin, end):
+    reading, whole = Reading(), "".join(documents)
+    for number, block in enumerate(blocks_of([[d] for d in documents], size)):
+        reading.take(number, block)
+    borders = [p for p in np.cumsum([len(d) for d in documents]).tolist() if begin < p < end]
+    wanted = split_at(whole[:end], [begin, *borders])[1:] if begin < end else []
+    assert sample_documents(reading, end, begin) == [text for text in wanted if text]
 
 
 @pytest.mark.parametrize("name", ["b.txt", "texts/b.txt"])
@@ -719,3 +744,70 @@ def test_gigabytes_are_prepared_in_little_memory(tokenizer):
     bench = Path(__file__).parents[1] / "bench" / "prepare.py"
     size = os.environ["SAMPAN_TEST_LARGE"]
     subprocess.run([sys.executable, bench, "--large", size, "--tokenizer", tokenizer, "--limit", "500"], check=True)
+
+
+# ---- prepare: names and locks ----
+
+
+def test_two_texts_of_one_name_have_two_folders(caplog):
+    write("a/x.txt", TEXT), write("b/x.txt", TEXT * 2)
+    first, second = prepare("a/x.txt", CHAR), prepare("b/x.txt", CHAR)
+    assert str(first.folder) == str(Path("data/x")) and second.folder.name.startswith("x-")
+    assert "data/x holds another text" in caplog.text and str(second.folder) in caplog.text
+    caplog.clear()
+    before = snapshot()
+    for path, made in (("a/x.txt", first), ("./b/x.txt", second), (str(Path("b/x.txt").resolve()), second)):
+        assert prepare(path, CHAR).folder == made.folder  # they do not take turns
+    assert snapshot() == before and not caplog.text
+    write("a/x.txt", TEXT + "!")
+    assert prepare("a/x.txt", CHAR).folder == first.folder and "was made from another text" in caplog.text
+    write("c/x.txt", TEXT * 2)
+    assert prepare("c/x.txt", DataConfig(tokenizer="bpe:300")).folder.name == "x-bpe300"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sampan.data.prepare import preparation_lock
+with preparation_lock(Path("data/a")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_preparation_is_waited_for_and_a_killed_ones_place_is_taken(caplog):
+    env = os.environ | {"PYTHONPATH": str(Path(sampan.__file__).parents[1])}
+    write("a.txt")
+    with subprocess.Popen([sys.executable, "-c", HOLDER], env=env, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Held, match=f"process {holder.pid}"), lock_file(Path("data/.a.lock"), "us"):
+            pass
+        threading.Timer(0.5, holder.kill).start()
+        data = prepare("a.txt", CHAR)
+        assert holder.wait() == -signal.SIGKILL  # it was waited for until it was gone
+    assert f"data/a is being prepared by process {holder.pid}; waiting" in caplog.text
+    assert text_of(data, "train") + text_of(data, "val") == TEXT
+    assert {p.name for p in Path("data").iterdir()} == {"a"}
+
+
+# ---- cores ----
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "250000 100000", "a/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "400000 100000"}, 4),
+        ("5:cpuset:/a\n4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, NO_QUOTA),
+        ("0::/a\n", {"a/cpu.max": "max 100000"}, NO_QUOTA), ("0::/gone\n", {}, NO_QUOTA),
+    ],
+)  # fmt: skip
+def test_a_containers_quota_is_whole_cores(tmp_path, groups, files, cores):
+    for name, text in files.items():
+        write(f"root/{name}", text + "\n")
+    write("cgroup", groups)
+    assert count_quota(tmp_path / "cgroup", tmp_path / "root") == cores
+    assert count_quota(tmp_path / "missing", tmp_path / "root") == NO_QUOTA
+    assert 1 <= count_cores() <= os.cpu_count()

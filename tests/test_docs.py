@@ -30,7 +30,7 @@ from sampan.cli.main import COMMANDS, main
 from sampan.config import check_keys
 from sampan.model.parameters import initialize
 from sampan.text.corpora import CORPORA
-from sampan.tokens.kinds import train_bpe
+from sampan.tokens.byte_level import train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
 C_PROGRAM = ROOT / "csrc" / "build" / "sampan-c"

@@ -12,7 +12,7 @@ from test_transformers import random_config, random_weights, relative_error
 
 from sampan.config import OPTIMIZERS, MachineConfig, OptimizerSettings, TrainConfig, change
 from sampan.engine.open import open_engine
-from sampan.machine import physical_cores
+from sampan.machine import count_cores
 from sampan.model.forward import forward
 from sampan.model.parameters import parameters
 
@@ -300,4 +300,4 @@ def test_threads_are_those_asked_for(engine_name):
     config, _ = make_engine(0, engine_name)
     engine = open_engine(config, MachineConfig(engine=engine_name, device="cpu", threads=1))
     assert "1 thread," in engine.description
-    make_engine(0, engine_name, threads=physical_cores())
+    make_engine(0, engine_name, threads=count_cores())

@@ -14,7 +14,9 @@ from sampan.errors import UserError
 from sampan.exchange import gguf as ours
 from sampan.exchange.convert import export_model
 from sampan.model.parameters import parameters
-from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.byte_level import train_bpe
+from sampan.tokens.characters import characters
+from sampan.tokens.kinds import open_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -41,14 +43,14 @@ def tokenizer_of(kind: str) -> Tokenizer:
         )
     elif kind == "prefix space":
         made.inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        return Tokenizer(made.inner)
+        return open_tokenizer(made.inner)
     elif kind == "lower case":
         made.inner.normalizer = normalizers.Lowercase()
-        return Tokenizer(made.inner)
+        return open_tokenizer(made.inner)
     else:
         first = pre_tokenizers.Split(Regex(cuts[kind][0][1]), "isolated")
     made.inner.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
-    return Tokenizer(made.inner)
+    return open_tokenizer(made.inner)
 
 
 def model_folder(tmp_path, family="llama", kind="bpe", **settings) -> Path:

@@ -23,7 +23,7 @@ from sampan.errors import UserError
 from sampan.exchange.convert import import_path
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
-from sampan.tokens.kinds import characters
+from sampan.tokens.characters import characters
 from sampan.training.loop import train
 from sampan.training.plan import make_plan
 

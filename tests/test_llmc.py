@@ -30,7 +30,8 @@ from sampan.exchange.llmc.tokens import encode_sections, read_tokens, write_toke
 from sampan.exchange.llmc.weights import read_weights, to_bfloat16, to_float32
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve, settings_of
-from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.byte_level import train_bpe
+from sampan.tokens.characters import characters
 from sampan.tokens.tokenizer import END_OF_TEXT
 
 PROGRAM = Path(__file__).parents[1] / "csrc" / "build" / "sampan-c"
@@ -305,7 +306,7 @@ def test_a_text_is_cut_as_llmcs_script_cuts_it(bpe, monkeypatch):
     parts = ["One.\nTwo.\n\n", "Three.\n\n", "\n\n", "Four.\n"]
     assert ids == [i for part in parts for i in end + bpe.encode(part).tolist()]
     monkeypatch.setattr(sampan.exchange.llmc.tokens, "VAL_TOKENS", 10)
-    monkeypatch.setattr(sampan.exchange.llmc.tokens, "gpt2_tokenizer", lambda: bpe)
+    monkeypatch.setattr(sampan.exchange.llmc.tokens, "fetch_gpt2_tokenizer", lambda: bpe)
     Path("play.txt").write_text(text)
     paths = write("play.txt", "there")
     assert [p.name for p in paths] == ["play_train.bin", "play_val.bin"]

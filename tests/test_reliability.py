@@ -291,7 +291,6 @@ def test_death_at_any_point_of_a_replacement_leaves_one_of_the_two_runs(tmp_path
         assert sorted(os.listdir(run.folder)) == sorted(
             [
                 "metrics.jsonl",
-                ".lock",
                 "config.json",
                 "last",
                 "model.safetensors",

@@ -32,8 +32,10 @@ from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import WIDE, draw, generate
 from sampan.sampling.write import Writer, beginning_of_text, write
+from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.bytes import stream_text, token_bytes, transitions
-from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.characters import Characters, characters
+from sampan.tokens.kinds import open_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 CHINESE = "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。"
@@ -552,12 +554,12 @@ def write_anything(writers, seed: int) -> bool:
         for number, piece in write(engine, shape, tokenizer, prompt, settings):
             pieces[number].append(piece)
     except UserError as error:
-        unknown = [c for c in prompt if tokenizer.is_characters and not len(tokenizer.encode(c, "skip"))]
+        unknown = [c for c in prompt if isinstance(tokenizer, Characters) and not len(tokenizer.encode(c, "skip"))]
         refused = unknown and (settings.oov == "error" or len(unknown) == len(prompt))
         assert "\n" not in str(error) and (refused or re.search("[\ud800-\udfff]", prompt))
         return False
     for shown, *new in pieces:
-        assert shown == prompt or (settings.oov == "skip" and tokenizer.is_characters)
+        assert shown == prompt or (settings.oov == "skip" and isinstance(tokenizer, Characters))
         assert all(piece.encode() or True for piece in new)  # no half of a surrogate pair
         assert "\ufffd" not in "".join(new)
         assert not any(stop and stop in "".join(new) for stop in settings.stop)
@@ -582,7 +584,7 @@ def with_bytes(text: str) -> Tokenizer:
     vocab |= {c: 256 + i for i, c in enumerate(sorted(set(text)))}
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], byte_fallback=True))
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return Tokenizer(inner)
+    return open_tokenizer(inner)
 
 
 def sentencepiece(text: str) -> Tokenizer:

@@ -19,13 +19,13 @@ import pytest
 from conftest import readable
 from hypothesis import given, strategies as st
 
-import sampan.text.parts
+import sampan.text.encodings
 from sampan.cli.main import main
 from sampan.config import DataConfig
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.text.characters import END
-from sampan.text.formats import clean, rechunk
+from sampan.text.characters import blocks_of, split_at
+from sampan.text.formats import clean
 from sampan.text.sources import find_source
 
 NOVEL = "第一回　張天師祈禳瘟疫\n\n話說大宋仁宗天子在位，嘉祐三年三月三日五更三點，天子駕坐紫宸殿。\n百官朝賀。\n" * 40
@@ -41,14 +41,16 @@ def write(name: str, data: str | bytes) -> str:
 
 
 def read(*names: str, **settings) -> str:
-    return "".join(find_source(names, DataConfig(**settings)).blocks())
+    """The documents of a source, with a bar between them."""
+    documents = map("".join, find_source(names, DataConfig(**settings)).documents())
+    return "|".join(filter(None, documents))
 
 
 def encoding_of(*names: str, **settings) -> dict:
     source = find_source(names, DataConfig(**settings))
     for _ in source.blocks():
         pass
-    return source.findings()
+    return source.findings()._asdict()
 
 
 # ---- encodings ----
@@ -75,12 +77,11 @@ ENCODINGS = {
 @pytest.mark.parametrize(("text", "codec", "label"), ENCODINGS.values(), ids=ENCODINGS)
 @pytest.mark.parametrize("chunk", [1 << 20, 61])
 def test_an_encoding_is_found_and_said(monkeypatch, text, codec, label, chunk):
-    monkeypatch.setattr(sampan.text.parts, "CHUNK", 1 << 20)
     source = find_source([write("a.txt", text.encode(codec))], DataConfig())
-    assert "".join(source.blocks()) == text
-    monkeypatch.setattr(sampan.text.parts, "CHUNK", chunk)  # characters are cut between chunks
-    assert "".join(source.blocks()) == text
-    assert source.findings() == {"encodings": {label: 1}, "undecodable": 0, "places": []}
+    for size in (1 << 20, chunk):  # characters are cut between chunks
+        monkeypatch.setattr(sampan.text.encodings, "READ_BYTES", size)
+        assert "".join(block.text for block in source.blocks()) == text
+        assert source.findings() == ({label: 1}, 0, [])
 
 
 def test_one_novel_in_many_encodings_gives_the_same_files():
@@ -162,11 +163,19 @@ def test_pieces_are_cleaned_as_the_whole(text, size, form):
     assert "".join(clean([text[i : i + size] for i in range(0, len(text), size)], form)) == whole
 
 
-@given(st.lists(st.text(max_size=9), max_size=9), st.integers(1, 9))
-def test_rechunk_changes_nothing_but_the_borders(pieces, size):
-    chunks = list(rechunk(pieces, size))
-    assert "".join(chunks) == "".join(pieces)
-    assert all(len(c) == size for c in chunks[:-1]) and all(0 < len(c) <= size for c in chunks)
+@given(st.lists(st.lists(st.text(max_size=9), max_size=5), max_size=5), st.integers(1, 9))
+def test_blocks_have_the_text_and_the_ends_of_the_documents(documents, size):
+    blocks = list(blocks_of(documents, size))
+    assert all(len(text) == size for text, _ in blocks[:-1]) and all(0 < len(text) <= size for text, _ in blocks)
+    assert all(0 < end <= len(text) for text, ends in blocks for end in ends)
+    again, begun = [], ""
+    for text, ends in blocks:
+        *whole, rest = split_at(text, ends)
+        for part in whole:
+            again.append(begun + part)
+            begun = ""
+        begun += rest
+    assert again == [text for text in map("".join, documents) if text] and not begun
 
 
 def test_normalize_is_a_setting():
@@ -177,7 +186,7 @@ def test_normalize_is_a_setting():
 # ---- formats ----
 
 DOCUMENTS = ["one\n", "二🙂", "three\r\nlines\r"]
-WANTED = END.join(["one\n", "二🙂", "three\nlines\n"])
+WANTED = "|".join(["one\n", "二🙂", "three\nlines\n"])
 
 
 def parquet(name: str, rows: list, column: str = "text") -> str:
@@ -212,15 +221,15 @@ def test_every_format_gives_its_documents():
 
 def test_sources_are_read_in_the_order_given_and_none_twice():
     write("b.txt", "b"), write("t/a.txt", "a"), write("t/c.md", "c"), write("t/.hidden/d.txt", "d")
-    assert read("b.txt", "t", "b.txt", "t/*") == END.join("bac")
-    assert read("t", "b.txt") == END.join("acb")
+    assert read("b.txt", "t", "b.txt", "t/*") == "b|a|c"
+    assert read("t", "b.txt") == "a|c|b"
     data = prepare(["b.txt", "t"], CHAR)
     assert data.folder.name == "b-and-1-more" and data.meta.documents == 3
 
 
 def test_a_tree_of_code_is_a_glob():
     write("src/a.py", "a = 1\n"), write("src/x/b.py", "b = 2\n"), write("src/x/c.txt", "no")
-    assert read("src/**/*.py") == f"a = 1\n{END}b = 2\n"
+    assert read("src/**/*.py") == "a = 1\n|b = 2\n"
     assert find_source(["src/**/*.py"], CHAR).name == "src"
     with pytest.raises(UserError, match="no file has such a name"):
         find_source(["src/**/*.rs"], CHAR)
@@ -261,7 +270,10 @@ def test_a_dataset_of_the_hub_is_read_through_the_datasets_library(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", "cache")
     write("web/train.jsonl", jsonl()), write("web/validation.jsonl", jsonl(["val"]))
     source = find_source(["hf:./web"], CHAR)
-    assert ["".join(source.blocks()) for _ in range(2)] == [WANTED, WANTED]  # the second from what was kept
+    assert ["|".join(map("".join, source.documents())) for _ in range(2)] == [
+        WANTED,
+        WANTED,
+    ]  # the second from what was kept
     assert source.name == "web" and source.stamp
     assert read("hf:./web::validation") == "val"
     with pytest.raises(UserError, match="--text_field"):
@@ -324,7 +336,7 @@ def test_a_damaged_file_is_one_sentence_and_writes_nothing(name, make, sentence,
 
 def test_members_that_would_leave_a_folder_go_nowhere():
     archive("a.zip", {"../../evil.txt": "text", "/abs.txt": " and more"})
-    assert read("a.zip") == f"text{END} and more"
+    assert read("a.zip") == "text| and more"
     assert {p.name for p in Path().iterdir()} == {"a.zip"} and not Path("../../evil.txt").exists()
 
 
@@ -334,6 +346,6 @@ def test_a_zip_bomb_is_read_in_small_memory():
             member.write(b"0" * (1 << 20))
     assert Path("a.zip").stat().st_size < 1 << 20
     tracemalloc.start()
-    assert sum(map(len, find_source(["a.zip"], CHAR).blocks())) == 200 << 20
+    assert sum(len(text) for text, _ in find_source(["a.zip"], CHAR).blocks()) == 200 << 20
     assert tracemalloc.get_traced_memory()[1] < 40 << 20
     tracemalloc.stop()

@@ -7,6 +7,7 @@ fetched.
 import itertools
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from conftest import readable
 from hypothesis import given, strategies as st
 from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers
 
-import sampan.tokens.tokenizer
+import sampan.tokens.byte_level
+from sampan.config import DataConfig
 from sampan.errors import UserError
-from sampan.text.characters import END
-from sampan.tokens.kinds import characters, first_merges, train_bpe
-from sampan.tokens.tokenizer import END_OF_TEXT, PIECE, SEPARATORS, Tokenizer, read_tokenizer, split_pieces
+from sampan.tokens.byte_level import PIECE, SEPARATORS, first_merges, split_pieces, train_bpe
+from sampan.tokens.characters import characters
+from sampan.tokens.kinds import KINDS, find_kind, names_of_kinds, open_tokenizer, read_tokenizer
+from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 CHINESE = "舢板有三块木板：准备、训练、写作。河水很慢，船也很慢。\n"
 HARD = [
@@ -80,7 +83,7 @@ def test_bpe_gives_any_text_back(bpe, text):
 def test_characters_with_bytes_give_any_text_back(known, text):
     tokenizer = characters(known + "ab\n", byte_tokens=True)
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text and tokenizer.takes_any_text
+    assert tokenizer.decode(ids) == text
     assert len(ids) == sum(1 if c in known + "ab\n" else len(c.encode()) for c in text)
 
 
@@ -130,7 +133,8 @@ def test_saved_and_loaded_is_the_same(any_tokenizer, tmp_path):
     again = read_tokenizer(tmp_path / "tokenizer.json")
     assert again.to_json() == any_tokenizer.to_json()
     assert again.encode(text).tolist() == any_tokenizer.encode(text).tolist() != []
-    for name in ("vocab_size", "end_of_text", "is_characters", "may_split"):
+    assert type(again) is type(any_tokenizer)
+    for name in ("vocab_size", "end_of_text"):
         assert getattr(again, name) == getattr(any_tokenizer, name), name
 
 
@@ -201,14 +205,14 @@ def words_learnt_across_spaces() -> Inner:
 @pytest.mark.parametrize("make", [*UNUSUAL.values(), words_learnt_across_spaces], ids=[*UNUSUAL, "superwords"])
 def test_somebody_elses_tokenizer_encodes_as_the_library_does(monkeypatch, make, kind):
     """Whatever cutting into pieces may do, the ids are those of the whole text."""
-    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 50)
     inner, text = make(), long_text(kind)
-    assert Tokenizer(inner).encode(text).tolist() == inner.encode(text, add_special_tokens=False).ids
+    assert open_tokenizer(inner).encode(text).tolist() == inner.encode(text, add_special_tokens=False).ids
 
 
 def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_path):
     """A tokenizer.json of the hub may ask for both, for batches of a classifier."""
-    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 50)
     inner, text = with_settings(), readable(2000)
     wanted = inner.encode(text, add_special_tokens=False).ids
     inner.enable_truncation(8)
@@ -222,12 +226,12 @@ def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_p
 
 @given(st.text(alphabet="ab1 \n\u3000中，'-", max_size=200), st.integers(1, 20))
 def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
-    before = sampan.tokens.tokenizer.PIECE
-    sampan.tokens.tokenizer.PIECE = size
+    before = sampan.tokens.byte_level.PIECE
+    sampan.tokens.byte_level.PIECE = size
     try:
         pieces = list(split_pieces(text))
     finally:
-        sampan.tokens.tokenizer.PIECE = before
+        sampan.tokens.byte_level.PIECE = before
     assert "".join(pieces) == text
     assert all(len(p) >= size for p in pieces[:-1])
     assert all(left[-1].isalpha() and right[0] in SEPARATORS for left, right in itertools.pairwise(pieces) if right)
@@ -238,19 +242,19 @@ def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
 def test_pieces_give_the_ids_of_the_whole(monkeypatch, bpe, kind, size):
     text = long_text(kind)
     whole = reloaded(bpe).encode(text, add_special_tokens=False).ids
-    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", size)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", size)
     assert len(list(split_pieces(text))) > 1 or kind == "one word"
     assert bpe.encode(text).tolist() == whole
 
 
 @given(text=hard_text, size=st.integers(1, 8))
 def test_pieces_of_hard_text_too(bpe, text, size):
-    before = sampan.tokens.tokenizer.PIECE
-    sampan.tokens.tokenizer.PIECE = size
+    before = sampan.tokens.byte_level.PIECE
+    sampan.tokens.byte_level.PIECE = size
     try:
         ids = bpe.encode(text)
     finally:
-        sampan.tokens.tokenizer.PIECE = before
+        sampan.tokens.byte_level.PIECE = before
     assert ids.tolist() == bpe.inner.encode(text, add_special_tokens=False).ids
 
 
@@ -301,17 +305,41 @@ def unreachable(model: dict) -> None:
 
 @pytest.mark.parametrize("change", [swap_merges, unreachable])
 def test_what_tiktoken_would_encode_otherwise_stays_with_the_library(change):
-    tokenizer = Tokenizer(with_model(change))
+    tokenizer = open_tokenizer(with_model(change))
     assert tokenizer.fast is None
     text = readable(3000) * 8 + "zqzqz" * 9
     assert tokenizer.encode(text).tolist() == tokenizer.inner.encode(text, add_special_tokens=False).ids
 
 
-def test_the_mark_between_documents_is_the_end_of_text(any_tokenizer):
-    for one, two in (("the", "boat"), (readable(9000), readable(9000, seed=1))):
-        wanted = [*any_tokenizer.encode(one), any_tokenizer.end_of_text, *any_tokenizer.encode(two)]
-        assert any_tokenizer.encode(one + END + two).tolist() == wanted
-    assert characters("ab").encode(f"a{END}b").tolist() == [0, 1]
+def test_the_end_of_text_follows_each_document(any_tokenizer):
+    end = any_tokenizer.end_of_text
+    for one, two in (("the", "boat"), (readable(9000) + CHINESE, readable(9000, seed=1) + CHINESE)):
+        wanted = [*any_tokenizer.encode(one), end, *any_tokenizer.encode(two), end]
+        assert any_tokenizer.encode(one + two, ends=[len(one), len(one + two)]).tolist() == wanted
+    assert characters("ab").encode("ab", ends=[1, 2]).tolist() == [0, 1]
+
+
+@given(documents=st.lists(st.text(alphabet="ab ，木🙂", min_size=1, max_size=9), min_size=1, max_size=5))
+def test_a_vocabulary_without_an_end_keeps_documents_apart(documents):
+    for tokenizer in (characters("ab ", byte_tokens=True), open_tokenizer(with_settings()), no_end()):
+        end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        ends = np.cumsum([len(document) for document in documents]).tolist()
+        wanted = [i for document in documents for i in [*tokenizer.encode(document).tolist(), *end]]
+        assert tokenizer.encode("".join(documents), ends=ends).tolist() == wanted
+
+
+def no_end() -> Tokenizer:
+    description = json.loads(train_bpe([readable(2000)], 300).to_json())
+    description["added_tokens"] = []
+    description["model"]["vocab"] = {t: i for t, i in description["model"]["vocab"].items() if t != END_OF_TEXT}
+    return open_tokenizer(Inner.from_str(json.dumps(description)))
+
+
+def test_every_kind_is_in_the_help_and_can_be_found():
+    shown = next(f for f in fields(DataConfig) if f.name == "tokenizer").metadata["help"]
+    assert shown.startswith(names_of_kinds())
+    for kind in KINDS:
+        assert find_kind(kind.label.replace("SIZE", "300"))[0] is kind
 
 
 # ---- characters that are not known ----
@@ -343,7 +371,7 @@ UNKNOWN_TOKEN = {
 def test_an_unknown_token_of_another_tokenizer_is_an_error_too(make):
     inner = make()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer = Tokenizer(inner)
+    tokenizer = open_tokenizer(inner)
     with pytest.raises(UserError, match=r"U\+9F8D.*character 3 of the text"):
         tokenizer.encode("ab龍a")
     assert tokenizer.encode("ab龍a", oov="skip").tolist() == [1, 2, 1]
@@ -352,13 +380,13 @@ def test_an_unknown_token_of_another_tokenizer_is_an_error_too(make):
 def test_words_that_are_no_characters_are_not_taken_for_characters():
     inner = Inner(models.WordLevel({"to": 0, "be": 1, "a": 2}))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "removed")
-    assert Tokenizer(inner).encode("to be a").tolist() == [0, 1, 2]
+    assert open_tokenizer(inner).encode("to be a").tolist() == [0, 1, 2]
 
 
 def test_characters_with_a_normalizer_go_through_it():
     inner = characters("abc").inner
     inner.normalizer = normalizers.Lowercase()
-    assert Tokenizer(inner).encode("aBC").tolist() == [0, 1, 2]
+    assert open_tokenizer(inner).encode("aBC").tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udcff"])
@@ -407,7 +435,7 @@ def test_training_is_deterministic_and_cutting_into_pieces_does_not_change_it(mo
     text = readable(5000) + CHINESE * 10
     first = train_bpe([text], 400).to_json()
     assert train_bpe([text], 400).to_json() == first
-    monkeypatch.setattr(sampan.tokens.tokenizer, "PIECE", 40)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 40)
     assert train_bpe([text], 400).to_json() == first
     assert train_bpe([readable(5000, seed=9)], 400).to_json() != first
 

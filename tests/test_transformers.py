@@ -18,7 +18,7 @@ from sampan.engine.open import open_engine
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import generate
-from sampan.tokens.kinds import characters
+from sampan.tokens.characters import characters
 
 TOLERANCE = 1e-5  # float32, relative to the norm of the reference
 

@@ -41,7 +41,8 @@ from sampan.model.rotary import rotary_frequencies
 from sampan.report.metrics import Metrics, evaluations_of
 from sampan.report.picture import draw, read_curves
 from sampan.sampling.write import write
-from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.byte_level import train_bpe
+from sampan.tokens.characters import characters
 from sampan.training.plan import make_plan
 
 NUMBERS = [0, -1, 1, 2, 3, 64, 2**31 - 1, 2**31, 10**9, 2**53 + 1, 10**30, 10**400]

@@ -10,8 +10,10 @@ from hypothesis import given, strategies as st
 from tokenizers import decoders, models
 
 from sampan.errors import UserError
+from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.bytes import BROKEN, WHOLE, stream_text, token_bytes, transitions
-from sampan.tokens.kinds import characters, train_bpe
+from sampan.tokens.characters import characters
+from sampan.tokens.kinds import open_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 TEXT = readable(2000) + "舢板有三块木板：准备👩‍👩‍👧、训练🏳️‍🌈、写作。\ufffd"
@@ -21,12 +23,12 @@ def with_decoder(decoder, words=("木", "▁the", "th", "▁", "木板", "<0xZZ>
     vocab = {token: i for i, token in enumerate([f"<0x{b:02X}>" for b in range(256)] + list(words))}
     inner = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     inner.decoder = decoder
-    return Tokenizer(inner)
+    return open_tokenizer(inner)
 
 
 def with_added(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.inner.add_tokens(["X Y", "木舟"])  # the first is no byte-level spelling, nor is the second
-    return Tokenizer(tokenizer.inner)
+    return open_tokenizer(tokenizer.inner)
 
 
 space = decoders.Replace("▁", " ")
@@ -95,7 +97,7 @@ def test_a_replacement_character_of_the_text_itself_is_shown_at_once():
 def test_where_a_token_depends_on_its_neighbours_it_has_no_bytes(decoder):
     tokenizer = characters("abc")
     tokenizer.inner.decoder = decoder
-    assert token_bytes(tokenizer, 3) is None
+    assert token_bytes(open_tokenizer(tokenizer.inner), 3) is None
 
 
 # ---- the mask ----

@@ -16,7 +16,7 @@ _WHERE = {
     "TrainConfig": "config", "SampleConfig": "config", "ModelSettings": "config", "UserError": "errors",
     "GPT": "api", "documents": "api", "prepare": "data.prepare", "make_plan": "training.plan",
     "train": "training.loop", "Step": "training.loop", "Evaluation": "training.loop", "open_engine": "engine.open",
-    "characters": "tokens.kinds", "train_bpe": "tokens.kinds", "write": "sampling.write",
+    "characters": "tokens.characters", "train_bpe": "tokens.byte_level", "write": "sampling.write",
     "load_model": "checkpoint.folder", "save_model": "checkpoint.folder", "load_tokenizer": "checkpoint.folder",
 }  # fmt: skip
 __all__ = [*_WHERE, "__version__"]

@@ -9,7 +9,8 @@ from sampan.data.prepare import prepare as prepare
 from sampan.engine.open import open_engine as open_engine
 from sampan.errors import UserError as UserError
 from sampan.sampling.write import write as write
-from sampan.tokens.kinds import characters as characters, train_bpe as train_bpe
+from sampan.tokens.byte_level import train_bpe as train_bpe
+from sampan.tokens.characters import characters as characters
 from sampan.training.loop import Evaluation as Evaluation, Step as Step, train as train
 from sampan.training.plan import make_plan as make_plan
 

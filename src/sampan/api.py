@@ -50,7 +50,6 @@ from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.sampling.draw import generate
-from sampan.text.characters import END
 from sampan.text.sources import find_source
 from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.loop import Evaluation, Step, learn
@@ -262,7 +261,7 @@ def documents(*names: str) -> list[str]:
 
     A plain text file is one document, a line of a .jsonl is one. Raises UserError for what is missing or is no text.
     """
-    return "".join(find_source(names, DataConfig()).blocks()).split(END)
+    return [text for text in map("".join, find_source(names, DataConfig()).documents()) if text]
 
 
 def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelSettings:

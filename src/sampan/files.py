@@ -12,17 +12,11 @@ import contextlib
 import errno
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from sampan.errors import UserError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -65,41 +59,38 @@ def sync_folder(folder: Path) -> None:
 
 
 class Held(Exception):
-    """Another process has the lock; the message is what that process wrote into the file."""
+    """Another process has the lock; the message is what that process said of itself."""
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, words: str) -> Iterator[None]:
-    """Hold the lock at `path`, which says `words` meanwhile. Raises Held, and OSError where it cannot be written.
+def lock_file(path: Path, words: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock at `path`; a file beside it says `words` meanwhile, for others to show.
 
-    The system lets go of the lock when its process ends, however it ends: none is ever stale. The file stays, empty.
-    Where a file system has no locks (ENOLCK, ENOTSUP), nothing is kept out.
+    Where another process has the lock, raises Held, or calls `waiting` with that process's words and waits for it. The
+    system lets go of a lock when its process ends, however it ends. Raises OSError where the lock cannot be written.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    from filelock import FileLock, Timeout
+
+    lock, note = FileLock(path), path.with_name(f"{path.name}.holder")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = note.read_text(encoding="utf-8") or holder
+        if waiting is None:
+            raise Held(holder) from None
+        waiting(holder)
+        held = lock.acquire()
+    with held:
         try:
-            take_lock(file.fileno())
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise Held(file.read().strip()) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
-                raise
-        file.truncate(0)
-        file.write(words)
-        file.flush()
-        try:
+            with contextlib.suppress(OSError):  # a full disk
+                note.write_text(words, encoding="utf-8")
             yield
         finally:
-            with contextlib.suppress(OSError):  # a full disk, or one that has gone
-                file.truncate(0)
-
-
-def take_lock(descriptor: int) -> None:
-    if sys.platform == "win32":  # a locked byte cannot be read there: one far beyond the words
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in (note, path):  # one who has this lock open sees that its name is gone, and tries again
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def write_json(path: Path, value: dict) -> None:

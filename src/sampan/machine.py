@@ -1,35 +1,71 @@
 """Processes and processors: torchrun's ranks, and the cores that this process may use.
 
-rank, processes = world()
+    rank, processes = world()
+    threads = count_cores()
+
+csrc/platform/cores.c counts by the same rule.
 """
 
 import os
 from pathlib import Path
 
-# ---- processes and processors ----
-
 
 def world() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun sets them; (0, 1) without it."""
+    """Return (rank, number of processes), as torchrun sets them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def physical_cores() -> int:
-    """Processors that this process may use, counting the two threads of one core once (Linux; else all)."""
+def count_cores() -> int:
+    """Return the cores that this process may use, at least 1: the physical ones of its CPUs, within its quota of time."""
+    return max(1, min(count_physical(), count_quota()))
+
+
+def count_physical() -> int:
+    """Return the cores that this process may run on, counting the two threads of one once (Linux; else all CPUs)."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = set()
     for cpu in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         try:
-            cores.add(siblings.read_text().strip())
+            cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
         except OSError:
             cores.add(str(cpu))
     return len(cores)
 
 
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+NO_QUOTA = 1 << 20
+
+
+def count_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the whole cores that the smallest quota of this process's control group, or of one around it, gives.
+
+    That is a container's quota, a service's or a batch job's; NO_QUOTA where there is none, and outside of Linux.
+    """
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return NO_QUOTA
+    least = NO_QUOTA
+    for line in lines:  # "4:cpu,cpuacct:/docker/1f2e", or "0::/" in version 2
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        folder = top / group.lstrip("/")
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        for place in (folder, *folder.parents):
+            least = min(least, quota_of([place / name for name in files]))
+            if place == top:
+                break
+    return least
+
+
+def quota_of(files: list[Path]) -> int:
+    """Return the cores of "QUOTA PERIOD" in microseconds; version 1 has the two numbers in two files."""
+    try:
+        quota, period = (int(word) for file in files for word in file.read_text().split())
+    except (OSError, ValueError):  # "max" is no number
+        return NO_QUOTA
+    return max(1, quota // period) if quota > 0 and period > 0 else NO_QUOTA
 
 
 def is_restarted() -> bool:

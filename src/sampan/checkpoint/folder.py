@@ -21,7 +21,8 @@ from sampan.errors import UserError
 from sampan.fetch import mirror_folder
 from sampan.files import read_json, write_json, write_text
 from sampan.model.shape import ModelShape
-from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
+from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.tokenizer import Tokenizer
 
 # ---- model folders ----
 

@@ -6,6 +6,7 @@ from sampan.cli.flags import file_settings, is_configuration
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
 from sampan.messages import _
+from sampan.report.progress_bar import progress_bar
 from sampan.training.cost import time_step
 from sampan.training.plan import Plan, make_plan
 
@@ -32,4 +33,5 @@ def plan_of(source: list[str], flags: dict[str, Any]) -> Plan:
         flags["init_from"] = "resume"
     files = [word for word in source if is_configuration(word)]
     texts = [word for word in source if word not in files]
-    return make_plan(texts or None, file_settings(source) | flags, recipe=not files, overwrite=overwrite)
+    settings = file_settings(source) | flags
+    return make_plan(texts or None, settings, recipe=not files, overwrite=overwrite, progress=progress_bar)

@@ -1,26 +1,29 @@
 """Tokenizers side by side on a text: what `sampan prepare FILE --compare` prints. Nothing is written.
 
-    print(table(compare("my-novel.txt", DataConfig())))
+    print(table(compare_tokenizers("my-novel.txt", DataConfig())))
 
 Each is made from the train part and measured on it and on the val part; of a text of more than SAMPLE characters, on
-blocks spread over it. The one that is marked is what `sampan train FILE` takes: the choice is data.choose_tokenizer's,
+blocks spread over it. The one that is marked is what `sampan train FILE` takes: the choice is choose.py's,
 which needs no comparison.
 """
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sampan.config import DataConfig
 from sampan.data.prepare import cut_of, find_both, make_tokenizer
-from sampan.data.survey import read_through, sample_text
+from sampan.data.survey import read_through, sample_documents
 from sampan.errors import UserError
-from sampan.text.characters import END
+from sampan.progress import Progress, silent
+from sampan.text.characters import split_at
+from sampan.tokens.byte_level import first_merges, train_bpe
 from sampan.tokens.choose import choose_tokenizer
-from sampan.tokens.kinds import first_merges, train_bpe
+from sampan.tokens.kinds import KINDS
 from sampan.tokens.tokenizer import Tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -47,17 +50,18 @@ class Comparison:
     training_seconds: float  # of the largest BPE; the smaller ones are its first merges
 
 
-def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig) -> Comparison:
-    """Raises UserError as `data.prepare` does."""
+def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig, progress: Progress = silent) -> Comparison:
+    """Measure every tokenizer on a text. Raises UserError as `prepare` does."""
     train, val = find_both((dataset,) if isinstance(dataset, str) else dataset, config)
-    survey = read_through(train, val)
+    survey = read_through(train, val, progress)
     cut = cut_of(survey, train, val, config)
-    texts = sample_text(survey, cut), sample_text(survey, survey.facts.train_characters, cut)
+    texts = sample_documents(survey, cut), sample_documents(survey, survey.facts.train_characters, cut)
     if not texts[1]:  # val is a file of its own, or too short a part to be in the sample
-        texts = texts[0], list(itertools.islice(val.blocks(), 8)) if val else texts[0]
+        blocks = itertools.islice(val.blocks(), 8) if val else ()
+        texts = texts[0], [part for text, ends in blocks for part in split_at(text, ends) if part] or texts[0]
     rows = [
-        time_tokenizer(kind, lambda kind=kind: make_tokenizer(kind, survey, cut), texts)
-        for kind in ("char", "char+bytes", "gpt2")
+        time_tokenizer(kind, partial(make_tokenizer, kind, survey, cut), texts)
+        for kind in (kind.label for kind in KINDS if ":" not in kind.label)
     ]
     start = time.perf_counter()
     largest = train_bpe(texts[0], SIZES[-1])
@@ -68,21 +72,21 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig) -> Comp
                 Row(f"bpe:{size}", left_out=f"the text has no more than {largest.vocab_size:,} tokens to learn")
             )
             break
-        rows.append(time_tokenizer(f"bpe:{size}", lambda size=size: first_merges(largest, size), texts))
+        rows.append(time_tokenizer(f"bpe:{size}", partial(first_merges, largest, size), texts))
     name, reason = choose_tokenizer("auto", survey.facts.characters, survey.facts.symbols, train.tokenizer)
     return Comparison(rows, name, reason, sum(len(t) for part in texts for t in part), seconds)
 
 
-def time_tokenizer(name: str, make, texts: tuple[list[str], list[str]]) -> Row:
+def time_tokenizer(name: str, make: Callable[[], Tokenizer], texts: tuple[list[str], list[str]]) -> Row:
     try:
-        tokenizer: Tokenizer = make()
+        tokenizer = make()
     except UserError as error:
         return Row(name, left_out=str(error))
     tokenizer.encode("".join(texts[0][:1])[: 1 << 15])  # the library's tables are made at the first call
     start = time.perf_counter()
     train, val = ([tokenizer.encode(text) for text in part] for part in texts)
     seconds = time.perf_counter() - start
-    characters = sum(len(text) - text.count(END) for text in texts[1])
+    characters = sum(map(len, texts[1]))
     seen = np.zeros(tokenizer.vocab_size, dtype=bool)
     for ids in train:
         seen[ids] = True

@@ -10,6 +10,7 @@ A folder holds train.bin and val.bin (raw ids, as nanoGPT's), tokenizer.json and
 import functools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import numpy as np
 
 from sampan.errors import UserError
 from sampan.messages import fill
-from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
+from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.tokenizer import Tokenizer
 
-FORMAT = 2  # of a data folder; raise it when the same text would give other files
+FORMAT = 3  # of a data folder; raise it when the same text would give other files
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
 DTYPES = ("uint16", "uint32")
 
@@ -35,10 +37,10 @@ class Facts:
     symbols: int
     documents: int
     encodings: dict[str, int] = field(default_factory=dict)  # {"utf-8 (detected)": number of files}
-    undecodable: int = 0  # places that became U+FFFD
+    undecodable: int = 0  # bytes that became U+FFFD
     places: list[str] = field(default_factory=list)  # where the first of them are
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
             if not IS_KIND[f.type](value):
@@ -51,6 +53,7 @@ class Meta(Facts):
 
     name: str
     origin: str  # a sentence: where the text comes from
+    source: str | None = None  # the Source's key; None for another program's data
     tokenizer: str  # char, char+bytes, gpt2, bpe:SIZE, or the name of the folder that it was taken from
     reason: str  # why it was chosen
     vocab_size: int
@@ -63,7 +66,7 @@ class Meta(Facts):
     trained_on: int | None = None  # characters that a BPE was learnt from, where that is not all of train
     stamp: str | None = None  # changes when the files of the text change; None where that cannot be told
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}")
@@ -91,7 +94,7 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-IS_KIND = {
+IS_KIND: dict[Any, Callable[[Any], bool]] = {
     str: lambda value: isinstance(value, str),
     int: is_count,
     str | None: lambda value: value is None or isinstance(value, str),

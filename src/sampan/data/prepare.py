@@ -1,17 +1,14 @@
-"""Text to train.bin and val.bin, and those to batches of integers.
+"""Make a text into train.bin and val.bin.
 
     data = prepare("my-novel.txt", DataConfig())            # data/my-novel/, again only if something changed
-    windows = Windows(data.train, block_size=64, seed=1337)
-    x, y = windows.batch(first=0, count=12)                 # int32 (12, 64) each; y is x one token later
 
 A folder holds train.bin and val.bin (raw ids, uint16 or uint32, as nanoGPT's), tokenizer.json and meta.json.
-A batch is a function of (seed, index): nothing needs to be saved to continue where a run stopped.
 
 A text of any size is read twice, block by block: once to count it, from which the tokenizer follows, and once to
 encode it. The first 1 - val_fraction of its characters are train and the rest is val; a document over the cut gives a
 part to each. Nothing is shuffled here: lines or documents of one source on both sides would leak what val measures.
 
-Where text comes from, its formats and encodings are sources.py's.
+Where text comes from, its formats and encodings are sources.py's; batches of tokens are windows.py's.
 """
 
 import contextlib
@@ -19,36 +16,38 @@ import functools
 import glob
 import hashlib
 import itertools
+import logging
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sampan.config import DataConfig
 from sampan.data.meta import FORMAT, Data, Facts, Meta, open_folder, read_meta
-from sampan.data.survey import Survey, progress, reach, read_through, recall, sample_text, stamp_of_sources
+from sampan.data.survey import Survey, read_through, recall, sample_documents, stamp_of_sources
 from sampan.errors import UserError
-from sampan.fetch import cache_folder
-from sampan.files import Held, lock_file, write_json, write_text
-from sampan.text.characters import END
+from sampan.fetch import fetch
+from sampan.files import lock_file, write_json, write_text
+from sampan.progress import Progress, silent
+from sampan.text.characters import Block
 from sampan.text.sources import Source, find_source
-from sampan.tokens.choose import check_tokenizer, choose_tokenizer, is_kind
-from sampan.tokens.kinds import characters, gpt2_tokenizer, train_bpe
-from sampan.tokens.tokenizer import Tokenizer, may_cut, read_tokenizer
+from sampan.tokens.byte_level import GPT2, gpt2_tokenizer
+from sampan.tokens.choose import check_tokenizer, choose_tokenizer
+from sampan.tokens.kinds import find_kind, read_tokenizer
+from sampan.tokens.tokenizer import Material, Tokenizer
 
 VAL_FRACTION = 0.1  # nanoGPT's
-LONGEST = 1 << 20  # characters without a place to cut, after which a byte-level tokenizer's text is cut all the same
+log = logging.getLogger(__name__)
 
 
 # ---- prepare ----
 
 
-def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
-    """The data folder of one or more sources (sources.py says which), made unless it is up to date.
+def prepare(dataset: str | Iterable[str], config: DataConfig, progress: Progress = silent) -> Data:
+    """Return the data folder of one or more sources (sources.py says which), made unless it is up to date.
 
     A folder that was prepared before is taken as it is. Raises UserError for a source that is missing, empty, binary or
     in no known encoding, and for a folder that is not ours.
@@ -57,83 +56,121 @@ def prepare(dataset: str | Iterable[str], config: DataConfig) -> Data:
     if len(names) == 1 and (Path(names[0]) / "meta.json").is_file():
         return open_folder(names[0])
     train, val = find_both(names, config)
-    fraction = None if val else fraction_of(train, config)
     folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(train.name)}*")
-    survey = recall(folders, stamp_of_sources(train, val)) or read_through(train, val)
-    facts = survey.facts
-    own, _ = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
-    wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
-    label = wanted if is_kind(wanted) else Path(wanted).resolve().parent.name
-    name = train.name if own == wanted else f"{train.name}-{label.replace(':', '')}"
-    folder = Path(config.data_dir or Path("data") / name)
-    identity = {"format": FORMAT, "sha256": facts.sha256, "tokenizer": label, "val_fraction": fraction}
-    if not is_kind(wanted):
-        identity["tokenizer_sha256"] = hashlib.sha256(Path(wanted).read_bytes()).hexdigest()
-    if made := up_to_date(folder, identity):
+    survey = recall(folders, stamp_of_sources(train, val)) or read_through(train, val, progress)
+    key = key_of(train, val, survey.facts, config)
+    folder = folder_of(key, train, survey.facts, config)
+    if made := up_to_date(folder, key):
         return made
+    refuse_foreign(folder)
+    if not survey.sample:  # the facts were recalled, and now the text is needed
+        survey = read_through(train, val, progress)
+    with preparation_lock(folder):
+        return up_to_date(folder, key) or make_folder(folder, key, train, val, survey, config, progress)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the files of a folder follow from, under the names that Meta has for it."""
+
+    sha256: str
+    tokenizer: str
+    tokenizer_sha256: str | None
+    val_fraction: float | None
+    format: int = FORMAT
+
+
+def key_of(train: Source, val: Source | None, facts: Facts, config: DataConfig) -> Key:
+    wanted, _ = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
+    fraction = None if val else fraction_of(train, config)
+    if find_kind(wanted):
+        return Key(facts.sha256, wanted, None, fraction)
+    return Key(
+        facts.sha256,
+        Path(wanted).resolve().parent.name,
+        hashlib.sha256(Path(wanted).read_bytes()).hexdigest(),
+        fraction,
+    )
+
+
+def folder_of(key: Key, train: Source, facts: Facts, config: DataConfig) -> Path:
+    """Return data/NAME, data/NAME-TOKENIZER for one that was asked for; with four digits more where NAME is taken."""
+    if config.data_dir:
+        return Path(config.data_dir)
+    own, _ = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
+    name = train.name if own == key.tokenizer else f"{train.name}-{key.tokenizer.replace(':', '')}"
+    meta = read_meta(Path("data") / name)
+    if meta is None or train.key == meta.source or key.sha256 == meta.sha256:
+        return Path("data") / name
+    folder = Path("data") / f"{name}-{train.key}"
+    if not folder.exists():
+        log.warning("data/%s holds another text of this name; this one goes to %s", name, folder)
+    return folder
+
+
+def up_to_date(folder: Path, key: Key) -> Data | None:
+    meta = read_meta(folder)
+    is_same = meta is not None and all(getattr(meta, name) == value for name, value in asdict(key).items())
+    return Data(folder, meta) if meta and is_same and Data(folder, meta).is_whole() else None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UserError where a folder holds data that are not ours."""
     if not (folder / "meta.json").exists() and (folder / "train.bin").exists():
         raise UserError(
-            f"{folder} holds a train.bin that Sampan did not write; if it is nanoGPT's, use it with sampan import {folder}; "
-            "else move it away, or choose another --data_dir"
+            f"{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import {folder}; "
+            "otherwise move it away or choose another --data_dir"
         )
-    meta = read_meta(folder)
-    if meta and meta.sha256 != facts.sha256:
-        print(f"{folder} was made from another text; preparing it again", file=sys.stderr)
-
-    if not survey.sample:  # the facts were recalled, and now the text is needed
-        survey = read_through(train, val)
-    with preparation_lock(folder):
-        if made := up_to_date(folder, identity):  # by the process that was waited for
-            return made
-        cut = cut_of(survey, train, val, config)
-        tokenizer = make_tokenizer(wanted, survey, cut)
-        sampled = sum(map(len, sample_text(survey, cut)))
-        describe = functools.partial(
-            Meta,
-            name=train.name,
-            origin=train.origin,
-            reason=reason,
-            stamp=stamp_of_sources(train, val),
-            trained_on=sampled if wanted.startswith("bpe:") and sampled < cut else None,
-            **asdict(survey.facts) | identity,
-        )
-        blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
-        return write_folder(folder, tokenizer, describe, encode_blocks(tokenizer, blocks, cut, survey.facts))
-
-
-def up_to_date(folder: Path, identity: dict) -> Data | None:
-    meta = read_meta(folder)
-    if meta and all(getattr(meta, key) == value for key, value in identity.items()) and Data(folder, meta).is_whole():
-        return Data(folder, meta)
-    return None
 
 
 @contextlib.contextmanager
 def preparation_lock(folder: Path) -> Iterator[None]:
-    """While this process prepares the folder; another one of this user and machine that does so already is waited for."""
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    path, waits = cache_folder() / f"preparing-{name}.lock", False  # not in the folder, which may not even be made
+    """Hold the lock beside a folder while this process prepares it; wait for another process that has it."""
+    path = folder.resolve()
+    path = path.with_name(f".{path.name}.lock")  # not in the folder, which may not even be made
+
+    def waiting(holder: str) -> None:
+        log.warning("%s is being prepared by %s; waiting", folder, holder)
+
     with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_file(path, f"process {os.getpid()}"))
-                stack.callback(path.unlink, missing_ok=True)
-                break
-            except Held as held:
-                if not waits:
-                    print(f"{folder}: waiting for {held or 'another process'}, which prepares it", file=sys.stderr)
-                waits = True
-                time.sleep(0.1)
-            except OSError:  # no place for a lock: all the same, files are replaced whole
-                break
+        with contextlib.suppress(OSError):  # no place for a lock: files are replaced whole anyway
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(path, f"process {os.getpid()}", waiting))
         yield
 
 
+def make_folder(
+    folder: Path, key: Key, train: Source, val: Source | None, survey: Survey, config: DataConfig, progress: Progress
+) -> Data:
+    """Make the tokenizer, encode the text and write the folder."""
+    meta = read_meta(folder)
+    if meta and meta.sha256 != key.sha256:
+        log.warning("%s was made from another text; preparing it again", folder)
+    cut, facts = cut_of(survey, train, val, config), survey.facts
+    wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
+    tokenizer = make_tokenizer(wanted, survey, cut)
+    sampled = sum(map(len, sample_documents(survey, cut)))
+    describe = functools.partial(
+        Meta,
+        name=train.name,
+        source=train.key,
+        origin=train.origin,
+        reason=reason,
+        stamp=stamp_of_sources(train, val),
+        trained_on=sampled if wanted.startswith("bpe:") and sampled < cut else None,
+        **asdict(facts) | asdict(key),
+    )
+    blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
+    with progress("encoding", facts.characters) as tick:
+        return write_folder(
+            folder, tokenizer, describe, encode_blocks(tokenizer, blocks, cut, facts.documents > 1, tick)
+        )
+
+
 def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
-    """The sources of train and of val; None where val is a part of train's."""
+    """Return the sources of train and of val; None where val is a part of train's."""
     if config.val_file is not None and config.val_fraction is not None:
-        raise UserError("--val_file and --val_fraction are two ways to say what val is: give one of them")
+        raise UserError("--val_file and --val_fraction both say what val is: give one of them")
     check_tokenizer(config.tokenizer)
     if config.val_file is None:
         return find_source(names, config), None
@@ -146,88 +183,70 @@ def fraction_of(train: Source, config: DataConfig) -> float:
 
 
 def cut_of(survey: Survey, train: Source, val: Source | None, config: DataConfig) -> int:
-    """The number of characters before val."""
+    """Return the number of characters before val."""
     if val is not None:
         return survey.facts.train_characters
     return int(survey.facts.characters * (1 - fraction_of(train, config)))  # as nanoGPT's int(n * 0.9)
 
 
 def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
-    ends = survey.facts.documents > 1
-    if wanted == "char":  # every symbol gets an id, also one that only val has
-        return characters(map(chr, np.flatnonzero(survey.counts)), ends)
-    if wanted == "char+bytes":  # what train has once is spelt in bytes, which are learnt from that
-        return characters(map(chr, np.flatnonzero(survey.again < cut)), ends, byte_tokens=True)
-    if wanted == "gpt2":
-        return gpt2_tokenizer()
-    if wanted.startswith("bpe:"):
-        return train_bpe(sample_text(survey, cut), int(wanted[4:]))
-    return read_tokenizer(wanted)
+    """Return the tokenizer that --tokenizer names, made of a text or read from a file."""
+    found = find_kind(wanted)
+    if found is None:
+        return read_tokenizer(wanted)
+    kind, size = found
+    sample = functools.partial(sample_documents, survey, cut)
+    return kind.make(Material(survey.counts, sample, survey.facts.documents > 1, size, [*map(fetch, kind.files)]))
+
+
+def fetch_gpt2_tokenizer() -> Tokenizer:
+    """Return GPT-2's tokenizer; its files are fetched once and checked. Raises UserError where they cannot be had."""
+    return gpt2_tokenizer(*map(fetch, GPT2.files))
 
 
 # ---- the second reading ----
 
 
-def split_blocks(blocks: Iterable[str], cut: int) -> Iterator[tuple[str, str]]:
-    """("train" or "val", text) in order: the first `cut` characters, then the rest. No part begins or ends with END."""
-    done, last, held = 0, None, ""
-    for block in blocks:
-        text = held + block
-        held = END if text.endswith(END) else ""
-        text = text.removesuffix(END)
-        here = reach(text, cut - done)
-        for split, part in (("train", text[:here]), ("val", text[here:])):
-            if part:
-                done += len(part) - part.count(END)
-                yield split, part if split == last else part.removeprefix(END)
-                last = split
+def split_blocks(blocks: Iterable[Block], cut: int) -> Iterator[tuple[str, Block]]:
+    """Yield ("train" or "val", block) in order: the first `cut` characters, then the rest.
 
-
-def segments(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """The same, cut only where the tokenizer gives the ids that it would give for the whole.
-
-    That is between any characters, or where `may_cut` and at least every LONGEST characters; or between documents
-    where nothing is known of a tokenizer.
+    A document over the cut ends there and goes on as one of val's.
     """
-    held, holder = "", None
-    for split, text in texts:
-        if held and split != holder:
-            yield holder, held
-            held = ""
-        holder, text = split, held + text
-        end = last_cut(text, tokenizer)
+    done = 0
+    for text, ends in blocks:
+        here = min(max(0, cut - done), len(text))
+        if here:
+            over = [here] if done + here == cut and here not in ends else []
+            yield "train", Block(text[:here], [e for e in ends if e <= here] + over)
+        if here < len(text):
+            yield "val", Block(text[here:], [e - here for e in ends if e > here])
+        done += len(text)
+
+
+def join_words(parts: Iterable[tuple[str, Block]], tokenizer: Tokenizer) -> Iterator[tuple[str, Block]]:
+    """Yield the same text in blocks that the tokenizer gives the ids that it would give for whole documents.
+
+    That is, cut where a document ends, or where the tokenizer's `last_cut` says.
+    """
+    held = ""
+    for split, (text, ends) in parts:
+        text, ends = held + text, [len(held) + e for e in ends]
+        begin = ends[-1] if ends else 0
+        end = begin + tokenizer.last_cut(text[begin:])
         if end:
-            yield split, text[:end]
+            yield split, Block(text[:end], ends)
         held = text[end:]
-    if held:
-        yield holder, held
-
-
-def last_cut(text: str, tokenizer: Tokenizer) -> int:
-    if tokenizer.is_characters:
-        return len(text)
-    end = max(text.rfind(END), 0)
-    if not tokenizer.may_split:
-        return end
-    return next((i for i in range(len(text) - 1, end, -1) if may_cut(text, i)), end) or len(text) * (
-        len(text) >= LONGEST
-    )
 
 
 def encode_blocks(
-    tokenizer: Tokenizer, blocks: Iterable[str], cut: int, facts: Facts
+    tokenizer: Tokenizer, blocks: Iterable[Block], cut: int, has_documents: bool, tick: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs (split, ids) in order; where there are several documents, the end-of-text token is after each."""
-    ends = [tokenizer.end_of_text] if facts.documents > 1 and tokenizer.end_of_text is not None else []
-    done, last = 0, "train"
-    with progress("encoding", facts.characters) as tick:
-        for split, text in segments(split_blocks(blocks, cut), tokenizer):
-            if split != last and done:
-                yield last, np.array(ends, np.int32)
-            yield split, tokenizer.encode(text, before=done)
-            done, last = done + len(text) - text.count(END), split
-            tick(len(text))
-    yield last, np.array(ends, np.int32)
+    """Yield pairs (split, ids) in order; where there are several documents, the end-of-text token is after each."""
+    done = 0
+    for split, (text, ends) in join_words(split_blocks(blocks, cut), tokenizer):
+        yield split, tokenizer.encode(text, ends=ends if has_documents else (), before=done)
+        done += len(text)
+        tick(len(text))
 
 
 def write_folder(
@@ -235,12 +254,11 @@ def write_folder(
 ) -> Data:
     """Write the ids of `parts`, pairs (split, ids), and all that goes with them; nothing half-made is left.
 
-    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens and val_tokens.
-
-    The old meta.json is marked incomplete before the first file is replaced and the new one comes last, so that a
-    reader never meets files that do not belong together.
+    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens and val_tokens. The old
+    meta.json is marked incomplete before the first file is replaced and the new one comes last, so that a reader never
+    meets files that do not belong together.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts, outcome = {"train": 0, "val": 0}, "nothing was changed"
     partial = {split: folder / f"{split}.bin.partial" for split in counts}
     try:
@@ -253,12 +271,8 @@ def write_folder(
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        meta = describe(
-            vocab_size=tokenizer.vocab_size,
-            dtype=np.dtype(dtype).name,
-            train_tokens=counts["train"],
-            val_tokens=counts["val"],
-        )
+        sizes: dict[str, Any] = {"train_tokens": counts["train"], "val_tokens": counts["val"]}
+        meta = describe(vocab_size=tokenizer.vocab_size, dtype=dtype.name, **sizes)
         outcome = "prepare it again"  # the old meta.json may be gone even where the sync behind it fails
         write_json(folder / "meta.json", {"complete": False})
         for split, path in partial.items():

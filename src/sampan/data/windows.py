@@ -1,4 +1,4 @@
-"""Token files to batches of integers, as a function of (seed, index).
+"""Cut token files into batches of integers, as a function of (seed, index).
 
     windows = Windows(data.train, block_size=64, seed=1337)
     x, y = windows.batch(first=0, count=12)                 # int32 (12, 64) each; y is x one token later
@@ -11,10 +11,11 @@ import mmap
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from sampan.errors import UserError
 
-CHUNK = 1024  # examples whose order is computed at once
+AT_ONCE = 1024  # examples whose order is computed at once
 
 
 # ---- batches ----
@@ -40,36 +41,36 @@ class Windows:
         self.offsets = len(tokens) - self.per_epoch * block_size
 
     def starts(self, first: int, count: int) -> np.ndarray:
-        """Positions of windows first .. first + count - 1 of the endless order, int64 (count,)."""
+        """Return the positions of windows first .. first + count - 1 of the endless order, int64 (count,)."""
         order, key = endless_order(first, count, self.per_epoch, self.seed)
         return (key % np.uint64(self.offsets) + order * np.uint64(self.block_size)).astype(np.int64)
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of `count` windows, int32 (count, block_size) each."""
+        """Return inputs and targets of `count` windows, int32 (count, block_size) each."""
         return cut_windows(self.tokens, self.starts(first, count), self.block_size, self.vocab_size)
 
 
 def endless_order(first: int, count: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(items, keys), uint64 (count,) each, of an endless order of 0 .. n-1: each item once per epoch, shuffled.
+    """Return (items, keys), uint64 (count,) each, of an endless order of 0 .. n-1: each item once per epoch, shuffled.
 
     An item's key is a random number of its epoch.
     """
-    parts = [order_of_chunk(chunk, n, seed) for chunk in range(first // CHUNK, (first + count - 1) // CHUNK + 1)]
+    parts = [order_of_chunk(chunk, n, seed) for chunk in range(first // AT_ONCE, (first + count - 1) // AT_ONCE + 1)]
     items, keys = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    here = slice(first % CHUNK, first % CHUNK + count)
+    here = slice(first % AT_ONCE, first % AT_ONCE + count)
     return items[here], keys[here]
 
 
 @functools.lru_cache(maxsize=4)
 def order_of_chunk(chunk: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """CHUNK items of that order at once: for the few of a step alone, it would take longer than reading them."""
-    epoch, within = np.divmod(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK, dtype=np.uint64), np.uint64(n))
-    key = mix(mix(np.uint64(seed)) + epoch)
+    """Return AT_ONCE items of that order at once: for the few of a step alone, it would take longer than reading them."""
+    epoch, within = np.divmod(np.arange(chunk * AT_ONCE, (chunk + 1) * AT_ONCE, dtype=np.uint64), np.uint64(n))
+    key = mix(mix(np.array(seed, np.uint64)) + epoch)
     return shuffle(within, n, key), key
 
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """A well-mixed 64-bit hash of each uint64 (the finalizer of SplitMix64, Steele et al. 2014)."""
+def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return a well-mixed 64-bit hash of each uint64 (the finalizer of SplitMix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -78,7 +79,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def shuffle(index: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Where a permutation of 0 .. n-1, named by `key`, puts each index; uint64, elementwise, in no memory.
+    """Return where a permutation of 0 .. n-1, named by `key`, puts each index; uint64, elementwise, in no memory.
 
     A Feistel network permutes the next power of four; an index that lands beyond n goes through it again
     ("cycle walking", Black and Rogaway 2002), which keeps it a permutation of 0 .. n-1.
@@ -106,7 +107,9 @@ class EvaluationBatches:
     -1 (ignored).
     """
 
-    def __init__(self, tokens, block_size: int, batch_size: int, batches: int, vocab_size: int | None = None):
+    def __init__(
+        self, tokens: np.ndarray, block_size: int, batch_size: int, batches: int, vocab_size: int | None = None
+    ):
         available = (len(tokens) - 1) // block_size
         if available < 1:
             raise UserError(
@@ -134,10 +137,14 @@ class EvaluationBatches:
             yield x, y
 
 
-def cut_windows(tokens, starts: np.ndarray, block_size: int, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+def cut_windows(
+    tokens: np.ndarray, starts: np.ndarray, block_size: int, vocab_size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and targets of the windows that begin at `starts`, int32 (len(starts), block_size) each."""
     rows = np.stack([tokens[s : s + block_size + 1] for s in starts])
-    if hasattr(mmap, "MADV_DONTNEED") and getattr(tokens, "mode", None) == "r":  # of others, it would undo changes
-        tokens._mmap.madvise(mmap.MADV_DONTNEED)  # else every page that was ever read counts as this process's memory
+    file = getattr(tokens, "_mmap", None)
+    if file and hasattr(mmap, "MADV_DONTNEED") and getattr(tokens, "mode", None) == "r":  # of others, it undoes changes
+        file.madvise(mmap.MADV_DONTNEED)  # else every page that was ever read counts as this process's memory
     if vocab_size is not None and (rows.max() >= vocab_size or rows.min() < 0):
         wrong = rows.max() if rows.max() >= vocab_size else rows.min()
         raise UserError(f"the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again")

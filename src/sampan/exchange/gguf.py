@@ -22,6 +22,7 @@ from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
 from sampan.model.rotary import rotary_frequencies
 from sampan.model.shape import ModelShape
+from sampan.tokens.characters import Characters
 from sampan.tokens.tokenizer import Tokenizer
 
 WORDS = (
@@ -82,7 +83,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     writer.write_tensors_to_file()
     writer.close()
     if (
-        tokenizer.is_characters
+        isinstance(tokenizer, Characters)
         and tokenizer.byte_ids is None
         and not tokenizer.decode(range(tokenizer.vocab_size)).isascii()
     ):
@@ -165,7 +166,7 @@ def interleave(rows: np.ndarray, head_dim: int) -> np.ndarray:
 
 def add_tokenizer(gguf, writer, model: ModelShape, tokenizer: Tokenizer) -> None:
     described = json.loads(tokenizer.to_json())
-    add = add_characters if tokenizer.is_characters else add_byte_level
+    add = add_characters if isinstance(tokenizer, Characters) else add_byte_level
     names = add(writer, described, tokenizer)
     kinds = [gguf.TokenType.NORMAL] * len(names)
     for added in described["added_tokens"]:

@@ -23,6 +23,7 @@ from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
 from sampan.config import DataConfig, ImportConfig, ModelSettings, TrainConfig, build
 from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
+from sampan.data.prepare import fetch_gpt2_tokenizer
 from sampan.errors import UserError
 from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
@@ -30,8 +31,9 @@ from sampan.files import read_json, write_json, write_text
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, resolve
 from sampan.text.sources import find_source
-from sampan.tokens.kinds import characters, from_symbols, gpt2_tokenizer
-from sampan.tokens.tokenizer import Tokenizer, read_tokenizer
+from sampan.tokens.characters import Characters, characters, from_symbols
+from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.plan import with_shape
 
 GPT2_TOKENS = 50257
@@ -251,7 +253,7 @@ def import_data(folder: Path) -> Data:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a data folder of nanoGPT ({error})") from None
     pickled = folder / "meta.pkl"
-    tokenizer = from_meta(pickled) if pickled.is_file() else gpt2_tokenizer()  # nanoGPT's rule
+    tokenizer = from_meta(pickled) if pickled.is_file() else fetch_gpt2_tokenizer()  # nanoGPT's rule
     if highest >= tokenizer.vocab_size:
         raise UserError(f"{folder}: has token {highest}, and its vocabulary {tokenizer.vocab_size}")
     digest.update(tokenizer.to_json().encode())
@@ -261,11 +263,11 @@ def import_data(folder: Path) -> Data:
         origin=f"nanoGPT's {folder}",
         format=FORMAT,
         sha256=digest.hexdigest(),
-        tokenizer="char" if tokenizer.is_characters else "gpt2",
+        tokenizer="char" if isinstance(tokenizer, Characters) else "gpt2",
         reason="nanoGPT's",
         val_fraction=counts["val"] / max(1, total),
-        characters=total if tokenizer.is_characters else 0,
-        symbols=tokenizer.vocab_size if tokenizer.is_characters else 0,
+        characters=total if isinstance(tokenizer, Characters) else 0,
+        symbols=tokenizer.vocab_size if isinstance(tokenizer, Characters) else 0,
         documents=1,
         vocab_size=tokenizer.vocab_size,
         dtype="uint16",
@@ -295,7 +297,7 @@ def from_meta(path: Path) -> Tokenizer:
 def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:
     """What --tokenizer names; GPT-2's where the vocabulary has its size; else none."""
     if wanted == "gpt2" or (wanted == "auto" and model.vocab_size in GPT2_SIZES):
-        return gpt2_tokenizer()
+        return fetch_gpt2_tokenizer()
     if wanted == "auto":
         return None
     path = Path(wanted)
@@ -303,13 +305,13 @@ def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:
         return from_meta(path)
     if path.suffix == ".json":
         return read_tokenizer(path)
-    return characters("".join(find_source([wanted], DataConfig()).blocks()))
+    return characters("".join(text for text, _ in find_source([wanted], DataConfig()).blocks()))
 
 
 def check_vocabulary(path: Path, model: ModelShape, tokenizer: Tokenizer | None) -> None:
     if tokenizer is None:
         return
-    is_padded_gpt2 = not tokenizer.is_characters and tokenizer.vocab_size <= model.vocab_size
+    is_padded_gpt2 = not isinstance(tokenizer, Characters) and tokenizer.vocab_size <= model.vocab_size
     if tokenizer.vocab_size != model.vocab_size and not is_padded_gpt2:
         raise UserError(
             f"{path}: the model has {model.vocab_size:,} tokens and the vocabulary given {tokenizer.vocab_size:,}; "

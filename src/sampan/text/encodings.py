@@ -1,51 +1,102 @@
-"""Find out in which encoding a file is, and count the bytes that do not fit.
+"""Decode a file: by its byte order mark, as UTF-8 where all of it is UTF-8, else as the detector says.
 
-    encoding = find_encoding(part, asked=None, tick=lambda count: None)
+    for text in decode_part(part, asked=None, tick=lambda count: None): ...
+    part.encoding                          # its name, how it was found, and which bytes could not be decoded
 
-It looks at the whole file before anything is written. It does not decode the text for its caller (formats.py does).
+A few bytes that cannot be decoded become U+FFFD, counted and located. Line ends are formats.py's.
 """
 
 import codecs
+import dataclasses
+import itertools
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from sampan.errors import UserError
-from sampan.text.parts import CHUNK, Encoding, Part
+from sampan.text.parts import READ_BYTES, Encoding, Part, reading
 
 FEW = 1000  # one byte in so many may be undecodable
+BAD_AT_ONCE = 1000  # undecodable bytes after which a file is refused before its end
 SHOWN = 3  # of the undecodable bytes, as many are located
 EVIDENCE = 1 << 16  # bytes that an encoding is guessed from
 # Tried before all that the detector knows: half of its errors on a few characters are encodings that nobody uses.
 COMMON = ["gb18030", "big5", "cp1252", "shift_jis", "euc_jp", "euc_kr"]
+# Code pages with more characters than the standard that they began as.
+WIDER = {"big5": ("cp950", "big5hkscs"), "shift_jis": ("cp932",), "euc_kr": ("cp949",)}
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-ADVICE = "say which encoding it has with --encoding, such as gb18030, big5 or cp1252"
 
-
-# ---- encodings ----
+Tick = Callable[[int], None]  # is told how many more bytes have been read
 
 
 def check_encoding(name: str | None) -> None:
-    """Raises UserError for a name that is no encoding of text."""
+    """Raise UserError for a name that is not an encoding of text."""
     try:
         if name is not None:
             "".encode(name)
             codecs.getincrementaldecoder(name)("replace")
     except (LookupError, ValueError, TypeError, AssertionError):
-        raise UserError(f"encoding={name}: not known; for example gb18030, big5, utf-16, cp1252") from None
+        raise UserError(f"encoding={name}: unknown encoding; examples: gb18030, big5, utf-16, cp1252") from None
 
 
-def chunks(part: Part, mark: int, tick) -> Iterator[bytes]:
-    """A part's bytes without its byte order mark."""
+def decode_part(part: Part, asked: str | None, tick: Tick) -> Iterator[str]:
+    """Yield a part's text in pieces, what cannot be decoded as U+FFFD; `part.encoding` counts and locates that.
+
+    Raises UserError for binary data, and where more than one byte in FEW cannot be decoded.
+    """
+    with reading(part.where):
+        found = part.encoding or find_encoding(part, asked, tick)
+        part.encoding = found = dataclasses.replace(found, bad=0, total=0, places=[])
+        decoder, line = codecs.getincrementaldecoder(found.name)(), 1
+        for chunk in itertools.chain(chunks(part, found.mark, tick), [b""]):  # at the end, what the decoder still holds
+            found.total += len(chunk)
+            rest, text = chunk, None
+            while text is None:
+                try:
+                    text = decoder.decode(rest, not chunk)
+                except UnicodeDecodeError as error:
+                    raw, good, rest = error.object, error.object[: error.start], error.object[error.end :]
+                    found.bad += error.end - error.start
+                    if len(found.places) < SHOWN:
+                        offset = found.mark + found.total - len(raw) + error.start
+                        found.places.append((offset, line + good.count(b"\n")))
+                    if found.bad > BAD_AT_ONCE and not is_few(found):
+                        raise undecodable(part, found) from None
+                    line += raw.count(b"\n", 0, error.end)
+                    decoder.reset()
+                    yield decoder.decode(good) + "\ufffd"
+            yield text
+            line += rest.count(b"\n")
+        if not is_few(found):
+            raise undecodable(part, found)
+
+
+def is_few(found: Encoding) -> bool:
+    return found.bad * FEW <= found.total
+
+
+def undecodable(part: Part, found: Encoding) -> UserError:
+    offset, line = found.places[0]
+    with part.open() as file:
+        likely = guess(lines_with_high_bytes(file.read(READ_BYTES)))
+    what = f"{part.where} cannot be read as {found.name}: {found.bad:,} of the first {found.total:,} bytes do not fit"
+    where = f"the first at offset {offset:,}, line {line:,}"
+    if likely and likely != found.name:
+        return UserError(f"{what}, {where}; it looks like {likely}: give the encoding with --encoding {likely}")
+    return UserError(f"{what}, {where}; give the encoding with --encoding, such as gb18030, big5 or cp1252")
+
+
+def chunks(part: Part, mark: int, tick: Tick) -> Iterator[bytes]:
+    """Yield a part's bytes after its byte order mark."""
     with part.open() as file:
         on_disk = getattr(file, "fileobj", None) or file  # of a .gz, what is compressed
         last = 0
         file.read(mark)
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             yield chunk
             now = min(on_disk.tell(), part.size)
             tick(now - last)
@@ -53,113 +104,60 @@ def chunks(part: Part, mark: int, tick) -> Iterator[bytes]:
         tick(part.size - last)
 
 
-def find_encoding(part: Part, asked: str | None, tick) -> Encoding:
-    """What a part's bytes are: as asked, by their mark, UTF-8 where they all are, or what the detector says.
+# ---- which encoding ----
 
-    The whole part is looked at, so that what can be decoded is known before anything is written. Raises UserError for
-    binary data, and where more than one byte in FEW fits no encoding.
-    """
+
+def find_encoding(part: Part, asked: str | None, tick: Tick) -> Encoding:
+    """Return how a part's bytes are to be decoded. Raises UserError for binary data."""
     with part.open() as file:
-        head = file.read(CHUNK)
+        head = file.read(READ_BYTES)
     mark, marked = next(((len(m), name) for m, name in MARKS if head.startswith(m)), (0, None))
     if asked is not None:
-        own = marked and codecs.lookup(asked).name.split("-")[:2] == marked.split("-")[:2]
-        found, _ = scan(part, Encoding(marked if own else asked, "as asked", mark if own else 0), tick)
-        if is_few(found):
-            return found
-        raise undecodable(part, found, guess(lines_with_high_bytes(head)))
+        name = codecs.lookup(asked).name
+        if marked and name.split("-")[:2] == marked.split("-")[:2]:
+            return Encoding(marked, "as asked", mark)
+        return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else asked, "as asked")  # Windows' byte order
     if marked:
-        found, _ = scan(part, Encoding(marked, "byte order mark", mark), tick)
-        if is_few(found):
-            return found
-        raise undecodable(part, found, None)
-    if b"\0" in head and (wide := guess_wide(head[:EVIDENCE])):
-        found, _ = scan(part, Encoding(wide, "detected"), tick)
-        if is_few(found):
-            return found
+        return Encoding(marked, "byte order mark", mark)
     if b"\0" in head:
+        if wide := guess_wide(head[:EVIDENCE]):
+            return Encoding(wide, "detected")
         raise UserError(f"{part.where} is binary: it has a zero byte at offset {head.index(0)}; give a text file")
-    utf8, evidence = scan(part, Encoding("utf-8", "detected"), tick)
-    if not utf8.bad:
-        return utf8
-    high = sum(b > 0x7F for b in evidence)
-    if is_few(utf8) and len(evidence.decode("utf-8", "ignore").encode()) > len(evidence) - high / 2:
-        return utf8  # damaged in a few places
-    name = guess(evidence)
-    if name is not None:
-        tries = [scan(part, Encoding(n, "detected"), lambda count: None)[0] for n in (name, *WIDER.get(name, ()))]
-        best = min(tries, key=lambda found: found.bad)
-        if is_few(best):
-            return best
-    raise undecodable(part, utf8, name)
+    sample = lines_with_high_bytes(first_not_utf8(part, tick))
+    high = sum(byte > 0x7F for byte in sample)
+    if len(sample.decode("utf-8", "ignore").encode()) >= len(sample) - high / 2:  # or damaged in a few places
+        return Encoding("utf-8", "detected")
+    likely = guess(sample)
+    if likely is None:
+        return Encoding("utf-8", "detected")  # decode_part says which bytes do not fit
+    among = (likely, *WIDER.get(likely, ()))
+    return Encoding(min(among, key=lambda name: sample.decode(name, "replace").count("\ufffd")), "detected")
 
 
-# Code pages with more characters than the standard that they began as.
-WIDER = {"big5": ("cp950", "big5hkscs"), "shift_jis": ("cp932",), "euc_kr": ("cp949",)}
-
-
-def is_few(found: Encoding) -> bool:
-    return found.bad * FEW <= found.total
-
-
-def undecodable(part: Part, found: Encoding, likely: str | None) -> UserError:
-    at, line = found.places[0]
-    looks = f"; it looks like {likely}" if likely and likely != found.name else ""
-    return UserError(
-        f"{part.where} cannot be read as {found.name}: {found.bad:,}{'' if found.total else ' or more'} bytes do not fit, "
-        f"the first at offset {at:,}, line {line:,}{looks}; {ADVICE}"
-    )
-
-
-class Enough(Exception):
-    """So many bytes are wrong that the encoding is."""
-
-
-def scan(part: Part, found: Encoding, tick) -> tuple[Encoding, bytes]:
-    """(`found` with its bad bytes counted and located, some lines around them to guess an encoding from).
-
-    It stops where an encoding is plainly wrong; then the count is of what was read.
-    """
-    evidence = bytearray()
-    newlines = 0
-
-    def note(error: UnicodeDecodeError) -> tuple[str, int]:
-        at = found.mark + found.total - len(error.object) + error.start
-        found.bad += error.end - error.start
-        if len(found.places) < SHOWN:
-            found.places.append((at, newlines + error.object.count(b"\n", 0, error.start) + 1))
-        if found.bad > EVIDENCE and not is_few(found):
-            raise Enough
-        return "\ufffd", error.end
-
-    codecs.register_error("sampan.note", note)
-    decoder = codecs.getincrementaldecoder(found.name)("sampan.note")
+def first_not_utf8(part: Part, tick: Tick) -> bytes:
+    """Return the first chunk of a part that is not UTF-8, b"" where there is none."""
+    decoder, chunk = codecs.getincrementaldecoder("utf-8")(), b""
     try:
-        for chunk in chunks(part, found.mark, tick):
-            found.total += len(chunk)
-            before = found.bad
+        for chunk in chunks(part, 0, tick):
             decoder.decode(chunk)
-            newlines += chunk.count(b"\n")
-            if found.bad > before and len(evidence) < EVIDENCE:
-                evidence += lines_with_high_bytes(chunk)
-        decoder.decode(b"", final=True)
-    except Enough:
-        evidence += lines_with_high_bytes(chunk)
-    return found, bytes(evidence[:EVIDENCE] or b"")
+        decoder.decode(b"", True)
+    except UnicodeDecodeError:
+        return chunk
+    return b""
 
 
 def lines_with_high_bytes(chunk: bytes) -> bytes:
-    """From the beginning of the first line that is not ASCII: there, no character is cut in two."""
+    """Return EVIDENCE bytes from the first line that is not ASCII: where a line begins, no character is cut in two."""
     high = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) > 0x7F)
     start = chunk.rfind(b"\n", 0, int(high[0])) + 1 if len(high) else 0
     return chunk[start : start + EVIDENCE]
 
 
 def guess(sample: bytes) -> str | None:
-    """The encoding that these bytes look most like, or None."""
+    """Return the encoding that these bytes look most like, or None."""
     from charset_normalizer import from_bytes
 
-    controls = sum(b < 0x20 and b not in b"\t\n\v\f\r\x1b" for b in sample)
+    controls = sum(byte < 0x20 and byte not in b"\t\n\v\f\r\x1b" for byte in sample)
     if controls * 100 > len(sample):
         return None
     rows = sample.splitlines(keepends=True)
@@ -174,12 +172,12 @@ def guess(sample: bytes) -> str | None:
 
 
 def guess_wide(sample: bytes) -> str | None:
-    """UTF-16 without a mark: the byte order that gives more line ends, spaces and full stops, and no controls."""
-    scores = {}
+    """Return the byte order of UTF-16 without a mark: the one with more line ends, spaces and full stops."""
+    scores: dict[str, int] = {}
     for name in ("utf-16-le", "utf-16-be"):
         text = sample[: len(sample) // 2 * 2].decode(name, "replace")
         strange = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\n\r\f" for c in text)
         if strange * 100 <= len(text):
             scores[name] = sum(text.count(c) for c in "\n .,，。")
-    best = max(scores, key=scores.get, default=None)
+    best = max(scores, key=lambda name: scores[name], default=None)
     return best if best and scores[best] else None

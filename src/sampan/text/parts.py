@@ -2,53 +2,53 @@
 
     part = Part("letters.txt", "text", lambda: open("letters.txt", "rb"), size=2000)
 
-What can be read only once is kept in an unnamed temporary file. Formats and encodings are formats.py's and encodings.py's.
+What can be read only once is kept in an unnamed temporary file. What the bytes mean is for formats.py and encodings.py.
 """
 
-import codecs
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sampan.errors import UserError
 
-CHUNK = 1 << 20  # bytes
+READ_BYTES = 1 << 20  # of a file, as many at once
 
 
 @dataclass
 class Encoding:
-    """What a file's bytes are, and which of them are not."""
+    """How a file's bytes are decoded, and which of them could not be."""
 
     name: str
     how: str  # "detected", "byte order mark" or "as asked"
     mark: int = 0  # bytes of a byte order mark
-    bad: int = 0
-    total: int = 0
+    bad: int = 0  # bytes that could not be decoded
+    total: int = 0  # bytes that were read
     places: list[tuple[int, int]] = field(default_factory=list)  # (offset, line from 1) of the first bad bytes
 
 
 @dataclass
 class Part:
-    """One thing that is read from its beginning to its end: a file, a member of an archive, a dataset."""
+    """One thing that is read from its beginning to its end."""
 
     where: str  # as messages name it
     kind: str  # "text", "jsonl", "parquet" or "hub"
-    open: Callable[[], BinaryIO | Iterator[str]]  # its bytes, decompressed; of a dataset, its documents
+    open: Callable[[], Any]  # its bytes, decompressed: a BinaryIO; of a dataset, its documents: an Iterator[str]
     size: int = 0  # bytes on disk, for progress
     encoding: Encoding | None = None  # found when it is first read
 
 
 def kept(open_once: Callable[[], BinaryIO]) -> Callable[[], BinaryIO]:
-    """`open` for bytes that can be read only once: they are kept in a file without a name, which nothing leaves behind."""
+    """Return an `open` for bytes that can be read only once: a file without a name keeps them."""
     files: list[BinaryIO] = []
 
     def again() -> BinaryIO:
         if not files:
             file = temporary_file()
             source = open_once()
-            while chunk := source.read(CHUNK):
+            while chunk := source.read(READ_BYTES):
                 file.write(chunk)
             file.flush()
             files.append(file)
@@ -60,27 +60,25 @@ def kept(open_once: Callable[[], BinaryIO]) -> Callable[[], BinaryIO]:
 
 
 def remembered(make: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
-    """The strings of `make`, which is called once: the first reading keeps them in a file without a name."""
+    """Return an `open` for the strings of `make`, which is called once: a file without a name keeps them as JSON lines."""
     files: list[BinaryIO] = []
 
     def again() -> Iterator[str]:
         if not files:
             file = temporary_file()
             for text in make():
-                file.write(text.encode("utf-8", "surrogatepass"))
+                file.write(json.dumps(text, ensure_ascii=False).encode() + b"\n")
                 yield text
             files.append(file)
             return
         files[0].seek(0)
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
-        while chunk := files[0].read(CHUNK):
-            yield decoder.decode(chunk)
+        yield from map(json.loads, files[0])
 
     return again
 
 
 def temporary_file() -> BinaryIO:
-    """Beside the data, since the system's own place for such files is often small."""
+    """Return an unnamed file beside the data, since the system's own place for such files is often small."""
     import tempfile
 
     return tempfile.TemporaryFile(dir=".")
@@ -88,7 +86,7 @@ def temporary_file() -> BinaryIO:
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns what a damaged file raises into one sentence."""
+    """Turn what a damaged file raises into one sentence."""
     import zipfile
     import zlib
 

@@ -1,9 +1,11 @@
 """Text out of files: where it is, in which format and encoding, and where a document ends.
 
-    source = find(["my-novel.txt", "letters/", "web/*.jsonl.gz"], DataConfig())
-    for text in source.blocks():            # str of at most BLOCK characters; END stands between documents
+    source = find_source(["my-novel.txt", "letters/", "web/*.jsonl.gz"], DataConfig())
+    for document in source.documents():     # its text in pieces
         ...
-    source.findings()                       # after the first reading: encodings, and bytes that none could read
+    for text, ends in source.blocks():      # at most BLOCK characters, and where documents end in them
+        ...
+    source.findings()                       # after the first reading: encodings, and bytes that could not be decoded
 
 A source is files (.txt .md .jsonl .txt.gz .jsonl.gz .parquet .zip; any other name is taken for text), folders of them,
 globs, `-` for standard input, `hf:NAME` for a dataset of the Hugging Face Hub, or a corpus's name. It can be read
@@ -18,16 +20,19 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, cast
 
 from sampan.config import DataConfig
 from sampan.errors import UserError
+from sampan.text.characters import Block, Document, blocks_of
 from sampan.text.corpora import Corpus, corpus_text, find_corpus, unknown_corpus
-from sampan.text.encodings import SHOWN, check_encoding
-from sampan.text.formats import READERS, hub_documents, rechunk
+from sampan.text.encodings import SHOWN, Tick, check_encoding
+from sampan.text.formats import READERS, hub_documents
 from sampan.text.parts import Encoding, Part, kept, reading, remembered
 
 BLOCK = 1 << 18  # characters; small enough for a processor's cache, large enough that Python's own time does not show
@@ -35,11 +40,20 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz", ".parquet
 IN_ARCHIVES = (".txt", ".md", ".jsonl")
 
 
+class Findings(NamedTuple):
+    """How the files of a source were decoded."""
+
+    encodings: dict[str, int]  # {"utf-8 (detected)": number of files}
+    undecodable: int  # bytes
+    places: list[str]  # where the first of them are in each file
+
+
 @dataclass
 class Source:
     """A text to prepare: its parts in order. `stamp` changes when any part may have; None where that is not known."""
 
     name: str
+    key: str  # four digits that tell it from another source of the same name
     origin: str  # one sentence for meta.json: where it came from
     parts: list[Part]
     config: DataConfig
@@ -53,43 +67,34 @@ class Source:
         """Bytes to go through, for a progress bar: a file of unknown encoding is looked at before it is read."""
         return sum(p.size * (2 if p.encoding is None and p.kind in ("text", "jsonl") else 1) for p in self.parts)
 
-    def blocks(self, tick: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-        """All of the text, in strings of BLOCK characters but for the last; END stands between documents.
+    def documents(self, tick: Tick = lambda count: None) -> Iterator[Document]:
+        """Yield the documents in order; each is to be read before the next one, and some may be empty.
 
         `tick` is told how many more bytes have been read. Raises UserError for what cannot be read as text.
         """
-        first = True
-        for text in rechunk(self.pieces(tick), BLOCK):
-            yield text[1:] if first else text
-            first = False
-
-    def pieces(self, tick: Callable[[int], None]) -> Iterator[str]:
-        """The text as it comes, each document begun by END."""
         for part in self.parts:
-            with reading(part.where):
-                yield from READERS[part.kind](part, self.config, tick)
+            yield from READERS[part.kind](part, self.config, tick)
 
-    def findings(self) -> dict:
-        """{"encodings": {name: number of files}, "undecodable": number of bytes, "places": where the first are}."""
-        known = [part for part in self.parts if part.encoding is not None]
-        count: dict[str, int] = {}
-        for part in known:
-            label = f"{part.encoding.name} ({part.encoding.how})"
-            count[label] = count.get(label, 0) + 1
-        bad = [part for part in known if part.encoding.bad]
-        places = [f"byte {at:,}, line {line:,} of {part.where}" for part in bad for at, line in part.encoding.places]
-        return {
-            "encodings": count,
-            "undecodable": sum(part.encoding.bad for part in bad),
-            "places": places[:SHOWN],
-        }
+    def blocks(self, tick: Tick = lambda count: None) -> Iterator[Block]:
+        """Yield all of the text in blocks of BLOCK characters, the last one shorter; the last document ends it."""
+        return blocks_of(self.documents(tick), BLOCK)
+
+    def findings(self) -> Findings:
+        """Return what the last reading found."""
+        found = [(part.where, part.encoding) for part in self.parts if part.encoding is not None]
+        places = [f"byte {at:,}, line {line:,} of {where}" for where, encoding in found for at, line in encoding.places]
+        return Findings(
+            dict(Counter(f"{encoding.name} ({encoding.how})" for _, encoding in found)),
+            sum(encoding.bad for _, encoding in found),
+            places[:SHOWN],
+        )
 
 
 # ---- what is read ----
 
 
 def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Path] = ()) -> Source:
-    """The source of these names, without the files `left_out`. Raises UserError for one that is missing or empty."""
+    """Return the source of these names, without the files `left_out`. Raises UserError for one that is missing or empty."""
     names = list(names)
     if not names or "" in names:
         raise UserError("an empty name is no text; give a corpus's name, a file or a folder")
@@ -104,11 +109,27 @@ def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Pat
     said = ["standard input" if name == "-" else name for name in names]
     many = f"{len(parts):,} file{'s' * (len(parts) > 1)} of " if [part.where for part in parts] != said else ""
     origin = many + (", ".join(said) if len(said) < 4 else f"{said[0]} to {said[-1]}")
-    return Source(source_name(names), origin, parts, config, stamp, changed)
+    return Source(source_name(names), source_key(names), origin, parts, config, stamp, changed)
+
+
+def source_key(names: Iterable[str]) -> str:
+    """Return four digits that follow from where a source is: those of a/x.txt are not those of b/x.txt.
+
+    >>> source_key(["x.txt"]) == source_key(["./x.txt"]), source_key(["a/x.txt"]) == source_key(["b/x.txt"])
+    (True, False)
+    """
+    here, places = Path.cwd(), []
+    for name in names:
+        if find_corpus(name) or name == "-" or name.startswith("hf:"):
+            places.append(name)
+        else:
+            path = Path(name).resolve()
+            places.append((path.relative_to(here) if path.is_relative_to(here) else path).as_posix())
+    return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:4]
 
 
 def source_name(names: Iterable[str]) -> str:
-    """What a text is called, and its folders are.
+    """Return the name of a text, which its folders get too.
 
     >>> source_name(["texts/my-novel.txt"]), source_name(["src/**/*.py"]), source_name(["hf:roneneldan/TinyStories"])
     ('my-novel', 'src', 'TinyStories')
@@ -140,15 +161,33 @@ def corpus_source(entry: Corpus, config: DataConfig) -> Source:
     if entry.streamed:
         part = hub_part(entry.hub, config)
         stamp = stamp_of_parts([part], config)[0]
-        return Source(entry.name, entry.summary, [part], config, stamp, 0.0, entry.tokenizer, entry.val_fraction)
+        return Source(
+            entry.name,
+            source_key([entry.name]),
+            entry.summary,
+            [part],
+            config,
+            stamp,
+            0.0,
+            entry.tokenizer,
+            entry.val_fraction,
+        )
     text, origin = corpus_text(entry)
     raw = text.encode()
     part = Part(entry.name, "text", lambda: io.BytesIO(raw), len(raw), Encoding("utf-8", "detected", total=len(raw)))
-    return Source(entry.name, origin, [part], config, tokenizer=entry.tokenizer, val_fraction=entry.val_fraction)
+    return Source(
+        entry.name,
+        source_key([entry.name]),
+        origin,
+        [part],
+        config,
+        tokenizer=entry.tokenizer,
+        val_fraction=entry.val_fraction,
+    )
 
 
 def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
-    """The parts of one name on the command line, in order; a file that was `seen` is not read twice."""
+    """Return the parts of one name on the command line, in order; a file that was `seen` is not read twice."""
     if name == "-":
         return [Part("standard input", "text", kept(lambda: sys.stdin.buffer))]
     if name.startswith("hf:"):
@@ -179,7 +218,7 @@ def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
 
 
 def is_plain(path: Path, folder: Path) -> bool:
-    """Whether it is a file and neither hidden nor in a hidden folder below `folder`."""
+    """Return whether it is a file and neither hidden nor in a hidden folder below `folder`."""
     return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
@@ -202,12 +241,12 @@ def open_file(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         import gzip
 
-        return gzip.open(path, "rb")
+        return cast(BinaryIO, gzip.open(path, "rb"))
     return path.open("rb")
 
 
 def archive_parts(path: Path) -> list[Part]:
-    """The texts in a .zip, by name; they are read from within it and never written anywhere."""
+    """Return the texts in a .zip, by name; they are read from within it and never written anywhere."""
     import zipfile
 
     with reading(str(path)):
@@ -219,7 +258,7 @@ def archive_parts(path: Path) -> list[Part]:
     if any(m.flag_bits & 1 for m in members):
         raise UserError(f"{path} is encrypted; unpack it first")
     return [
-        Part(f"{path}/{m.filename}", kind_of(m.filename), lambda m=m: archive.open(m), m.compress_size) for m in members
+        Part(f"{path}/{m.filename}", kind_of(m.filename), partial(archive.open, m), m.compress_size) for m in members
     ]
 
 
@@ -228,8 +267,9 @@ def hub_part(name: str, config: DataConfig) -> Part:
 
 
 def stamp_of_parts(parts: list[Part], config: DataConfig) -> tuple[str | None, float]:
-    """(what changes when a part may have changed, when the youngest was written), from names, sizes and times alone."""
-    state, changed = [], 0.0
+    """Return (a hash of names, sizes and times, the time of the youngest part); no hash where a part has no time."""
+    state: list[tuple[str, int, int]] = []
+    changed = 0.0
     for part in parts:
         if part.kind == "hub":
             state.append((part.where, 0, 0))

@@ -1,7 +1,7 @@
 """Tokens as bytes: characters come out as soon as they are whole and, where asked, nothing but characters can.
 
     table = token_bytes(tokenizer, vocab_size)   # what each id writes, [b"the", b"\xe6\x9c", ...]
-    next_text = stream(table); next_text(id)     # the characters that this id completes
+    next_text = stream_text(table); next_text(id)     # the characters that this id completes
     after = transitions(table)                   # after[state, id]: the state that follows, BROKEN if none can
 
 A state is what a text may end with and still become UTF-8: whole characters (WHOLE), or a character's first bytes,
@@ -9,13 +9,14 @@ of which only the range of the next byte matters: seven more states. This file d
 """
 
 import codecs
-import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 
 from sampan.errors import UserError
-from sampan.tokens.tokenizer import Tokenizer, byte_alphabet
+from sampan.tokens.fast import byte_alphabet
+from sampan.tokens.tokenizer import Tokenizer
 
 WHOLE, ONE, TWO, THREE, AFTER_E0, AFTER_ED, AFTER_F0, AFTER_F4, BROKEN = range(9)  # ONE: one more byte, and so on
 
@@ -31,22 +32,23 @@ BYTES = (
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
-    """What each id below `vocab_size` writes, b"" where the tokenizer has no such token.
+    """Return what each id below `vocab_size` writes, b"" where the tokenizer has no such token.
 
     None where that depends on the neighbours: the decoder is none of GPT-2's kind (ByteLevel), SentencePiece's
     (Metaspace or a replaced character, with or without ByteFallback) or characters'.
 
-    >>> from sampan.tokens.kinds import characters
+    >>> from sampan.tokens.characters import characters
     >>> token_bytes(characters("né"), 3)
     [b'n', b'\\xc3\\xa9', b'']
     """
-    decoder = tokenizer.inner.decoder
-    steps = steps_of(json.loads(decoder.__getstate__())) if decoder else []
+    steps = steps_of(tokenizer.decoder) if tokenizer.decoder else []
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         to_bytes = alphabet_bytes(byte_alphabet())
     elif kinds and kinds <= {"Fuse", "ByteFallback", "Metaspace", "Replace", "Strip"}:
-        spaces = {}  # Strip drops a space at the beginning of a text, where a continuation does not stand
+        spaces: dict[
+            int, str
+        ] = {}  # Strip drops a space at the beginning of a text, where a continuation does not stand
         for step in steps:
             if step["type"] == "Metaspace":
                 spaces[ord(step["replacement"])] = " "
@@ -70,7 +72,7 @@ def steps_of(decoder: dict) -> list[dict]:
     return [step for part in decoder["decoders"] for step in steps_of(part)]
 
 
-def alphabet_bytes(alphabet: dict[str, int]):
+def alphabet_bytes(alphabet: dict[str, int]) -> Callable[[str], bytes]:
     def to_bytes(token: str) -> bytes:
         try:
             return bytes(map(alphabet.__getitem__, token))
@@ -80,7 +82,7 @@ def alphabet_bytes(alphabet: dict[str, int]):
     return to_bytes
 
 
-def fallback_bytes(spaces: dict[int, str], has_bytes: bool):
+def fallback_bytes(spaces: dict[int, str], has_bytes: bool) -> Callable[[str], bytes]:
     one_byte = re.compile("<0x([0-9A-Fa-f]{2})>")
 
     def to_bytes(token: str) -> bytes:
@@ -90,8 +92,8 @@ def fallback_bytes(spaces: dict[int, str], has_bytes: bool):
     return to_bytes
 
 
-def stream_text(table: list[bytes]):
-    """A function from the next id to the characters that it completes.
+def stream_text(table: list[bytes]) -> Callable[[int], str]:
+    """Return a function from the next id to the characters that it completes.
 
     Bytes that cannot belong to a character become U+FFFD; those that still may are waited for.
     """
@@ -100,7 +102,7 @@ def stream_text(table: list[bytes]):
 
 
 def transitions(table: list[bytes]) -> np.ndarray:
-    """The state after each token from each state, uint8 (BROKEN, V); BROKEN where no UTF-8 can follow.
+    """Return the state after each token from each state, uint8 (BROKEN, V); BROKEN where no UTF-8 can follow.
 
     Raises UserError for a vocabulary that cannot write one whole character.
 

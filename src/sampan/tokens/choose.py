@@ -6,35 +6,29 @@ choose_tokenizer("auto", characters=1_115_394, symbols=65)      # ("char", why)
 from pathlib import Path
 
 from sampan.errors import UserError
-from sampan.tokens.kinds import check_size
+from sampan.tokens.kinds import find_kind, names_of_kinds
 
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
 SEEN_ENOUGH = 10  # times that a symbol occurs on average; where it is less, most of a text would be spelt in bytes
 CHARACTERS_UP_TO = 5_000_000  # longer texts get a trained BPE: more text in a block, and enough of it to learn from
 
 
-def is_kind(tokenizer: str) -> bool:
-    """char, char+bytes, gpt2 or bpe:SIZE, and not the path of a tokenizer.json."""
-    return tokenizer in ("char", "char+bytes", "gpt2") or (tokenizer.startswith("bpe:") and tokenizer[4:].isdecimal())
-
-
 def tokenizer_path(wanted: str) -> Path:
+    """Return the tokenizer.json that a path names: itself, or the one in the folder."""
     return Path(wanted) / "tokenizer.json" if Path(wanted).is_dir() else Path(wanted)
 
 
 def check_tokenizer(wanted: str) -> None:
-    """Before a large text is read."""
-    if wanted == "auto" or is_kind(wanted):
-        if wanted.startswith("bpe:"):
-            check_size(int(wanted[4:]))
-    elif not tokenizer_path(wanted).is_file():
-        raise UserError(
-            f"tokenizer {wanted!r}: expected char, char+bytes, gpt2, bpe:SIZE such as bpe:4096, or a tokenizer.json"
-        )
+    """Raise UserError for a setting that names no tokenizer, before a large text is read."""
+    found = find_kind(wanted)
+    if found and found[1] is not None:
+        found[0].check_size(found[1])
+    elif wanted != "auto" and not found and not tokenizer_path(wanted).is_file():
+        raise UserError(f"tokenizer {wanted!r}: expected {names_of_kinds()}, or the path of a tokenizer.json")
 
 
 def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: str | None = None) -> tuple[str, str]:
-    """(char | char+bytes | gpt2 | bpe:SIZE | path of a tokenizer.json, why it was chosen).
+    """Return (a kind such as bpe:8192 or the path of a tokenizer.json, why it was chosen).
 
     >>> choose_tokenizer("auto", 1_115_394, 65)[0]
     'char'
@@ -44,11 +38,8 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     'bpe:8192'
     """
     if wanted != "auto":
-        return (
-            (wanted, "as asked")
-            if is_kind(wanted)
-            else (str(tokenizer_path(wanted)), f"of {tokenizer_path(wanted).parent}")
-        )
+        path = tokenizer_path(wanted)
+        return (wanted, "as asked") if find_kind(wanted) else (str(path), f"of {path.parent}")
     if corpus_choice:
         return corpus_choice, "the corpus's own"
     if characters > CHARACTERS_UP_TO:

@@ -29,6 +29,7 @@ from sampan.machine import is_restarted, torchrun_job, world
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve, settings_of
+from sampan.progress import Progress, silent
 from sampan.text.sources import source_name
 from sampan.training.cost import Costs, fit_memory, memory_parts, peak_memory, program_memory, run_seconds, total_memory
 from sampan.training.recipe import choose
@@ -110,7 +111,11 @@ class Plan:
 
 
 def make_plan(
-    dataset: str | Iterable[str] | None, settings: dict, recipe: bool = True, overwrite: bool = False
+    dataset: str | Iterable[str] | None,
+    settings: dict,
+    recipe: bool = True,
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Plan:
     """Resolve everything. `recipe=False` leaves unset what a configuration file left unset: nanoGPT's defaults.
 
@@ -120,7 +125,7 @@ def make_plan(
     if dataset is not None:
         settings["dataset"] = dataset
     if settings.get("init_from") == "resume":
-        return plan_resume(settings)
+        return plan_resume(settings, progress)
     config = build(TrainConfig, settings)
     if "dataset" not in settings and recipe:
         raise UserError(
@@ -132,7 +137,7 @@ def make_plan(
     if pretrained is not None and config.tokenizer == "auto":
         path = pretrained / "tokenizer.json"
         config = replace(config, tokenizer=str(path) if path.is_file() else "gpt2")
-    data = prepare(config.dataset, config)
+    data = prepare(config.dataset, config, progress)
     if pretrained is not None:
         check_tokens(data, pretrained)
     if "block_size" in settings:
@@ -160,7 +165,8 @@ def make_plan(
         reasons |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"), why)
     run = Run(config.out_dir)
     if is_restarted() and not config.eval_only and run.can_resume() and (not overwrite or run.job() == torchrun_job()):
-        return plan_resume(settings | {"out_dir": config.out_dir})  # torchrun starts a job again after a death
+        again = settings | {"out_dir": config.out_dir}  # torchrun starts a job again after a death
+        return plan_resume(again, progress)
     if not config.eval_only and not overwrite and run.has_weights():
         raise UserError(
             f"{config.out_dir} already holds a run: continue it with --resume, replace it with --overwrite, "
@@ -203,7 +209,7 @@ def fresh_model(config: TrainConfig, data: Data) -> ModelShape:
     return resolve(replace(config, vocab_size=vocab_size))
 
 
-def plan_resume(settings: dict) -> Plan:
+def plan_resume(settings: dict, progress: Progress = silent) -> Plan:
     """The plan of a run's folder, with what may change at a resume changed."""
     folder = settings.get("out_dir") or str(
         Path("out") / source_name(build(TrainConfig, {"dataset": settings["dataset"]}).dataset)
@@ -237,9 +243,11 @@ def plan_resume(settings: dict) -> Plan:
             )
     recorded = run.data()
     data_folder = Path(str(recorded.get("folder", "")))
-    data = open_folder(data_folder) if (data_folder / "meta.json").is_file() else prepare(config.dataset, config)
+    data = (
+        open_folder(data_folder) if (data_folder / "meta.json").is_file() else prepare(config.dataset, config, progress)
+    )
     if not data.is_recorded(recorded):  # another text of the same name may have taken the folder: prepare ours again
-        data = prepare(config.dataset, config)
+        data = prepare(config.dataset, config, progress)
     if not data.is_recorded(recorded):
         raise UserError(
             f"the text or the tokenizer in {data.folder} has changed since the run in {folder} began: "

@@ -26,7 +26,7 @@ from sampan.exchange.llmc.tokenizer import find_tokenizer, write_tokenizer
 from sampan.exchange.llmc.tokens import FORMATS, read_data, write_data, write_text
 from sampan.exchange.llmc.weights import DTYPES, as_llmc, read_weights, to_bfloat16, to_float32, write_weights
 from sampan.text.corpora import find_corpus
-from sampan.tokens.tokenizer import read_tokenizer
+from sampan.tokens.kinds import read_tokenizer
 
 
 def claims(path: Path) -> bool:

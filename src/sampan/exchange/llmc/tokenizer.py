@@ -12,12 +12,16 @@ from pathlib import Path
 
 from tokenizers import models
 
+from sampan.data.prepare import fetch_gpt2_tokenizer
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENIZER, has_magic, read_header, write_header
 from sampan.files import replacing
+from sampan.tokens.byte_level import ByteLevel, byte_level
 from sampan.tokens.bytes import token_bytes
-from sampan.tokens.kinds import byte_level, from_symbols, gpt2_tokenizer
-from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, read_tokenizer
+from sampan.tokens.characters import from_symbols
+from sampan.tokens.fast import byte_alphabet
+from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 END = END_OF_TEXT.encode()
 GPT2_END = 50256  # version 1 has GPT-2's tokens only
@@ -32,7 +36,7 @@ def find_tokenizer(wanted: str, beside: Path) -> Tokenizer:
     if has_magic(path):
         return read_tokenizer_file(path)
     if wanted in ("auto", "gpt2"):
-        return gpt2_tokenizer()
+        return fetch_gpt2_tokenizer()
     return read_tokenizer(path / "tokenizer.json" if path.is_dir() else path)
 
 
@@ -66,7 +70,7 @@ def build_tokenizer(tokens: list[bytes], has_end: bool) -> Tokenizer:
         names = {token: "".join(map(character.__getitem__, token)) for token in words}
         rank = {token: i for i, token in enumerate(words)}
         merges = [(names[left], names[right]) for left, right in (halves(t, rank) for t in words if len(t) > 1)]
-        return Tokenizer(byte_level(models.BPE({names.get(t, END_OF_TEXT): i for i, t in enumerate(tokens)}, merges)))
+        return ByteLevel(byte_level(models.BPE({names.get(t, END_OF_TEXT): i for i, t in enumerate(tokens)}, merges)))
     symbols = [word.decode() for word in words]
     if any(len(symbol) != 1 for symbol in symbols):
         raise ValueError("its tokens are neither bytes and their merges nor characters")

@@ -18,14 +18,12 @@ import numpy as np
 
 from sampan.config import DataConfig
 from sampan.data.meta import FORMAT, Data, Meta
-from sampan.data.prepare import write_folder
+from sampan.data.prepare import fetch_gpt2_tokenizer, write_folder
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENS, TOKENS_LLAMA3, check_size, read_header, write_header
 from sampan.exchange.llmc.tokenizer import find_tokenizer
 from sampan.files import replacing
-from sampan.text.characters import END
 from sampan.text.sources import find_source
-from sampan.tokens.kinds import gpt2_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 FORMATS: dict[int, tuple[int, np.dtype[Any]]] = {  # magic number: version, type of an id
@@ -156,8 +154,8 @@ def write_text(text: str, out: Path) -> list[Path]:
     source = find_source([text], DataConfig())
     if any(part.kind == "hub" for part in source.parts):
         raise UserError(f"{text} is streamed; prepare it first, then export its data folder")
-    tokenizer = gpt2_tokenizer()
-    ids = encode_sections("".join(source.blocks()).replace(END, "\n\n"), tokenizer)
+    tokenizer = fetch_gpt2_tokenizer()
+    ids = encode_sections("\n\n".join(filter(None, map("".join, source.documents()))), tokenizer)
     if len(ids) <= VAL_TOKENS:
         raise UserError(
             f"{text}: too short; llm.c takes {VAL_TOKENS:,} tokens for val, and there are only {len(ids):,}"

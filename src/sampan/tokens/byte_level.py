@@ -1,0 +1,172 @@
+"""Byte-level BPE: GPT-2's vocabulary, or one learnt from a text. Any text can be encoded.
+
+    tokenizer = train_bpe(texts, vocab_size=4096)
+    tokenizer = gpt2_tokenizer(vocab_file, merges_file)   # GPT-2's 50,257 ids, of OpenAI's two files
+
+Words are cut as GPT-2 cuts them, and encoded by `tiktoken` where that gives the same ids (fast.py), several times faster
+than by the library.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sampan.errors import UserError
+from sampan.fetch import GPT2_MERGES, GPT2_VOCAB
+from sampan.machine import count_cores
+from sampan.text.characters import split_at
+from sampan.tokens.fast import fast_encoding
+from sampan.tokens.tokenizer import END_OF_TEXT, MAX_IDS, Kind, Material, Tokenizer, describe, library_errors
+
+PIECE = 1 << 14  # characters that a thread is given at a time
+LONGEST = 1 << 20  # characters without a place to cut, after which a text is cut all the same
+# After a letter, every byte-level pre-tokenizer known here (GPT-2's, Llama 3's, Qwen's, GPT-4o's) cuts before these.
+SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
+
+
+class ByteLevel(Tokenizer):
+    """Tokens of bytes, in words that are cut before any separator that follows a letter."""
+
+    @classmethod
+    def fits(cls, description: dict[str, Any]) -> bool:
+        cut = json.dumps(description["pre_tokenizer"])
+        cuts_words = '"use_regex": true' in cut or '"Split"' in cut  # else a token may reach across spaces
+        has_prefix = '"add_prefix_space": true' in cut
+        return "ByteLevel" in cut and cuts_words and not has_prefix and description["normalizer"] is None
+
+    def last_cut(self, text: str) -> int:
+        found = next((i for i in range(len(text) - 1, 0, -1) if may_cut(text, i)), 0)
+        return found if found or len(text) < LONGEST else len(text)
+
+    def pieces(self, text: str) -> Iterator[str]:
+        return split_pieces(text)
+
+    @cached_property
+    def fast(self) -> Any:
+        """This tokenizer as a `tiktoken.Encoding`, or None; made for the first long text, of a description parsed anew,
+        for a vocabulary of 50,000 that is kept parsed takes 20 MB.
+        """
+        return fast_encoding(self.inner, describe(self.inner))
+
+    def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
+        if len(text) < PIECE or self.fast is None:
+            return super().encode(text, oov, ends, before)
+        end = "" if self.end_of_text is None else self.inner.id_to_token(self.end_of_text)
+        if end:  # tiktoken takes the token's name for the token, as the library does
+            return self.encode_fast(end.join(split_at(text, ends)))
+        return np.concatenate([self.encode_fast(document) for document in split_at(text, ends)])
+
+    def encode_fast(self, text: str) -> np.ndarray:
+        """Return the ids of `text` by `tiktoken`, in threads."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        def encode(piece: str) -> np.ndarray:
+            try:
+                return self.fast.encode_to_numpy(piece, allowed_special="all")
+            except ValueError:  # its regular expressions give up on a million spaces in a row
+                return np.array(self.inner.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
+
+        with (
+            library_errors("the tokenizer cannot encode this text"),
+            ThreadPoolExecutor(count_cores()) as pool,
+        ):  # the library leaves Python's lock to others while it works
+            text.encode()  # tiktoken would replace a lone surrogate
+            parts = list(pool.map(encode, split_pieces(text)))
+        return np.concatenate([np.empty(0, np.uint32), *parts]).astype(np.int32)
+
+
+# ---- making ----
+
+
+def gpt2_tokenizer(vocab_file: Path, merges_file: Path) -> ByteLevel:
+    """Return GPT-2's tokenizer, 50,257 ids, made from OpenAI's encoder.json and vocab.bpe."""
+    from tokenizers import models
+
+    vocab = json.loads(vocab_file.read_text(encoding="utf-8"))
+    lines = merges_file.read_text(encoding="utf-8").split("\n")[1:]  # the first says its version
+    pairs = [line.split(" ") for line in lines if line]
+    return ByteLevel(byte_level(models.BPE(vocab, [(left, right) for left, right in pairs])))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> ByteLevel:
+    """Return a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` ids, learnt from documents."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    check_size(vocab_size)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner = byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False,
+        min_frequency=2,  # a merge that is met once is no rule
+    )  # fmt: skip
+    inner.train_from_iterator((piece for text in texts for piece in split_pieces(text)), trainer)
+    return ByteLevel(inner)
+
+
+def check_size(vocab_size: int) -> None:
+    """Raise UserError where no byte-level BPE has that size: 256 bytes and the end of text are the least."""
+    if not 256 < vocab_size <= MAX_IDS:
+        raise UserError(f"bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {MAX_IDS:,}")
+
+
+def first_merges(tokenizer: ByteLevel, vocab_size: int) -> ByteLevel:
+    """Return what `train_bpe` would have given for a smaller vocabulary: it learns merges one by one."""
+    from tokenizers import Tokenizer as Inner
+
+    description = describe(tokenizer.inner)
+    model = description["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if i < vocab_size}
+    model["merges"] = model["merges"][: len(model["merges"]) - (tokenizer.vocab_size - len(model["vocab"]))]
+    return ByteLevel(Inner.from_str(json.dumps(description)), description)
+
+
+def byte_level(model: Any) -> Any:
+    """Return a library tokenizer around a BPE model, with GPT-2's way of cutting text into words and words into bytes."""
+    from tokenizers import Tokenizer as Inner, decoders, pre_tokenizers
+
+    inner = Inner(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([END_OF_TEXT])
+    return inner
+
+
+def make_bpe(material: Material) -> ByteLevel:
+    return train_bpe(material.sample(), material.size or 0)
+
+
+def make_gpt2(material: Material) -> ByteLevel:
+    return gpt2_tokenizer(*material.files)
+
+
+BPE = Kind("bpe:SIZE", make_bpe, check_size)
+GPT2 = Kind("gpt2", make_gpt2, files=(GPT2_VOCAB, GPT2_MERGES))
+
+
+# ---- pieces ----
+
+
+def may_cut(text: str, position: int) -> bool:
+    """Return whether byte-level tokens never reach across `position` of the text."""
+    return text[position] in SEPARATORS and text[position - 1].isalpha()
+
+
+def split_pieces(text: str) -> Iterator[str]:
+    """Yield `text` in pieces of about PIECE characters, cut where `may_cut`.
+
+    The libraries encode pieces in parallel, and their cost per character grows with the length of one. A text
+    without such a place is one piece; an empty one is none.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        while end < len(text) and not may_cut(text, end):
+            end += 1
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
