@@ -142,8 +142,8 @@ def test_the_file_says_what_it_is(dtype, tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "biases in qwen3": (dict(family="qwen3", bias=True), {}, "biases"),
-    "llama3's positions in qwen3": (dict(family="qwen3", rope_scaling=LLAMA3), {}, "stretch"),
+    "biases in qwen3": (dict(family="qwen3", bias=True), {}, "attn_proj_bias"),
+    "llama3's positions in qwen3": (dict(family="qwen3", rope_scaling=LLAMA3), {}, "llama3"),
     "q8_0 of odd rows": (dict(family="gpt2", n_embd=40), dict(dtype="q8_0"), "wte.weight has 40"),
     "a prefix space": (dict(kind="prefix space"), {}, "before the first word"),
     "a normalizer": (dict(kind="lower case"), {}, "tokenizer"),

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from sampan.checkpoint.huggingface import stored_tensors
-from sampan.config import FAMILIES, ModelSettings
+from sampan.checkpoint.huggingface import from_hf_config, stored_tensors, to_hf_config
+from sampan.config import ACTIVATIONS, FAMILIES, ModelSettings
 from sampan.errors import UserError
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.family import find_family
 from sampan.model.parameters import initialize, parameters
-from sampan.model.shape import resolve
+from sampan.model.shape import resolve, settings_of
 
 GPT2 = resolve(ModelSettings(bias=True, vocab_size=50257))
 
@@ -24,8 +24,10 @@ def test_flops_are_those_of_nanogpts_formula():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [False, True, None])
 def test_names_are_unique_and_decay_is_for_matrices(family, bias):
+    if bias is not None and bias not in find_family(family).bias:
+        pytest.skip("a value that this family refuses")
     table = parameters(resolve(ModelSettings(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, bias=bias)))
     assert len({p.name for p in table}) == len(table)
     stored = [name for p in table for name, _ in stored_tensors(find_family(family), p)]
@@ -66,3 +68,44 @@ def test_initial_weights_are_gpt2s_and_follow_from_the_seed():
 def test_sizes_that_do_not_fit_are_named(settings, word):
     with pytest.raises(UserError, match=word):
         resolve(ModelSettings(**dict(n_head=4, n_embd=64, vocab_size=9) | settings))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_follows_from_its_settings(family):
+    shape = resolve(ModelSettings(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, activation="relu2"))
+    assert resolve(settings_of(shape)) == shape
+    assert None not in [value for name, value in vars(settings_of(shape)).items() if name != "rope_scaling"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_config_json_says_the_shape(family, activation):
+    shape = resolve(ModelSettings(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, activation=activation))
+    described = to_hf_config(shape, None)
+    assert from_hf_config(described, "config.json") == shape
+    assert described["activation_function" if family == "gpt2" else "hidden_act"] == activation
+
+
+@pytest.mark.parametrize(
+    "family,changed,words",
+    [
+        ("mistral", dict(sliding_window=4096), "sliding_window 4096 is not supported"),
+        ("mistral", dict(sliding_window=...), "sliding_window 4096 is not supported"),  # what transformers takes then
+        ("qwen2", dict(use_sliding_window=True), "use_sliding_window True is not supported"),
+        ("llama", dict(mlp_bias=True), "attention_bias and mlp_bias differ"),
+        ("llama", dict(hidden_size=...), "hidden_size is missing"),
+        ("gpt2", dict(activation_function="gelu"), "activation_function 'gelu' is not supported"),
+        ("qwen3", dict(model_type="qwen9"), "model_type 'qwen9' is none of"),
+    ],
+)
+def test_another_model_is_refused(family, changed, words):
+    described = to_hf_config(resolve(ModelSettings(family=family, n_layer=1, n_head=2, n_embd=8, vocab_size=9)), None)
+    described = {name: value for name, value in (described | changed).items() if value is not ...}
+    with pytest.raises(UserError, match=words):
+        from_hf_config(described, "config.json")
+
+
+def test_biases_that_a_family_cannot_have_are_refused():
+    for family, bias in (("qwen2", False), ("mistral", True)):
+        with pytest.raises(UserError, match=f"bias={bias}"):
+            resolve(ModelSettings(family=family, bias=bias, vocab_size=9))

@@ -5,7 +5,7 @@
 
 The `gguf` package writes; llama-cpp-python, where it is installed, loads the file again, and its tokens and its
 logits are compared with ours. What llama.cpp cannot represent is refused: tokenizers other than characters and
-byte-level BPE of a kind that it knows, biases in qwen3, Llama 3's stretched positions in qwen3.
+byte-level BPE of a kind that it knows, and parts that its version of the family lacks (the Gguf of model/families).
 
 Matrices take the type that was asked for; norms, biases and learned positions stay float32, as llama.cpp has them.
 """
@@ -20,6 +20,7 @@ from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
+from sampan.model.family import Gguf, find_family
 from sampan.model.rotary import rotary_frequencies
 from sampan.model.shape import ModelShape
 from sampan.tokens.characters import Characters
@@ -48,7 +49,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     gguf = need_library("gguf", "gguf")
     c, kind = model, config.dtype
     refuse(model, weights, tokenizer, kind)
-    writer = gguf.GGUFWriter(path, c.family)
+    writer = gguf.GGUFWriter(path, llama_cpp_family(model).architecture)
     writer.add_name(path.stem)
     writer.add_context_length(c.block_size)
     writer.add_embedding_length(c.n_embd)
@@ -56,13 +57,14 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     writer.add_feed_forward_length(c.n_inner)
     writer.add_head_count(c.n_head)
     writer.add_vocab_size(c.vocab_size)
-    if c.family == "gpt2":
+    if c.norm == "layernorm":
         writer.add_layer_norm_eps(c.norm_eps)
     else:
+        writer.add_layer_norm_rms_eps(c.norm_eps)
+    if c.positions == "rotary":
         writer.add_head_count_kv(c.n_kv_head)
         writer.add_key_length(c.head_dim)
         writer.add_value_length(c.head_dim)
-        writer.add_layer_norm_rms_eps(c.norm_eps)
         writer.add_rope_dimension_count(c.head_dim)
         writer.add_rope_freq_base(c.rope_theta)
         if rope_type(c) == "linear":
@@ -94,6 +96,14 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     return []
 
 
+def llama_cpp_family(c: ModelShape) -> Gguf:
+    """Return what llama.cpp has of the model's family. Raises UserError where it has none."""
+    known = find_family(c.family).gguf
+    if known is None:
+        raise UserError(f"llama.cpp has no family that computes what {c.family} does")
+    return known
+
+
 def rope_type(c: ModelShape) -> str:
     scaling = c.rope_scaling or {}
     return scaling.get("rope_type", scaling.get("type", "default"))
@@ -104,10 +114,14 @@ def refuse(model: ModelShape, weights: dict, tokenizer: Tokenizer | None, kind: 
     c = model
     if tokenizer is None:
         raise UserError("a GGUF has its tokenizer inside, and this model has no tokenizer.json")
-    if c.family == "qwen3" and c.attn_proj_bias:
-        raise UserError("llama.cpp's qwen3 has no biases in its attention's output, and this model has them")
-    if c.family == "qwen3" and rope_type(c) == "llama3":
-        raise UserError("llama.cpp's qwen3 does not stretch positions as Llama 3 does, and this model does")
+    known = llama_cpp_family(c)
+    for name in ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"):
+        if getattr(c, name) and name not in known.biases:
+            raise UserError(f"llama.cpp's {known.architecture} lacks a part of this model: {name}")
+    if c.activation != find_family(c.family).activation:
+        raise UserError(f"llama.cpp's {known.architecture} does not compute {c.activation}, and this model does")
+    if c.positions == "rotary" and rope_type(c) not in known.stretches:
+        raise UserError(f"llama.cpp's {known.architecture} cannot scale positions by the {rope_type(c)} rule")
     matrices = {name: w for name, w in weights.items() if w.ndim == 2 and name != "wpe.weight"}
     if kind == "q8_0":
         for name, matrix in matrices.items():
@@ -130,7 +144,8 @@ def tensors(model: ModelShape, weights: dict):
         "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
         "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     }  # fmt: skip
-    if c.family == "gpt2" and not c.qkv_bias:  # llama.cpp's gpt2 always has them: zeros are none
+    family, rotates_neighbours = find_family(c.family), llama_cpp_family(c).rotates_neighbours
+    if family.zero_biases and not c.qkv_bias:  # llama.cpp's gpt2 always has them, as Hugging Face's: zeros are none
         rows = {n: len(w) for n, w in weights.items() if n not in ("wte.weight", "wpe.weight", "lm_head.weight")}
         weights = weights | {n.removesuffix("weight") + "bias": np.zeros(size, np.float32) for n, size in rows.items()}
     for name, value in weights.items():
@@ -140,12 +155,12 @@ def tensors(model: ModelShape, weights: dict):
             continue
         _, number, module = module.split(".", 2)
         block = f"blk.{number}."
-        if module == "attn.c_attn" and c.family != "gpt2":
+        if module == "attn.c_attn" and not family.fused:
             q, k, v = np.split(value, np.cumsum([c.n_head * c.head_dim, c.n_kv_head * c.head_dim]))
-            if c.family == "llama":  # where llama.cpp rotates neighbours, (2i, 2i + 1), and we (i, i + head_dim / 2)
+            if rotates_neighbours:  # (2i, 2i + 1), where we have (i, i + head_dim / 2)
                 q, k = interleave(q, c.head_dim), interleave(k, c.head_dim)
             yield from ((f"{block}attn_{letter}.{end}", part) for letter, part in (("q", q), ("k", k), ("v", v)))
-        elif module == "mlp.c_fc" and c.family != "gpt2":
+        elif module == "mlp.c_fc" and c.gated:
             gate, up = np.split(value, 2)
             yield from ((f"{block}ffn_gate.{end}", gate), (f"{block}ffn_up.{end}", up))
         else:

@@ -38,6 +38,16 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp knows a family, and which parts its implementation has."""
+
+    architecture: str
+    biases: tuple[str, ...]
+    rotates_neighbours: bool = False  # channels (2i, 2i + 1); ours are (i, i + head_dim / 2)
+    stretches: tuple[str, ...] = ("default", "linear")  # types of rope_scaling
+
+
+@dataclass(frozen=True)
 class Family:
     """The parts of a family's models, and their names and layout in Hugging Face's folders."""
 
@@ -59,6 +69,7 @@ class Family:
     zero_biases: bool = False  # biases that a model lacks are stored as zeros
     optional_prefix: str = ""  # what the names in older folders lack
     ignored: tuple[str, ...] = ()  # ends of the names of buffers, which hold nothing learned
+    gguf: Gguf | None = None  # None: llama.cpp has no such family
 
     @property
     def fused(self) -> bool:

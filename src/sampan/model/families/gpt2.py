@@ -4,7 +4,7 @@ Hugging Face stores q, k and v as one matrix, each matrix of a block as (in, out
 has none. The key `bias` of config.json is ours; transformers ignores it.
 """
 
-from sampan.model.family import Family, Fixed, Key
+from sampan.model.family import Family, Fixed, Gguf, Key
 
 FAMILY = Family(
     architecture="GPT2LMHeadModel",
@@ -50,4 +50,5 @@ FAMILY = Family(
     zero_biases=True,
     optional_prefix="transformer.",
     ignored=(".attn.bias", ".attn.masked_bias"),
+    gguf=Gguf("gpt2", biases=("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias")),
 )

@@ -3,7 +3,7 @@
 The other families with rotary positions are written as their differences from this one.
 """
 
-from sampan.model.family import Family, Fixed, Key
+from sampan.model.family import Family, Fixed, Gguf, Key
 
 KEYS = (
     Key("vocab_size", "vocab_size", required=True),
@@ -52,4 +52,10 @@ FAMILY = Family(
     },
     ignored=(".rotary_emb.inv_freq",),
     whole_heads=True,
+    gguf=Gguf(
+        "llama",
+        biases=("qkv_bias", "attn_proj_bias", "mlp_bias"),
+        rotates_neighbours=True,
+        stretches=("default", "linear", "llama3"),
+    ),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sampan.model.families.llama import FAMILY as LLAMA, KEYS
-from sampan.model.family import Fixed, Key
+from sampan.model.family import Fixed, Gguf, Key
 
 FAMILY = replace(
     LLAMA,
@@ -18,4 +18,5 @@ FAMILY = replace(
         "attn.k_norm": ("model.layers.{}.self_attn.k_norm",),
     },
     whole_heads=False,
+    gguf=Gguf("qwen3", biases=("qkv_bias",)),
 )

@@ -1,0 +1,16 @@
+"""Mistral (Jiang et al. 2023) without its sliding window, as from version 0.2 on: Llama without biases."""
+
+from dataclasses import replace
+
+from sampan.model.families.llama import FAMILY as LLAMA, KEYS
+from sampan.model.family import Fixed, Key
+
+FAMILY = replace(
+    LLAMA,
+    architecture="MistralForCausalLM",
+    biases=(),
+    bias=(False,),
+    keys=(*KEYS, Key("head_dim", "head_dim")),
+    fixed=(Fixed("sliding_window", None, default=4096, written=True),),
+    whole_heads=False,
+)
