@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sampan.checkpoint.folder import load_model, save_model
-from sampan.config import ModelSettings, SampleConfig, TrainConfig
+from sampan.config import FAMILIES, ModelSettings, SampleConfig, TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
@@ -41,7 +41,7 @@ def program(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
-@pytest.fixture(params=["gpt2", "llama", "qwen3"])
+@pytest.fixture(params=FAMILIES)
 def run(request, tmp_path):
     """(data folder, model folder, config, tokenizer)"""
     text = "to be or not to be, that is the question: " * 20
@@ -102,7 +102,7 @@ def test_what_is_not_finite_is_named_and_not_saved(run):
 def test_it_writes_as_the_package(run):
     _, model, config, tokenizer = run
     settings = SampleConfig(dtype="float32", temperature=0.0, threads=2)
-    engine = CEngine(config, settings, settings)
+    engine = CEngine(config, settings, None)
     engine.load(load_model(model)[1])
     tokens = generate(engine, config, tokenizer.encode("to be").astype(np.int32), settings)
     expected = "to be" + tokenizer.decode(np.array([next(tokens)[0] for _ in range(40)]))

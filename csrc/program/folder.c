@@ -23,7 +23,7 @@ typedef struct family_key {
     const char *string, *alias[2]; /* or a text */
 } family_key;
 
-/* A key that must have one value, and what it is where config.json lacks it. */
+/* A key that must have one value (-1: null), and what it is where config.json lacks it. */
 typedef struct family_fixed {
     const char *theirs;
     int32_t value, otherwise;
@@ -161,6 +161,12 @@ static const char *check_sizes(const sampan_config *c, const char *folder) {
     return NULL;
 }
 
+/* A number, 0 or 1 for a flag, -1 for null, and a number that no key must have for anything else. */
+static double read_fixed(const json_value *v) {
+    if (v->type == JSON_NUMBER) return v->number;
+    return v->type == JSON_TRUE ? 1 : v->type == JSON_FALSE ? 0 : v->type == JSON_NULL ? -1 : -2;
+}
+
 /* Fills in `config`. NULL; or what is wrong, about *key where it is one key's fault. */
 static const char *read_family(sampan_config *c, const family *f, double *theta, const json *doc, const char **key) {
     reading r = {.config = c, .bias = f->bias};
@@ -169,8 +175,7 @@ static const char *read_family(sampan_config *c, const family *f, double *theta,
     for (const family_fixed *fixed = f->fixed; fixed->theirs; fixed++) {
         *key = fixed->theirs;
         int64_t at = json_find(doc, 0, *key);
-        int32_t is_number = at && doc->values[at].type == JSON_NUMBER;
-        double value = is_number ? doc->values[at].number : json_flag(doc, 0, *key, fixed->otherwise);
+        double value = at ? read_fixed(&doc->values[at]) : fixed->otherwise;
         if (value != fixed->value) return "is not supported by this program";
     }
     for (const family_key *k = f->keys; k->theirs; k++) {

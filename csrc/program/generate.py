@@ -46,22 +46,27 @@ def text(value: str | None) -> str:
     return "NULL" if value is None else json.dumps(value)
 
 
+def number(value: bool | int | None) -> int:
+    """Return the number that stands for a fixed value in C: -1 for null."""
+    return -1 if value is None else int(value)
+
+
 def key_row(key: Key) -> str:
     """Return a family_key: theirs, ours, required, read, has_default, number, string, alias."""
     default = key.default
-    number = (
-        0 if default is None or isinstance(default, str) else int(default) if isinstance(default, bool) else default
-    )
+    amount = 0 if default is None or isinstance(default, str) else default
+    if isinstance(amount, bool):
+        amount = int(amount)
     string = default if isinstance(default, str) else None
     alias = [text(word) for pair in key.aliases.items() for word in pair] or ["NULL", "NULL"]
     flags = f"{int(key.required)}, {int(key.read)}, {int(default is not None)}"
-    return f"{{{text(key.theirs)}, {text(key.ours)}, {flags}, {number!r}, {text(string)}, {{{', '.join(alias)}}}}}"
+    return f"{{{text(key.theirs)}, {text(key.ours)}, {flags}, {amount!r}, {text(string)}, {{{', '.join(alias)}}}}}"
 
 
 def tables(name: str, family: Family) -> str:
     """Return the C tables of one family."""
     keys = [key_row(key) for key in family.keys]
-    fixed = [f"{{{text(f.theirs)}, {int(f.value)}, {int(f.default)}}}" for f in family.fixed]
+    fixed = [f"{{{text(f.theirs)}, {number(f.value)}, {number(f.default)}}}" for f in family.fixed]
     modules = [f"{{{text(ours)}, {{{', '.join(map(text, theirs))}}}}}" for ours, theirs in family.tensors.items()]
     rows = {"family_key": ("keys", keys), "family_fixed": ("fixed", fixed), "family_module": ("modules", modules)}
     parts = []
