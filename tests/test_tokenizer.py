@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers,
 import sampan.tokens.byte_level
 from sampan.config import DataConfig
 from sampan.errors import UserError
-from sampan.tokens.byte_level import PIECE, SEPARATORS, first_merges, split_pieces, train_bpe
+from sampan.tokens.byte_level import PIECE_CHARACTERS, SEPARATORS, first_merges, split_pieces, train_bpe
 from sampan.tokens.characters import characters
 from sampan.tokens.kinds import KINDS, find_kind, names_of_kinds, open_tokenizer, read_tokenizer
 from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer
@@ -205,14 +205,14 @@ def words_learnt_across_spaces() -> Inner:
 @pytest.mark.parametrize("make", [*UNUSUAL.values(), words_learnt_across_spaces], ids=[*UNUSUAL, "superwords"])
 def test_somebody_elses_tokenizer_encodes_as_the_library_does(monkeypatch, make, kind):
     """Whatever cutting into pieces may do, the ids are those of the whole text."""
-    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE_CHARACTERS", 50)
     inner, text = make(), long_text(kind)
     assert open_tokenizer(inner).encode(text).tolist() == inner.encode(text, add_special_tokens=False).ids
 
 
 def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_path):
     """A tokenizer.json of the hub may ask for both, for batches of a classifier."""
-    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 50)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE_CHARACTERS", 50)
     inner, text = with_settings(), readable(2000)
     wanted = inner.encode(text, add_special_tokens=False).ids
     inner.enable_truncation(8)
@@ -226,12 +226,12 @@ def test_truncation_and_padding_of_a_file_do_not_touch_a_text(monkeypatch, tmp_p
 
 @given(st.text(alphabet="ab1 \n\u3000中，'-", max_size=200), st.integers(1, 20))
 def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
-    before = sampan.tokens.byte_level.PIECE
-    sampan.tokens.byte_level.PIECE = size
+    before = sampan.tokens.byte_level.PIECE_CHARACTERS
+    sampan.tokens.byte_level.PIECE_CHARACTERS = size
     try:
         pieces = list(split_pieces(text))
     finally:
-        sampan.tokens.byte_level.PIECE = before
+        sampan.tokens.byte_level.PIECE_CHARACTERS = before
     assert "".join(pieces) == text
     assert all(len(p) >= size for p in pieces[:-1])
     assert all(left[-1].isalpha() and right[0] in SEPARATORS for left, right in itertools.pairwise(pieces) if right)
@@ -242,19 +242,19 @@ def test_pieces_are_the_text_cut_before_a_separator_after_a_letter(text, size):
 def test_pieces_give_the_ids_of_the_whole(monkeypatch, bpe, kind, size):
     text = long_text(kind)
     whole = reloaded(bpe).encode(text, add_special_tokens=False).ids
-    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", size)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE_CHARACTERS", size)
     assert len(list(split_pieces(text))) > 1 or kind == "one word"
     assert bpe.encode(text).tolist() == whole
 
 
 @given(text=hard_text, size=st.integers(1, 8))
 def test_pieces_of_hard_text_too(bpe, text, size):
-    before = sampan.tokens.byte_level.PIECE
-    sampan.tokens.byte_level.PIECE = size
+    before = sampan.tokens.byte_level.PIECE_CHARACTERS
+    sampan.tokens.byte_level.PIECE_CHARACTERS = size
     try:
         ids = bpe.encode(text)
     finally:
-        sampan.tokens.byte_level.PIECE = before
+        sampan.tokens.byte_level.PIECE_CHARACTERS = before
     assert ids.tolist() == bpe.inner.encode(text, add_special_tokens=False).ids
 
 
@@ -275,7 +275,7 @@ def test_the_fast_way_gives_the_librarys_ids(bpe, text):
 @pytest.mark.parametrize("kind", ["english", "chinese", "spaces", "one word"])
 def test_a_long_text_goes_the_fast_way_and_gives_the_same(bpe, kind):
     text = long_text(kind) * 20
-    assert len(text) > PIECE
+    assert len(text) > PIECE_CHARACTERS
     wanted = bpe.inner.encode(text, add_special_tokens=False).ids
     assert bpe.encode(text).tolist() == wanted
 
@@ -435,7 +435,7 @@ def test_training_is_deterministic_and_cutting_into_pieces_does_not_change_it(mo
     text = readable(5000) + CHINESE * 10
     first = train_bpe([text], 400).to_json()
     assert train_bpe([text], 400).to_json() == first
-    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE", 40)
+    monkeypatch.setattr(sampan.tokens.byte_level, "PIECE_CHARACTERS", 40)
     assert train_bpe([text], 400).to_json() == first
     assert train_bpe([readable(5000, seed=9)], 400).to_json() != first
 

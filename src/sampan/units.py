@@ -8,7 +8,8 @@ duration(75), size_of(2e9), bytes_of("2GB")
 
 
 def duration(seconds: float) -> str:
-    """
+    """Return a time in its two largest units.
+
     >>> duration(75), duration(9.3), duration(90000)
     ('1 min 15 s', '9.3 s', '1 d 1 h')
     """
@@ -21,6 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def size_of(count: float) -> str:
+    """Return a number of bytes in MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -28,11 +30,10 @@ UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def bytes_of(text: str) -> int:
-    """
+    """Return the bytes of a size such as "2GB". Raises ValueError for what is not a size.
+
     >>> bytes_of("2GB"), bytes_of("1.5 g"), bytes_of("750M")
     (2000000000, 1500000000, 750000000)
-
-    Raises ValueError for what is no size.
     """
     word = text.strip().lower().removesuffix("b")
     unit = word[-1:] if word[-1:] in UNITS else ""

@@ -61,7 +61,7 @@ class Examples:
 
 
 def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0) -> Iterator[list[Batch]]:
-    """For each step from `step` on, this process's share of the global batch, batch_size examples at a time."""
+    """Yield, for each step from `step` on, this process's share of the global batch, batch_size examples at a time."""
     rank, processes = world()
     per_step = config.windows_per_step
     first, end = rank * per_step // processes, (rank + 1) * per_step // processes
@@ -76,7 +76,7 @@ class Stream:
         self.data, self.model, self.name = data, model, name
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """One pass: batches as they are, and examples stacked batch_size at a time. A function is called endlessly."""
+        """Yield one pass: batches as they are, and examples stacked batch_size at a time. A function is called endlessly."""
         is_function = not isinstance(self.data, Iterable)
         items = itertools.starmap(self.data, itertools.repeat(())) if is_function else self.data
         examples, empty = [], True
@@ -96,7 +96,7 @@ class Stream:
             raise UserError(f"{self.name} is empty: there is no batch in it")
 
     def epochs(self, batch_size: int) -> Iterator[Batch]:
-        """Begun again at its end; an iterator, which cannot be, ends."""
+        """Yield pass after pass; an iterator, which cannot begin again, ends."""
         once = isinstance(self.data, Iterator)
         while True:
             yield from self.batches(batch_size)
@@ -105,7 +105,7 @@ class Stream:
 
 
 def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> Iterator[list[Batch]]:
-    """The micro-batches of each step; they end only where an iterator does."""
+    """Yield the micro-batches of each step; they end only where an iterator does."""
     if not isinstance(source, Stream):
         return micro_batches(source, config)
     count = max(1, config.gradient_accumulation_steps // world()[1])  # each process brings its own data
@@ -114,7 +114,7 @@ def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> 
 
 
 def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> Iterable[Batch]:
-    """eval_iters batches to evaluate on, the same every time, or fewer where the data has no more.
+    """Return eval_iters batches to evaluate on, the same every time, or fewer where the data has no more.
 
     They cover evenly what can be indexed, and are the first ones of what can only be iterated.
     """
@@ -136,7 +136,7 @@ def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name
 
 
 def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Examples | Stream:
-    """The examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
+    """Return the examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
     vocabulary and within this block size.
     """
     if hasattr(data, "__array__") or is_numbers(data):
@@ -168,7 +168,7 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
 
 
 def is_numbers(data) -> bool:
-    """Whether a list is an array by another name: of integers, or of rows of them."""
+    """Return whether a list is an array by another name: of integers, or of rows of them."""
     first = data[0] if isinstance(data, list) and data else None
     if isinstance(first, (list, tuple, np.ndarray)) and len(first):
         first = first[0]
@@ -190,7 +190,7 @@ def pair(item, name: str) -> tuple[Any, Any]:
 
 
 def stacked(examples: list, model: Limits, name: str) -> Batch:
-    """The batch of a list of pairs (x, y), (T,) each."""
+    """Return the batch of a list of pairs (x, y), (T,) each."""
     xs, ys = zip(*(map(np.asarray, pair(example, name)) for example in examples), strict=True)
     shapes = {array.shape for array in (*xs, *ys)}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:
@@ -202,7 +202,7 @@ def stacked(examples: list, model: Limits, name: str) -> Batch:
 
 
 def as_batch(x, y, model: Limits, name: str) -> Batch:
-    """x and y as an engine takes them, int32 (B, T) each. Raises UserError where they cannot be a batch of this model."""
+    """Return x and y as an engine takes them, int32 (B, T). Raises UserError where they cannot be a batch of this model."""
     x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
         raise UserError(f"{name}: x and y have shapes {x.shape} and {y.shape}: expected two of the same (N, T)")

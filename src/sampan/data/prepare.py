@@ -31,6 +31,7 @@ from sampan.data.survey import Survey, read_through, recall, sample_documents, s
 from sampan.errors import UserError
 from sampan.fetch import fetch
 from sampan.files import lock_file, write_json, write_text
+from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block
 from sampan.text.sources import Source, find_source
@@ -81,7 +82,7 @@ class Key:
 
 
 def key_of(train: Source, val: Source | None, facts: Facts, config: DataConfig) -> Key:
-    wanted, _ = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
+    wanted, why = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
     fraction = None if val else fraction_of(train, config)
     if find_kind(wanted):
         return Key(facts.sha256, wanted, None, fraction)
@@ -97,14 +98,17 @@ def folder_of(key: Key, train: Source, facts: Facts, config: DataConfig) -> Path
     """Return data/NAME, data/NAME-TOKENIZER for one that was asked for; with four digits more where NAME is taken."""
     if config.data_dir:
         return Path(config.data_dir)
-    own, _ = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
+    own, why = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
     name = train.name if own == key.tokenizer else f"{train.name}-{key.tokenizer.replace(':', '')}"
     meta = read_meta(Path("data") / name)
     if meta is None or train.key == meta.source or key.sha256 == meta.sha256:
         return Path("data") / name
     folder = Path("data") / f"{name}-{train.key}"
     if not folder.exists():
-        log.warning("data/%s holds another text of this name; this one goes to %s", name, folder)
+        taken = Path("data") / name
+        log.warning(
+            _("{taken} holds another text of this name; this one goes to {folder}").format(taken=taken, folder=folder)
+        )
     return folder
 
 
@@ -130,7 +134,7 @@ def preparation_lock(folder: Path) -> Iterator[None]:
     path = path.with_name(f".{path.name}.lock")  # not in the folder, which may not even be made
 
     def waiting(holder: str) -> None:
-        log.warning("%s is being prepared by %s; waiting", folder, holder)
+        log.warning(_("{folder} is being prepared by {holder}; waiting").format(folder=folder, holder=holder))
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # no place for a lock: files are replaced whole anyway
@@ -145,7 +149,7 @@ def make_folder(
     """Make the tokenizer, encode the text and write the folder."""
     meta = read_meta(folder)
     if meta and meta.sha256 != key.sha256:
-        log.warning("%s was made from another text; preparing it again", folder)
+        log.warning(_("{folder} was made from another text; preparing it again").format(folder=folder))
     cut, facts = cut_of(survey, train, val, config), survey.facts
     wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
     tokenizer = make_tokenizer(wanted, survey, cut)

@@ -22,7 +22,7 @@ from sampan.text.characters import split_at
 from sampan.tokens.fast import fast_encoding
 from sampan.tokens.tokenizer import END_OF_TEXT, MAX_IDS, Kind, Material, Tokenizer, describe, library_errors
 
-PIECE = 1 << 14  # characters that a thread is given at a time
+PIECE_CHARACTERS = 1 << 14  # characters that a thread is given at a time
 LONGEST = 1 << 20  # characters without a place to cut, after which a text is cut all the same
 # After a letter, every byte-level pre-tokenizer known here (GPT-2's, Llama 3's, Qwen's, GPT-4o's) cuts before these.
 SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
@@ -53,7 +53,7 @@ class ByteLevel(Tokenizer):
         return fast_encoding(self.inner, describe(self.inner))
 
     def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
-        if len(text) < PIECE or self.fast is None:
+        if len(text) < PIECE_CHARACTERS or self.fast is None:
             return super().encode(text, oov, ends, before)
         end = "" if self.end_of_text is None else self.inner.id_to_token(self.end_of_text)
         if end:  # tiktoken takes the token's name for the token, as the library does
@@ -156,14 +156,14 @@ def may_cut(text: str, position: int) -> bool:
 
 
 def split_pieces(text: str) -> Iterator[str]:
-    """Yield `text` in pieces of about PIECE characters, cut where `may_cut`.
+    """Yield `text` in pieces of about PIECE_CHARACTERS characters, cut where `may_cut`.
 
     The libraries encode pieces in parallel, and their cost per character grows with the length of one. A text
     without such a place is one piece; an empty one is none.
     """
     start = 0
-    while len(text) - start > PIECE:
-        end = start + PIECE
+    while len(text) - start > PIECE_CHARACTERS:
+        end = start + PIECE_CHARACTERS
         while end < len(text) and not may_cut(text, end):
             end += 1
         yield text[start:end]
