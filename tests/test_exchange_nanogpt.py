@@ -22,7 +22,7 @@ from sampan.engine.torch.model import GPT
 from sampan.errors import UserError
 from sampan.exchange.convert import import_path
 from sampan.model.parameters import initialize
-from sampan.model.shape import ModelShape, resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.tokens.characters import characters
 from sampan.training.loop import train
 from sampan.training.plan import make_plan
@@ -94,7 +94,8 @@ def data_folder(folder: Path) -> Path:
 def checkpoint(folder: Path, config: ModelShape, model: Theirs, optimizer, steps: int, prefix="", **changes) -> Path:
     """As nanoGPT's train.py saves it."""
     arguments = {
-        name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")
+        name: getattr(settings_of(config), name)
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")
     }
     settings = dict(
         dataset="letters", batch_size=4, gradient_accumulation_steps=1, beta1=0.9, beta2=0.99, grad_clip=1.0
@@ -175,7 +176,7 @@ def test_the_commands(trained, capsys):
     assert main(["sample", "out/nanogpt-letters", "--prompt=世", "--max_new_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("世")
     assert main(["import", "out-letters/ckpt.pt"]) == 2  # nothing is overwritten
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert not list(Path(".").rglob("*.partial"))
 
 
@@ -210,7 +211,7 @@ def test_without_its_data_it_is_a_model(trained):
 REFUSALS = {
     "other sizes than its tensors'": (lambda s: s["model_args"].update(n_layer=3), "n_layer=3"),
     "a tensor too few": (lambda s: s["model"].pop("transformer.ln_f.weight"), "ln_f.weight is missing"),
-    "a tensor too many": (lambda s: s["model"].update(extra=torch.ones(1)), "extra has no place"),
+    "a tensor too many": (lambda s: s["model"].update(extra=torch.ones(1)), "extra is unexpected"),
     "a shape": (lambda s: s["model"].update({"transformer.ln_f.weight": torch.ones(3)}), "shape (3,)"),
     "integers": (lambda s: s["model"].update({"transformer.ln_f.weight": torch.ones(16).long()}), "int64"),
     "heads that do not fit": (lambda s: s["model_args"].update(n_head=3), "multiple"),
@@ -279,9 +280,9 @@ def test_heads_and_vocabulary_that_mingpt_does_not_say(tmp_path):
         import_path("work/model.pt", ImportConfig())
     os.remove("work/config.json")
     lines = import_path("work/model.pt", ImportConfig(n_head=2))
-    assert "without a vocabulary" in lines[0] and not Path("out/mingpt-work/tokenizer.json").exists()
+    assert "no vocabulary" in lines[0] and not Path("out/mingpt-work/tokenizer.json").exists()
     Path("short.txt").write_text("abc")
-    with pytest.raises(UserError, match="the one that it was trained with"):
+    with pytest.raises(UserError, match="the one that the model was trained with"):
         import_path("work/model.pt", ImportConfig(n_head=2, out_dir="out/c", tokenizer="short.txt"))
 
 

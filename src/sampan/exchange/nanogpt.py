@@ -1,20 +1,19 @@
-"""nanoGPT's checkpoints and data folders, and minGPT's models: read, and made into folders of ours.
+"""Import nanoGPT's checkpoints and data folders, and minGPT's models.
 
     sampan import out-shakespeare-char/ckpt.pt --data_dir data/shakespeare_char
     sampan import data/shakespeare_char                  # only the data: train.bin, val.bin, meta.pkl
     sampan import out/chargpt/model.pt --tokenizer input.txt
 
-A checkpoint with its data becomes a run with optimizer and step, which --resume continues. The data folder stays
-where it is and gains two files, tokenizer.json and meta.json; nanoGPT reads it as before. Nothing is executed (see
-pickles.py), and PyTorch is not needed.
-
-minGPT saves neither optimizer nor vocabulary, so its model becomes a model's folder, to be sampled or fine-tuned.
-nanoGPT's order of batches is not ours: a resumed run meets other windows of the same data.
+A checkpoint with its data becomes a run with optimizer and step, which --resume continues; a resumed run sees other
+batches than nanoGPT would. The data folder stays where it is and gains two files, tokenizer.json and meta.json; nanoGPT
+reads it as before. minGPT saves neither optimizer nor vocabulary, so its model becomes a model's folder, to be sampled
+or fine-tuned. Nothing in a file is executed (pickles.py), and PyTorch is not needed.
 """
 
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
 from sampan.files import read_json, write_json, write_text
 from sampan.model.parameters import parameters
-from sampan.model.shape import ModelShape, resolve
+from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.text.sources import find_source
 from sampan.tokens.characters import Characters, characters, from_symbols
 from sampan.tokens.kinds import read_tokenizer
@@ -37,21 +36,33 @@ from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.plan import with_shape
 
 GPT2_TOKENS = 50257
-GPT2_SIZES = (GPT2_TOKENS, 50304)  # nanoGPT rounds up to a multiple of 64
-HEADS = {  # of minGPT's named models, whose config.json gives the name alone
+GPT2_SIZES = (GPT2_TOKENS, 50304)  # nanoGPT pads to a multiple of 64
+HEADS = {  # attention heads of minGPT's named models, whose config.json gives only the name
     "openai-gpt": 12, "gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25, "gopher-44m": 16, "gpt-mini": 6,
     "gpt-micro": 4, "gpt-nano": 3,
 }  # fmt: skip
-OF_THE_MACHINE = ("device", "dtype", "compile", "backend", "eval_only", "init_from", "out_dir", "dataset")
+OF_THE_MACHINE = (  # settings that are not carried over
+    "device",
+    "dtype",
+    "compile",
+    "backend",
+    "eval_only",
+    "init_from",
+    "out_dir",
+    "dataset",
+)
 
 
 def claims(path: Path) -> bool:
-    """Whether this is a checkpoint of PyTorch, a pickled vocabulary or a data folder with one."""
+    """Return whether this is a checkpoint of PyTorch, a pickled vocabulary or a data folder."""
     return path.suffix in (".pt", ".pth", ".pkl") or (path / "train.bin").is_file()
 
 
 def import_path(path: Path, config: ImportConfig) -> list[str]:
-    """Make folders of ours; what was made, in lines. Raises UserError for whatever cannot be carried faithfully."""
+    """Make a run, a model's folder or a data folder, and return lines to print.
+
+    Raises UserError if the file is damaged or cannot be carried over faithfully.
+    """
     if path.suffix == ".pkl":
         path = path.parent
     if path.is_dir():
@@ -66,34 +77,37 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
 
 
 def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
+    """Make a run of a checkpoint and its data, or a model's folder if the data are missing; return lines to print."""
     arguments, settings = (saved.get(key) or {} for key in ("model_args", "config"))
-    for part in (arguments, settings):
-        if not isinstance(part, dict):
-            raise UserError(f"{path}: not a checkpoint of nanoGPT's train.py")
+    if not isinstance(arguments, dict) or not isinstance(settings, dict):
+        raise UserError(f"{path}: not a checkpoint of nanoGPT's train.py")
     tensors = named(path, saved["model"])
     dropout = arguments.get("dropout", settings.get("dropout", 0.0))
     model = shape_of_tensors(path, tensors, arguments.get("n_head") or config.n_head, dropout)
+    shown = settings_of(model)
     for name in ("n_layer", "n_embd", "block_size", "vocab_size", "bias"):
-        if arguments.get(name, getattr(model, name)) != getattr(model, name):
-            raise UserError(f"{path}: model_args has {name}={arguments[name]!r}, its tensors {getattr(model, name)}")
+        if arguments.get(name, getattr(shown, name)) != getattr(shown, name):
+            raise UserError(
+                f"{path}: model_args has {name}={arguments[name]!r}, but its tensors have {getattr(shown, name)}"
+            )
     weights = weights_of(path, model, tensors)
     dataset = Path(str(settings.get("dataset") or path.resolve().parent)).name
     folder = Path(config.out_dir or Path("out") / f"nanogpt-{dataset}")
     data = find_data(config.data_dir, dataset)
     tokenizer = data.tokenizer if data else find_tokenizer(config.tokenizer, model)
     check_vocabulary(path, model, tokenizer)
-    note = "nanoGPT's GELU is the exact one and ours its tanh form, as GPT-2 has it: logits differ very slightly"
+    note = "logits differ very slightly: nanoGPT uses the exact GELU, and Sampan its tanh form, as GPT-2 does"
     if data is None:
         with new_folder(folder) as staged:
             save_model(staged, model, weights, tokenizer)
         return [
             describe(folder, model, tokenizer),
             note,
-            "without its data it can be sampled or fine-tuned; to resume it, import it with --data_dir DATA",
+            "its data were not found: it can be sampled or fine-tuned; to resume it, import it with --data_dir DATA",
         ]
     progress = progress_of(path, saved)
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
-    train = with_shape(settings_of(path, settings), model)
+    train = with_shape(training_settings(path, settings), model)
     train = replace(train, dataset=(str(data.folder),), out_dir=str(folder))
     with new_folder(folder) as staged, WritableRun(staged).begin(train, model, tokenizer, data.record()) as run:
         run.save_best(model, weights, progress)
@@ -106,25 +120,26 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     ]
 
 
-def settings_of(path: Path, settings: dict) -> TrainConfig:
-    """The settings of nanoGPT's train.py that are ours too; device, precision and compiling are this machine's."""
+def training_settings(path: Path, settings: dict) -> TrainConfig:
+    """Return the settings of nanoGPT's train.py that Sampan shares, other than device, precision and compilation."""
     known = {k: v for k, v in settings.items() if k in TrainConfig.__dataclass_fields__ and k not in OF_THE_MACHINE}
     return build(TrainConfig, known | {"optimizer": "adamw"}, str(path))
 
 
 def progress_of(path: Path, saved: dict) -> Progress:
-    """nanoGPT's best_val_loss is always that of the weights beside it."""
+    """Return the progress of a checkpoint, whose best_val_loss is that of its own weights. Raises UserError."""
     try:
         step, loss = int(saved["iter_num"]), float(saved["best_val_loss"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: no iter_num and best_val_loss, as nanoGPT's train.py writes") from None
+        raise UserError(f"{path}: iter_num or best_val_loss is missing or not a number") from None
     return Progress(step=step, val_loss=loss, best_step=step, best_val_loss=loss)
 
 
-def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer) -> dict[str, np.ndarray]:
-    """AdamW's moments by name. Torch numbers the parameters: nanoGPT's matrices in order, then its vectors.
+def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer: Any) -> dict[str, np.ndarray]:
+    """Return AdamW's moments by name. Torch numbers the parameters: all matrices in order, then all vectors.
 
-    Its step is the optimizer's own, which is less than iter_num where float16 overflowed and steps were skipped.
+    The step is the optimizer's own, which is smaller than iter_num if float16 overflowed and steps were skipped.
+    Raises UserError if it is not the optimizer of this model.
     """
     names = [name for name in tensors if name in {p.name for p in parameters(model)}]
     names.sort(key=lambda name: tensors[name].ndim < 2)  # stable
@@ -133,8 +148,8 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer) -> 
         moments, groups = optimizer["state"], [len(group["params"]) for group in optimizer["param_groups"]]
         if groups != [matrices, len(names) - matrices]:
             raise UserError(
-                f"{path}: its optimizer has groups of {groups} parameters, and nanoGPT's of this model "
-                f"{matrices} matrices and {len(names) - matrices} vectors"
+                f"{path}: its optimizer has groups of {groups} parameters, but this model has {matrices} matrices and "
+                f"{len(names) - matrices} vectors"
             )
         steps = {float(moments[i]["step"]) for i in range(len(names))} if moments else {0.0}
         state = dict.fromkeys(("step", "applied_steps"), np.array(int(steps.pop()), dtype=np.int64))
@@ -147,14 +162,15 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer) -> 
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path}: its optimizer is not the AdamW of nanoGPT's train.py") from None
     if steps:
-        raise UserError(f"{path}: its optimizer has taken different numbers of steps for different parameters")
+        raise UserError(f"{path}: its optimizer's parameters are at different steps")
     return state
 
 
 # ---- minGPT ----
 
 
-def import_mingpt(path: Path, saved, config: ImportConfig) -> list[str]:
+def import_mingpt(path: Path, saved: Any, config: ImportConfig) -> list[str]:
+    """Make a model's folder of minGPT's model.pt and the config.json beside it; return lines to print."""
     tensors = named(path, saved)
     beside = path.with_name("config.json")
     given = read_json(beside).get("model") if beside.is_file() else None
@@ -169,11 +185,11 @@ def import_mingpt(path: Path, saved, config: ImportConfig) -> list[str]:
     return [describe(folder, model, tokenizer)]
 
 
-# ---- what both have ----
+# ---- tensors of both ----
 
 
-def named(path: Path, tensors) -> dict[str, np.ndarray]:
-    """A state dict under our names, which are theirs without prefixes; without the buffers of the causal mask."""
+def named(path: Path, tensors: Any) -> dict[str, np.ndarray]:
+    """Return a state dict under our names, which are theirs without prefixes, and without the causal masks."""
     if not isinstance(tensors, dict) or not all(isinstance(v, np.ndarray) for v in tensors.values()):
         raise UserError(f"{path}: neither a checkpoint of nanoGPT nor a model of minGPT")
     found = {}
@@ -184,15 +200,15 @@ def named(path: Path, tensors) -> dict[str, np.ndarray]:
     return found
 
 
-def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head, dropout) -> ModelShape:
-    """The model that a state dict is of; heads alone cannot be seen in it."""
+def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head: Any, dropout: Any) -> ModelShape:
+    """Return the model of a state dict, which shows everything but the heads. Raises UserError."""
     try:
         (vocab_size, n_embd), block_size = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
         n_inner = len(tensors["h.0.mlp.c_fc.weight"])
     except (KeyError, ValueError, TypeError):
-        raise UserError(f"{path}: no tensors of a GPT of nanoGPT or minGPT in it") from None
+        raise UserError(f"{path}: does not contain the tensors of a nanoGPT or minGPT model") from None
     if n_head is None:
-        raise UserError(f"{path} does not say how many attention heads it has; give --n_head")
+        raise UserError(f"{path} does not record the number of attention heads; give --n_head")
     head = tensors.get("lm_head.weight")
     tied = head is None or np.array_equal(head, tensors["wte.weight"])
     shape = dict(n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}), n_head=n_head)
@@ -202,11 +218,11 @@ def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head, dropout
 
 
 def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our weights, float32. Raises UserError for a tensor too few, too many or of another shape."""
+    """Return the weights, float32. Raises UserError if a tensor is missing, unexpected or of another shape."""
     table = parameters(model)
     left = set(tensors) - {p.name for p in table} - {"lm_head.weight"}
     if left:
-        raise UserError(f"{path}: tensor {sorted(left)[0]} has no place in a GPT of nanoGPT or minGPT")
+        raise UserError(f"{path}: tensor {sorted(left)[0]} is unexpected in a nanoGPT or minGPT model")
     weights = {}
     for p in table:
         found = tensors.get(p.name)
@@ -218,11 +234,12 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
 
 
 def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> str:
+    """Return a line about a new model's folder."""
     line = (
         f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
     )
     if tokenizer is None:
-        return f"{line}; without a vocabulary: --tokenizer can give it one"
+        return f"{line}; it has no vocabulary: import it with --tokenizer to add one"
     return f"{line}; sampan sample {folder}"
 
 
@@ -230,7 +247,7 @@ def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> st
 
 
 def find_data(given: str | None, dataset: str) -> Data | None:
-    """The data that a checkpoint was trained on: the folder that was named, else nanoGPT's, where it is here."""
+    """Return the data of a checkpoint: the given folder, else nanoGPT's own if it exists. Raises UserError."""
     folder = Path(given) if given else Path("data") / dataset
     if given is None and not (folder / "train.bin").is_file():
         return None
@@ -238,7 +255,7 @@ def find_data(given: str | None, dataset: str) -> Data | None:
 
 
 def import_data(folder: Path) -> Data:
-    """nanoGPT's data folder, with what makes it ours beside: tokenizer.json and meta.json."""
+    """Add tokenizer.json and meta.json to nanoGPT's data folder and return it. Raises UserError."""
     if read_meta(folder):
         return open_folder(folder)
     counts, digest, highest = {}, hashlib.sha256(), 0
@@ -255,7 +272,7 @@ def import_data(folder: Path) -> Data:
     pickled = folder / "meta.pkl"
     tokenizer = from_meta(pickled) if pickled.is_file() else fetch_gpt2_tokenizer()  # nanoGPT's rule
     if highest >= tokenizer.vocab_size:
-        raise UserError(f"{folder}: has token {highest}, and its vocabulary {tokenizer.vocab_size}")
+        raise UserError(f"{folder}: token {highest} is outside its vocabulary of {tokenizer.vocab_size}")
     digest.update(tokenizer.to_json().encode())
     total = counts["train"] + counts["val"]
     meta = Meta(
@@ -283,19 +300,19 @@ def import_data(folder: Path) -> Data:
 
 
 def from_meta(path: Path) -> Tokenizer:
-    """The vocabulary of nanoGPT's meta.pkl. Raises UserError where its tokens are not single characters."""
+    """Return the tokenizer of nanoGPT's meta.pkl. Raises UserError if its tokens are not single characters."""
     meta = read_pickle(path)
     names = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{path}: no itos in it that numbers the tokens from 0")
+        raise UserError(f"{path}: it has no itos that numbers the tokens from 0")
     symbols = [names[i] for i in range(len(names))]
     if not all(isinstance(s, str) and len(s) == 1 for s in symbols) or len(set(symbols)) < len(symbols):
-        raise UserError(f"{path}: its tokens are not distinct single characters, which alone can be carried")
+        raise UserError(f"{path}: its tokens are not distinct single characters, so they cannot be imported")
     return from_symbols(symbols)
 
 
 def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:
-    """What --tokenizer names; GPT-2's where the vocabulary has its size; else none."""
+    """Return the tokenizer that --tokenizer names; for "auto" GPT-2's if the vocabulary has its size, else None."""
     if wanted == "gpt2" or (wanted == "auto" and model.vocab_size in GPT2_SIZES):
         return fetch_gpt2_tokenizer()
     if wanted == "auto":
@@ -309,11 +326,12 @@ def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:
 
 
 def check_vocabulary(path: Path, model: ModelShape, tokenizer: Tokenizer | None) -> None:
+    """Raise UserError if the tokenizer is not of this model: GPT-2's may be smaller, since its vocabulary is padded."""
     if tokenizer is None:
         return
     is_padded_gpt2 = not isinstance(tokenizer, Characters) and tokenizer.vocab_size <= model.vocab_size
     if tokenizer.vocab_size != model.vocab_size and not is_padded_gpt2:
         raise UserError(
-            f"{path}: the model has {model.vocab_size:,} tokens and the vocabulary given {tokenizer.vocab_size:,}; "
-            "give the one that it was trained with"
+            f"{path}: the model has {model.vocab_size:,} tokens, but the vocabulary has {tokenizer.vocab_size:,}. Give the one "
+            "that the model was trained with."
         )

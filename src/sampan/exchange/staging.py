@@ -1,6 +1,9 @@
-"""New files and folders that appear whole or not at all, and optional libraries.
+"""Create files and folders that appear whole or not at all, and import optional libraries.
 
-with new_files(Path("model.gguf")) as staged: ...
+    with new_files(Path("model.gguf")) as staged: ...
+    onnx = need_library("onnx", "onnx")
+
+An existing folder is never overwritten.
 """
 
 import contextlib
@@ -13,11 +16,9 @@ from types import ModuleType
 
 from sampan.errors import UserError, install
 
-# ---- libraries and files ----
-
 
 def need_library(library: str, extra: str) -> ModuleType:
-    """An optional library. Raises UserError that says what to install."""
+    """Return an optional library. Raises UserError with the command that installs it."""
     try:
         return importlib.import_module(library)
     except ImportError:
@@ -25,6 +26,7 @@ def need_library(library: str, extra: str) -> ModuleType:
 
 
 def find_library(library: str) -> ModuleType | None:
+    """Return an optional library, or None if it is not installed."""
     try:
         return importlib.import_module(library)
     except ImportError:
@@ -33,9 +35,9 @@ def find_library(library: str) -> ModuleType | None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder beside, which takes this name when it is whole. Raises UserError where there is one already."""
+    """Yield a temporary folder, which is renamed to `folder` at the end. Raises UserError if that is in use."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; move it away, or choose another --out_dir")
+        raise UserError(f"{folder} already exists; move it away, or choose another --out_dir")
     with beside(folder) as staged:
         yield staged
         os.replace(staged, folder)
@@ -43,7 +45,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_files(out: Path) -> Iterator[Path]:
-    """Yields a path in a folder beside; every file there takes its place next to `out`, the file itself last."""
+    """Yield a path in a temporary folder, whose files are moved next to `out` at the end, `out` itself last."""
     with beside(out) as staged:
         yield staged / out.name
         for path in sorted(staged.iterdir(), key=lambda path: path.name == out.name):
@@ -52,6 +54,7 @@ def new_files(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path` and remove it at the end. Raises UserError if it cannot be written."""
     staged = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
