@@ -11,6 +11,7 @@ from sampan.config import SIZES, DataConfig, TrainConfig, build
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
 from sampan.model.count import flops_per_token
+from sampan.report.plan_lines import plan_lines
 from sampan.training.cost import Costs, fit_memory, run_seconds, total_memory
 from sampan.training.plan import make_plan
 from sampan.training.recipe import BATCH, EPOCHS, choose, fitting_block, resolved
@@ -117,7 +118,7 @@ def test_a_wider_model_is_fine_tuned_at_no_higher_a_rate(data, widths):
 def test_every_choice_is_printed_with_its_reason(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     plan = make_plan("text.txt", {"minutes": 0.05, "n_head": 1})
-    said = "\n".join(plan.lines())
+    said = "\n".join(plan_lines(plan))
     for name in ("family", "optimizer", "learning_rate", "n_layer", "n_embd", "batch_size", "max_iters", "patience"):
         assert name in plan.reasons and name in said
     assert "n_head:" not in said
@@ -128,7 +129,7 @@ def test_a_configuration_keeps_its_own_recipe(tmp_path):
     (tmp_path / "text.txt").write_text(readable(5000))
     config = make_plan("text.txt", {"block_size": 32}, recipe=False).config
     assert (config.optimizer, config.family, config.patience, config.beta2) == ("adamw", "gpt2", None, 0.95)
-    with pytest.raises(UserError, match="minutes and size"):
+    with pytest.raises(UserError, match="minutes and --size"):
         make_plan("text.txt", {"block_size": 32, "minutes": 1.0}, recipe=False)
 
 

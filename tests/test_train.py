@@ -154,7 +154,7 @@ def test_what_a_resume_may_change(text):
     with pytest.raises(UserError, match="step 10 already"):
         resume("out", max_iters=9)
     for setting in (dict(n_layer=3), dict(seed=2), dict(tokenizer="bpe:300"), dict(block_size=8)):
-        with pytest.raises(UserError, match=f"{next(iter(setting))}=.* a resume keeps it"):
+        with pytest.raises(UserError, match=f"cannot change {next(iter(setting))} to .* at a resume"):
             resume("out", **setting)
 
 

@@ -40,6 +40,7 @@ from sampan.model.parameters import initialize, parameters
 from sampan.model.rotary import rotary_frequencies
 from sampan.report.metrics import Metrics, evaluations_of
 from sampan.report.picture import draw, read_curves
+from sampan.report.plan_lines import plan_lines
 from sampan.sampling.write import write
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.characters import characters
@@ -306,7 +307,7 @@ def run(tmp_path, small_text):
 
 def resume(run: Run) -> None:
     plan = make_plan(None, {"init_from": "resume", "out_dir": str(run.folder)})
-    plan.lines()
+    plan_lines(plan)
     run.load_last(plan.model)
     run.describe("best"), run.describe("last")
 

@@ -6,6 +6,7 @@ from sampan.cli.flags import file_settings, is_configuration
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
 from sampan.messages import _
+from sampan.report.plan_lines import plan_lines
 from sampan.report.progress_bar import progress_bar
 from sampan.training.cost import time_step
 from sampan.training.plan import Plan, make_plan
@@ -16,9 +17,9 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
     plan = plan_of(source, flags | {"overwrite": not resumes})
     if engines_here():
         engine = open_engine(plan.model, plan.config, plan.config)
-        lines = plan.lines(engine, time_step(engine, plan.model, plan.config))
+        lines = plan_lines(plan, engine, time_step(engine, plan.model, plan.config))
     else:
-        lines = plan.lines()
+        lines = plan_lines(plan)
     print("\n".join(lines))
     return 0
 

@@ -21,6 +21,7 @@ from sampan.messages import _, fill
 from sampan.report.baselines import measure_baselines
 from sampan.report.consumers import consumers
 from sampan.report.metrics import evaluations_of
+from sampan.report.plan_lines import plan_lines
 from sampan.report.verdict import loss_table, verdict
 from sampan.sampling.write import write
 from sampan.training.cost import time_step
@@ -40,7 +41,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
         print("\n".join(plan.data.summary()), end="\n\n", flush=True)
         engine = open_engine(plan.model, plan.config, plan.config)
         costs = time_step(engine, plan.model, plan.config)
-        print("\n".join(plan.lines(engine, costs)), end="\n\n", flush=True)
+        print("\n".join(plan_lines(plan, engine, costs)), end="\n\n", flush=True)
         with consumers(plan) as show, StopSignal() as stop:
             for record in train_until(plan, engine, lambda: stop.received is not None):
                 show(record)

@@ -42,18 +42,19 @@ class Costs(NamedTuple):
 
 
 def micro_batch(config: TrainConfig) -> int:
-    """Windows that one process computes at a time."""
+    """Return how many sequences one process computes at a time."""
     return min(config.batch_size, config.windows_per_step // world()[1])
 
 
 def time_step(engine: Engine, model: ModelShape, config: TrainConfig, seconds: float = MEASURE_SECONDS) -> Costs:
-    """Medians over real steps on random tokens. Under torchrun every process calls this together."""
+    """Return medians over real steps on random tokens. Under torchrun all processes call this together."""
     draw = np.random.default_rng(0)
     windows = micro_batch(config)
     x = draw.integers(0, model.vocab_size, (windows, config.block_size), dtype=np.int32)
     before = engine.state()
     rounds = max(1, config.windows_per_step // (windows * world()[1]))
-    passes, updates = [], []
+    passes: list[float] = []
+    updates: list[float] = []
     engine.accumulate(x, x)  # the first allocates and warms up
     engine.update(0.0)
     end = time.perf_counter() + seconds
@@ -74,13 +75,13 @@ def time_step(engine: Engine, model: ModelShape, config: TrainConfig, seconds: f
 
 
 def evaluation_windows(config: TrainConfig, data: Data) -> int:
-    """Windows of both splits that an evaluation reads."""
+    """Return how many windows of both splits an evaluation reads."""
     most = config.eval_iters * config.batch_size
     return sum(min(most, data.meta.tokens(split) // config.block_size) for split in ("train", "val"))
 
 
 def run_seconds(config: TrainConfig, model: ModelShape, data: Data, costs: Costs, start_step: int = 0) -> float:
-    """From the first step to the last evaluation."""
+    """Return the seconds from the first step to the last evaluation."""
     steps = max(0, config.max_iters - start_step)
     evaluations = -(-steps // config.eval_interval) + 1
     evaluation = evaluation_windows(config, data) * costs.window + save_seconds(model)
@@ -88,7 +89,7 @@ def run_seconds(config: TrainConfig, model: ModelShape, data: Data, costs: Costs
 
 
 def save_seconds(model: ModelShape) -> float:
-    """Of a checkpoint: weights, optimizer, and the waits until the disk has them."""
+    """Return the seconds that a checkpoint takes: weights and optimizer, synced to disk."""
     return 16 * count_parameters(model) / DISK + 0.02
 
 
@@ -105,9 +106,9 @@ def memory_parts(model: ModelShape, config: TrainConfig, engine: str) -> dict[st
 
 
 def total_memory(model: ModelShape, config: TrainConfig) -> int:
-    """Bytes at the peak: the parts, the copies that are made to be written, the program and what it loads on its way.
+    """Return the bytes at the peak: the parts, the copies made for a save, and the program.
 
-    With a GPU it is the GPU's memory that is counted: the parts, and what its driver takes.
+    With a GPU, count its memory: the parts and the driver.
     """
     parts = memory_parts(model, config, pick_engine(config))
     if has_gpu(config.device):
@@ -116,7 +117,7 @@ def total_memory(model: ModelShape, config: TrainConfig) -> int:
 
 
 def program_memory(config: TrainConfig) -> int:
-    """Of Python and the libraries that the engine stands on, as it was when this was first asked: before any model."""
+    """Return the resident memory (bytes) of Python and the engine's libraries, sampled once, before any model exists."""
     return program_memory_of(load_engine(config))
 
 
@@ -126,7 +127,7 @@ def program_memory_of(engine: type) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of RAM that this process has now, and 0 where the system does not tell (not Linux)."""
+    """Return the bytes of RAM that this process has now; 0 if the system is not Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError):
@@ -135,9 +136,12 @@ def resident_memory() -> int:
 
 
 def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str]:
-    """The largest micro-batch that fits into `fit`, the global batch as it is; recomputation only where none does."""
+    """Return the settings with the largest micro-batch that fits into `fit`, and why. Raise UserError if none does.
+
+    The global batch stays; activations are recomputed only if nothing else fits.
+    """
     try:
-        limit = bytes_of(config.fit)
+        limit = bytes_of(str(config.fit))
     except (ValueError, OverflowError):
         raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
     windows = config.windows_per_step
@@ -157,7 +161,7 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
 
 
 def peak_memory() -> int:
-    """The most RAM in bytes that this process has had so far, and 0 where the system does not tell (Windows)."""
+    """Return the most RAM in bytes that this process has had so far; 0 on Windows."""
     try:
         import resource
     except ImportError:

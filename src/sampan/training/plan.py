@@ -1,17 +1,16 @@
-"""What a run will be, before it runs: the text prepared, sizes chosen, settings resolved, costs counted.
+"""Resolve a run before it starts: the text prepared, sizes chosen, every setting known.
 
     plan = make_plan("my-novel.txt", {"max_iters": 500})
-    print("
-".join(plan.lines(engine)))
+    print("\\n".join(plan_lines(plan)))                       # report/plan_lines.py
 
-Where a configuration file is given, or a setting, it decides; what nobody decided is chosen by recipe.py, with its
-reason. Nothing here trains (loop.py does); without an engine there is a plan too, but no measured time.
+A config file or a setting decides; recipe.py chooses the rest, with its reasons. It trains nothing (loop.py), and a
+plan needs no engine.
 """
 
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,24 +21,25 @@ from sampan.checkpoint.tensors import WEIGHTS
 from sampan.config import ModelSettings, TrainConfig, build, change
 from sampan.data.meta import Data, open_folder
 from sampan.data.prepare import prepare
-from sampan.engine.open import engines_here, pick_engine
-from sampan.engine.protocol import Engine
-from sampan.errors import UserError, install
+from sampan.engine.open import engines_here
+from sampan.errors import UserError
 from sampan.machine import is_restarted, torchrun_job, world
-from sampan.model.count import count_parameters, flops_per_token
+from sampan.messages import _
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.progress import Progress, silent
 from sampan.text.sources import source_name
-from sampan.training.cost import Costs, fit_memory, memory_parts, peak_memory, program_memory, run_seconds, total_memory
+from sampan.training.cost import fit_memory, program_memory
 from sampan.training.recipe import choose
-from sampan.training.schedule import decay_end
-from sampan.units import duration, size_of
+
+Asked = dict[str, Any]  # the settings that somebody gave; what is not in it is open
+FITTED = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing")  # what --fit chooses
+NEVER_CHANGED = (*(f.name for f in fields(ModelSettings)), "seed", "tokenizer", "val_fraction", "optimizer")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: every setting resolved, the data ready."""
+    """Hold a run that can start: every setting resolved, the data prepared."""
 
     config: TrainConfig
     model: ModelShape
@@ -47,245 +47,271 @@ class Plan:
     pretrained: Path | None = None  # the folder that the weights come from
     resume: bool = False
     start_step: int = 0  # of a resume
-    reasons: dict[str, str] = field(default_factory=dict)  # of the settings that were chosen here
+    reasons: dict[str, str] = field(default_factory=dict)  # {setting that was chosen here: why}
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights at step 0, {name: float32}."""
+        """Return the weights at step 0, {name: float32 array}."""
         if self.pretrained is not None:
             return load_model(self.pretrained, self.model.block_size)[1]
         return initialize(self.model, self.config.seed)
 
-    def lines(self, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:
-        """The plan in words, to be read before the first step; `costs` are `cost.measure`'s."""
-        c, m, d = self.config, self.model, self.data.meta
-        heads = f"{m.n_head} heads" + (f" ({m.n_kv_head} of keys)" if m.n_kv_head != m.n_head else "")
-        size = f"{count_parameters(m):,} parameters: {m.n_layer} layers, {heads}, {m.n_embd} wide, block {m.block_size}"
-        start = "from " + (
-            str(self.pretrained) if self.pretrained else f"last/ of {c.out_dir}" if self.resume else "scratch"
-        )
-        rate = f"learning rate {c.learning_rate:g}"
-        if c.decay_lr:
-            warmup = f", {c.warmup_iters} steps of warm-up" if c.warmup_iters else ""
-            rate += f"{warmup}, cosine to {c.min_lr:g} at step {decay_end(c):,}"
-        steps_left = max(0, c.max_iters - self.start_step)
-        epochs = c.max_iters * c.tokens_per_step / max(1, d.train_tokens)
-        steps = f"{c.max_iters:,} steps, {epochs:,.{0 if epochs >= 100 else 2}f} epochs"
-        if self.resume:
-            steps += f", from step {self.start_step:,}"
-            if self.start_step >= c.max_iters:
-                steps += " (all are done: to go on, add --max_iters)"
-        steps += f"; {({'adamw': 'AdamW', 'muon': 'Muon and AdamW'})[c.optimizer]}, {rate}"
-        if c.patience is not None:
-            steps += f"; stops after {c.patience} evaluations without a better val loss"
-        flops = flops_per_token(m) * c.tokens_per_step
-        lines = [
-            ("model", f"{m.family} {start}, {size}"),
-            (
-                "data",
-                f"{d.name}, {d.train_tokens:,} train and {d.val_tokens:,} val tokens, vocabulary {m.vocab_size:,}",
-            ),
-            (
-                "step",
-                f"{c.gradient_accumulation_steps} x {c.batch_size} x {c.block_size} = {c.tokens_per_step:,} tokens, "
-                f"{flops / 1e9:,.2f} GFLOP" + (f", {costs.step * 1000:,.1f} ms" if costs else ""),
-            ),
-            (
-                "training",
-                f"{steps_left * c.tokens_per_step:,} tokens, {steps_left * flops / 1e12:,.2f} TFLOP: {steps}",
-            ),
-            ("engine", engine.description if engine else f"none installed: {install('torch')}"),
-        ]
-        if engine:
-            parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
-            by_part = ", ".join(f"{name} {size_of(count)}" for name, count in parts.items())
-            most = max(total_memory(m, c), peak_memory())  # measuring for the plan may have taken more
-            lines.append(("memory", f"about {size_of(most)} at the peak: {by_part}"))
-        if costs:
-            lines.append(("time", f"about {duration(run_seconds(c, m, self.data, costs, self.start_step))}"))
-        lines.append(("folder", c.out_dir))
-        whys = {}
-        for name, reason in self.reasons.items():
-            whys.setdefault(reason, []).append(name)
-        lines += [("chosen", f"{', '.join(names)}: {reason}") for reason, names in whys.items() if reason]
-        return [textwrap.fill(f"{name:<9} {text}", 80, subsequent_indent=" " * 10) for name, text in lines]
-
 
 def make_plan(
     dataset: str | Iterable[str] | None,
-    settings: dict,
+    settings: Asked,
     recipe: bool = True,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Plan:
-    """Resolve everything. `recipe=False` leaves unset what a configuration file left unset: nanoGPT's defaults.
+    """Return a plan with every setting resolved and the data prepared.
 
-    Raises UserError for whatever stands in the way of the first step.
+    `recipe=False` leaves what a config file left open at nanoGPT's defaults. Raise UserError for anything that would
+    end the run before its first step.
     """
-    settings = dict(settings)
-    if dataset is not None:
-        settings["dataset"] = dataset
-    if settings.get("init_from") == "resume":
-        return plan_resume(settings, progress)
-    config = build(TrainConfig, settings)
-    if "dataset" not in settings and recipe:
-        raise UserError(
-            "nothing to train on: give a corpus's name, a text file, a folder of texts or a configuration file"
-        )
-
+    asked = dict(settings) if dataset is None else {**settings, "dataset": dataset}
+    if asked.get("init_from") == "resume":
+        return plan_resume(asked, progress)
+    config = read_settings(asked, recipe)
     pretrained = None if config.init_from == "scratch" else find_model(config.init_from)
-    given = load_model_config(pretrained) if pretrained is not None else None
+    given = None if pretrained is None else load_model_config(pretrained)
+    config, data = prepare_data(config, asked, pretrained, recipe, progress)
+    block_size = asked_block(config, asked, given, recipe)
+    check_lengths(data, block_size)
+    if engines_here():
+        program_memory(config)  # sampled while no engine has a model
+    config, reasons = choose_open(config, asked, data, given) if recipe else (config, {})
+    if given is None:
+        model = fresh_model(config, data)
+    else:
+        model = pretrained_model(given, config, asked, config.block_size if recipe else block_size, data)
+    config = with_shape(config, model)
+    if config.fit is not None:
+        config, why = fit_memory(config, model)
+        reasons |= dict.fromkeys(FITTED, why)
+    check_processes(config)
+    if continues_after_restart(config, overwrite):
+        return plan_resume(asked | {"out_dir": config.out_dir}, progress)
+    check_folder(config, overwrite)
+    return Plan(config, model, data, pretrained, reasons=reasons)
+
+
+# ---- the steps of a new run ----
+
+
+def read_settings(asked: Asked, recipe: bool) -> TrainConfig:
+    """Return the settings that were given over the defaults. Raise UserError."""
+    config = build(TrainConfig, asked)
+    if "dataset" not in asked and recipe:
+        raise UserError(_("nothing to train on: give the name of a corpus, a text file, a folder or a config file"))
+    if not recipe and (config.minutes is not None or config.size is not None):
+        raise UserError(
+            _("--minutes and --size cannot be used with a config file, which already sets steps and model size")
+        )
+    return config
+
+
+def prepare_data(
+    config: TrainConfig, asked: Asked, pretrained: Path | None, recipe: bool, progress: Progress
+) -> tuple[TrainConfig, Data]:
+    """Prepare the text with the tokenizer of the pretrained model, if there is one. Return it, and what follows from it."""
     if pretrained is not None and config.tokenizer == "auto":
         path = pretrained / "tokenizer.json"
         config = replace(config, tokenizer=str(path) if path.is_file() else "gpt2")
     data = prepare(config.dataset, config, progress)
     if pretrained is not None:
         check_tokens(data, pretrained)
-    if "block_size" in settings:
-        check_lengths(config, data)  # before anything of that size is measured
-    if "out_dir" not in settings and recipe:
+    if recipe and "out_dir" not in asked:
         config = replace(config, out_dir=str(Path("out") / (data.meta.name if config.data_dir else data.folder.name)))
-
-    reasons = {}
-    if engines_here():
-        program_memory(config)  # while no engine has a model
-    if recipe:
-        chosen, reasons = choose(data, settings, config, given)
-        config = change(config, chosen)
-    elif config.minutes is not None or config.size is not None:
-        raise UserError("minutes and size choose what a configuration file says already: leave out one or the other")
-    if given is not None:
-        wanted = config.block_size if "block_size" in settings or recipe else min(config.block_size, given.block_size)
-        model = pretrained_model(given, str(pretrained), config, settings, wanted, data)
-    else:
-        model = fresh_model(config, data)
-    config = with_shape(config, model)
-    check_lengths(config, data)
-    if config.fit is not None:
-        config, why = fit_memory(config, model)
-        reasons |= dict.fromkeys(("batch_size", "gradient_accumulation_steps", "gradient_checkpointing"), why)
-    run = Run(config.out_dir)
-    if is_restarted() and not config.eval_only and run.can_resume() and (not overwrite or run.job() == torchrun_job()):
-        again = settings | {"out_dir": config.out_dir}  # torchrun starts a job again after a death
-        return plan_resume(again, progress)
-    if not config.eval_only and not overwrite and run.has_weights():
-        raise UserError(
-            f"{config.out_dir} already holds a run: continue it with --resume, replace it with --overwrite, "
-            "or choose another --out_dir"
-        )
-    return Plan(config, model, data, pretrained, reasons=reasons)
+    return config, data
 
 
 def check_tokens(data: Data, pretrained: Path) -> None:
-    """Raises UserError where the text's ids mean other tokens than the model's, as far as its folder tells."""
+    """Raise UserError if the text's tokens are not the model's, as far as its folder tells."""
     if not (pretrained / "tokenizer.json").is_file():
         return
     ours, theirs = (tokenizer.inner.get_vocab() for tokenizer in (data.tokenizer, load_tokenizer(pretrained)))
     if any(theirs.get(token) != number for token, number in ours.items()):
-        raise UserError(
-            f"the tokens of {data.folder} are not those that {pretrained} knows: leave --tokenizer out, and the text is "
-            "cut by the model's own"
-        )
+        message = _("the tokens of {data} are not those of {model}: leave --tokenizer out to use the model's tokenizer")
+        raise UserError(message.format(data=data.folder, model=pretrained))
 
 
-def pretrained_model(
-    given: ModelShape, where: str, config: TrainConfig, settings: dict, block_size: int, data: Data
-) -> ModelShape:
-    """The given model, its context cropped. Raises UserError for a setting or a vocabulary that it cannot have."""
-    for name, value in vars(settings_of(given)).items():
-        if name in settings and name not in ("block_size", "dropout") and getattr(config, name) not in (value, None):
-            raise UserError(f"{name}={getattr(config, name)}: {where} has {value}, which stays as it is")
-    if data.meta.vocab_size > given.vocab_size:
-        raise UserError(
-            f"the text's vocabulary has {data.meta.vocab_size:,} tokens and {where} only {given.vocab_size:,}; "
-            "leave --tokenizer out to use the model's own"
-        )
-    return replace(crop(given, block_size, where), dropout=config.dropout)
+def asked_block(config: TrainConfig, asked: Asked, given: ModelShape | None, recipe: bool) -> int:
+    """Return the block size that the run will have, or 1 where the recipe chooses one that fits the text."""
+    if "block_size" in asked:
+        return config.block_size
+    if recipe:
+        return 1
+    return config.block_size if given is None else min(config.block_size, given.block_size)
+
+
+def choose_open(
+    config: TrainConfig, asked: Asked, data: Data, given: ModelShape | None
+) -> tuple[TrainConfig, dict[str, str]]:
+    """Return the settings with those that nobody gave chosen, and the reasons."""
+    chosen, reasons = choose(data, asked, config, given)
+    return change(config, chosen), reasons
 
 
 def fresh_model(config: TrainConfig, data: Data) -> ModelShape:
+    """Return the shape of a new model. Raise UserError if its vocabulary is too small for the text."""
     vocab_size = config.vocab_size or data.meta.vocab_size
     if vocab_size < data.meta.vocab_size:
-        raise UserError(f"vocab_size={vocab_size}: the text's vocabulary has {data.meta.vocab_size:,} tokens")
+        message = _("vocab_size={asked:,} is too small: the text's vocabulary has {count:,} tokens")
+        raise UserError(message.format(asked=vocab_size, count=data.meta.vocab_size))
     return resolve(replace(config, vocab_size=vocab_size))
 
 
-def plan_resume(settings: dict, progress: Progress = silent) -> Plan:
-    """The plan of a run's folder, with what may change at a resume changed."""
-    folder = settings.get("out_dir") or str(
-        Path("out") / source_name(build(TrainConfig, {"dataset": settings["dataset"]}).dataset)
-        if "dataset" in settings
-        else "out"
-    )
-    run = WritableRun(folder)
-    if run.folder.is_dir() and world()[0] == 0 and not settings.get("eval_only"):
-        with run.locked():  # what a killed process left is mended before anybody reads it
-            pass
-    if not run.can_resume():
-        if "out_dir" in settings:
-            raise UserError(f"{folder} holds nothing to resume" if run.folder.is_dir() else f"{folder}: no such folder")
-        raise UserError(f"{folder} holds nothing to resume; name the run with --out_dir")
-    run.check_unchanged()
-    before = run.settings()
-    given = {name: value for name, value in settings.items() if name not in ("init_from", "out_dir", "dataset")}
-    asked = settings.get("dataset") and build(TrainConfig, {"dataset": settings["dataset"]}).dataset
-    if asked and [Path(name).resolve() for name in asked] != [Path(name).resolve() for name in before.dataset]:
-        raise UserError(
-            f"the run in {folder} learns from {' '.join(before.dataset)}, not from {' '.join(asked)}: leave the text out to "
-            f"continue it, or fine-tune on another with --init_from {folder} --out_dir NEW"
+def pretrained_model(given: ModelShape, config: TrainConfig, asked: Asked, block_size: int, data: Data) -> ModelShape:
+    """Return the given shape, its context cropped. Raise UserError for a setting or vocabulary that it cannot have."""
+    where = config.init_from
+    for name, value in vars(settings_of(given)).items():
+        if name in asked and name not in ("block_size", "dropout") and getattr(config, name) not in (value, None):
+            message = _("cannot change {name} to {asked}: the model in {folder} has {value}")
+            raise UserError(message.format(name=name, asked=getattr(config, name), folder=where, value=value))
+    if data.meta.vocab_size > given.vocab_size:
+        message = _(
+            "the text's vocabulary has {count:,} tokens, and the model in {folder} only {limit:,}: leave --tokenizer out "
+            "to use the model's tokenizer"
         )
-    if {"minutes", "size"} & given.keys():
-        raise UserError("minutes and size choose a new run's steps and widths; a resume goes on to --max_iters")
-    config = change(replace(before, out_dir=folder), given)
-    for name in (*(f.name for f in fields(ModelSettings)), "seed", "tokenizer", "val_fraction", "optimizer"):
-        if name != "dropout" and getattr(config, name) != getattr(before, name):
-            raise UserError(
-                f"{name}={getattr(config, name)}: the run in {folder} has {getattr(before, name)}, and a resume keeps it"
-            )
-    recorded = run.data()
-    data_folder = Path(str(recorded.get("folder", "")))
-    data = (
-        open_folder(data_folder) if (data_folder / "meta.json").is_file() else prepare(config.dataset, config, progress)
-    )
-    if not data.is_recorded(recorded):  # another text of the same name may have taken the folder: prepare ours again
-        data = prepare(config.dataset, config, progress)
-    if not data.is_recorded(recorded):
-        raise UserError(
-            f"the text or the tokenizer in {data.folder} has changed since the run in {folder} began: "
-            f"bring the old text back and run sampan prepare {' '.join(config.dataset)}, or start a new run"
-        )
-    if load_tokenizer(run.last).to_json() != data.tokenizer.to_json():
-        raise UserError(f"{run.last / 'tokenizer.json'} and {data.folder / 'tokenizer.json'} differ: undo the edit")
-    model = replace(load_model_config(run.last), dropout=config.dropout)
-    config = with_shape(config, model)
-    check_lengths(config, data)
-    if "fit" in given:
-        config, _ = fit_memory(config, model)
-    step = read_note(run.last / WEIGHTS).get("step", 0)
-    if config.max_iters < step:
-        raise UserError(f"{folder} is at step {step:,} already: give a larger --max_iters")
-    return Plan(config, model, data, resume=True, start_step=step)
+        raise UserError(message.format(count=data.meta.vocab_size, folder=where, limit=given.vocab_size))
+    return replace(crop(given, block_size, where), dropout=config.dropout)
 
 
 def with_shape(config: TrainConfig, model: ModelShape) -> TrainConfig:
+    """Return the settings with those of the model as resolved."""
     return replace(config, **vars(settings_of(model)))
 
 
-def check_lengths(config: TrainConfig, data: Data) -> None:
-    """What would fail in the first step or the first evaluation, said now."""
-    need = config.block_size + 1
+def check_lengths(data: Data, block_size: int) -> None:
+    """Raise UserError if a split is shorter than a block."""
     for split in ("train", "val"):
         count = data.meta.tokens(split)
-        if count < need:
-            ways = (
-                ["give more text"] + ["raise --val_fraction"] * (split == "val") + ["lower --block_size"] * (count > 1)
+        if count > block_size:
+            continue
+        about = dict(name=data.meta.name, count=count, block=block_size, need=block_size + 1)
+        if split == "train":
+            message = _(
+                "the text is too short: the train split of {name} has {count:,} tokens, and a block of {block:,} needs "
+                "{need:,}. Give more text or lower --block_size."
             )
-            raise UserError(
-                f"the text is too short: the {split} split of {data.meta.name} has {count:,} tokens, and a block of "
-                f"{config.block_size} needs {need:,}; {' or '.join(ways)}"
+        else:
+            message = _(
+                "the text is too short: the val split of {name} has {count:,} tokens, and a block of {block:,} needs "
+                "{need:,}. Give more text, raise --val_fraction or lower --block_size."
             )
+        raise UserError(message.format(**about))
+
+
+def check_processes(config: TrainConfig) -> None:
+    """Raise UserError if the processes cannot share a step evenly."""
     processes = world()[1]
     if config.windows_per_step % processes:
-        raise UserError(
-            f"batch_size x gradient_accumulation_steps = {config.windows_per_step} windows "
-            f"cannot be shared among {processes} processes evenly"
+        message = _("batch_size x gradient_accumulation_steps = {count} is not a multiple of the {processes} processes")
+        raise UserError(message.format(count=config.windows_per_step, processes=processes))
+
+
+def continues_after_restart(config: TrainConfig, overwrite: bool) -> bool:
+    """Return whether torchrun has restarted this job after a death, and the run in the folder is the job's own."""
+    run = Run(config.out_dir)
+    if not is_restarted() or config.eval_only or not run.can_resume():
+        return False
+    return not overwrite or run.job() == torchrun_job()
+
+
+def check_folder(config: TrainConfig, overwrite: bool) -> None:
+    """Raise UserError if the run's folder already holds a run."""
+    if not config.eval_only and not overwrite and Run(config.out_dir).has_weights():
+        message = _(
+            "{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another "
+            "--out_dir"
         )
+        raise UserError(message.format(folder=config.out_dir))
+
+
+# ---- a resume ----
+
+
+def plan_resume(asked: Asked, progress: Progress = silent) -> Plan:
+    """Return the plan of a run's folder, with the changes that a resume allows. Raise UserError."""
+    run = find_run(asked)
+    before = run.settings()
+    check_text(asked, before, run)
+    config = changed_settings(asked, before, run)
+    data = find_data(config, run, progress)
+    model = replace(load_model_config(run.last), dropout=config.dropout)
+    config = with_shape(config, model)
+    check_lengths(data, config.block_size)
+    check_processes(config)
+    if "fit" in asked:
+        config, _why = fit_memory(config, model)
+    step = read_note(run.last / WEIGHTS).get("step", 0)
+    if config.max_iters < step:
+        raise UserError(
+            _("{folder} is at step {step:,} already: raise --max_iters").format(folder=run.folder, step=step)
+        )
+    return Plan(config, model, data, resume=True, start_step=step)
+
+
+def find_run(asked: Asked) -> Run:
+    """Return the run that the settings name, repaired if its process was killed. Raise UserError if there is none."""
+    folder = Path("out")
+    if "out_dir" in asked:
+        folder = Path(asked["out_dir"])
+    elif "dataset" in asked:
+        folder /= source_name(build(TrainConfig, {"dataset": asked["dataset"]}).dataset)
+    run = WritableRun(folder)
+    if folder.is_dir() and world()[0] == 0 and not asked.get("eval_only"):
+        with run.locked():  # repairs it before anybody reads it
+            pass
+    if run.can_resume():
+        run.check_unchanged()
+        return run
+    if "out_dir" not in asked:
+        raise UserError(_("{folder} holds nothing to resume; name the run with --out_dir").format(folder=folder))
+    if folder.is_dir():
+        raise UserError(_("{folder} holds nothing to resume").format(folder=folder))
+    raise UserError(_("{folder}: no such folder").format(folder=folder))
+
+
+def check_text(asked: Asked, before: TrainConfig, run: Run) -> None:
+    """Raise UserError if a text was given that is not the run's."""
+    texts = build(TrainConfig, {"dataset": asked["dataset"]}).dataset if asked.get("dataset") else before.dataset
+    if [Path(name).resolve() for name in texts] != [Path(name).resolve() for name in before.dataset]:
+        message = _(
+            "the run in {folder} learns from {before}, not from {asked}: leave the text out to continue it, or fine-tune "
+            "on the new text with --init_from {folder} --out_dir NEW"
+        )
+        raise UserError(message.format(folder=run.folder, before=" ".join(before.dataset), asked=" ".join(texts)))
+
+
+def changed_settings(asked: Asked, before: TrainConfig, run: Run) -> TrainConfig:
+    """Return the run's settings with those that were given. Raise UserError for one that must stay as it was."""
+    if {"minutes", "size"} & asked.keys():
+        raise UserError(_("--minutes and --size are for new runs; a resume goes on to --max_iters"))
+    given = {name: value for name, value in asked.items() if name not in ("init_from", "out_dir", "dataset")}
+    config = change(replace(before, out_dir=str(run.folder)), given)
+    for name in NEVER_CHANGED:
+        value = getattr(before, name)
+        if name != "dropout" and getattr(config, name) != value:
+            message = _("cannot change {name} to {asked} at a resume: the run in {folder} has {value}")
+            raise UserError(message.format(name=name, asked=getattr(config, name), folder=run.folder, value=value))
+    return config
+
+
+def find_data(config: TrainConfig, run: Run, progress: Progress) -> Data:
+    """Return the data that the run was trained on, prepared again if need be. Raise UserError if it has changed."""
+    recorded = run.data()
+    folder = Path(str(recorded.get("folder", "")))
+    data = open_folder(folder) if (folder / "meta.json").is_file() else prepare(config.dataset, config, progress)
+    if not data.is_recorded(recorded):  # another text of the same name may have taken the folder
+        data = prepare(config.dataset, config, progress)
+    if not data.is_recorded(recorded):
+        message = _(
+            "the text or the tokenizer in {data} has changed since the run in {folder} began: restore the old text and "
+            "run sampan prepare {texts}, or start a new run"
+        )
+        raise UserError(message.format(data=data.folder, folder=run.folder, texts=" ".join(config.dataset)))
+    if load_tokenizer(run.last).to_json() != data.tokenizer.to_json():
+        message = _("{one} and {other} differ: undo the edit")
+        raise UserError(message.format(one=run.last / "tokenizer.json", other=data.folder / "tokenizer.json"))
+    return data

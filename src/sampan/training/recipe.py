@@ -10,6 +10,7 @@ the measurements, also of what did not help. Nothing here knows how a plan is pr
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from sampan.config import SIZES, TrainConfig, change
 from sampan.data.meta import Data
@@ -20,6 +21,8 @@ from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.shape import ModelShape, resolve
 from sampan.training.cost import Costs, evaluation_windows, fit_memory, save_seconds, time_step
 from sampan.units import duration
+
+Choice = tuple[dict[str, Any], str]  # {setting: value}, and the reason
 
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
@@ -50,7 +53,8 @@ def choose(
 ) -> tuple[dict, dict[str, str]]:
     """({name: value}, {name: reason}) of what `settings` leave open; what they say takes precedence, and is built on."""
     groups = fine_tuning(data, settings, config, pretrained) if pretrained else from_scratch(data, settings, config)
-    chosen, reasons = {}, {}
+    chosen: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
     for values, reason in groups:
         open_ones = {name: value for name, value in values.items() if name not in settings}
         chosen |= open_ones
@@ -58,10 +62,10 @@ def choose(
     return chosen, reasons
 
 
-def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[dict, str]]:
+def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice]:
     machine = "gpu" if has_gpu(config.device) else "cpu"
     rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
-    groups = [
+    groups: list[Choice] = [
         (
             FAMILY if settings.get("family") != "gpt2" else {},  # which has an epsilon of its own
             "rotary positions and normed queries and keys learn fastest",
@@ -88,7 +92,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[tuple[
     return [*groups, (last, "a twentieth of the time")]
 
 
-def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[tuple[dict, str]]:
+def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[Choice]:
     """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
@@ -125,7 +129,7 @@ def fitting_block(data: Data) -> int:
     return max(1, min(data.meta.train_tokens, data.meta.val_tokens) - 1)
 
 
-def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> tuple[dict, str]:
+def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> Choice:
     """The usual batch of the machine, or for a short text one that leaves it steps enough in each epoch."""
     batch_size, block_size = usual["batch_size"], usual["block_size"]
     most = int(SHARE_PER_STEP * data.meta.train_tokens)
@@ -188,7 +192,7 @@ def pick_size(
         return SIZES[config.size], f"size {config.size}, as asked"
     if minutes is None or speed is None:
         return SIZES["small"], "size small, where nothing says how long the training may take"
-    fitting = (n for n in map(SIZES.get, MEASURED) if fits(config, model_of(config, data, n, settings)))
+    fitting = (n for n in (SIZES[name] for name in MEASURED) if fits(config, model_of(config, data, n, settings)))
     measured = next(fitting, SIZES[MEASURED[-1]])
     speed.of(replace_open(config, settings, shape_of_size(measured, config, settings)))
     seconds = 60 * minutes * TRAINING_SHARE
