@@ -82,7 +82,7 @@ class ModelSettings:
     bias: bool | None = setting(
         None, "biases in linear layers, and in gpt2's LayerNorm; auto: only those that the family always has"
     )
-    tie_word_embeddings: bool = setting(True, "the head shares the token embedding's weights")
+    tie_word_embeddings: bool = setting(True, "share the weights of the token embedding and the output layer")
     dropout: float = setting(0.0, "dropout probability", low=0.0, high=0.99)
     norm_eps: float = setting(1e-5, "epsilon inside the norms", low=0.0)
     rope_theta: float = setting(10000.0, "base of the rotary positions", low=1.0)
@@ -91,7 +91,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How a text becomes tokens."""
+    """Say how a text becomes tokens."""
 
     title: typing.ClassVar[str] = N_("data")
     tokenizer: str = setting(
@@ -112,17 +112,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """What runs the arithmetic, and how."""
+    """Say what runs the arithmetic, and how."""
 
     title: typing.ClassVar[str] = N_("machine")
-    engine: str = setting(
-        "auto", "what computes; auto: torch where there is a GPU, else c", choices=("auto", "c", "torch")
-    )
-    device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the fastest there is")
-    dtype: str = setting("auto", "precision of the products", choices=("auto", "float32", "bfloat16", "float16"))
+    engine: str = setting("auto", "engine; auto: torch if there is a GPU, else c", choices=("auto", "c", "torch"))
+    device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the fastest available")
+    dtype: str = setting("auto", "precision of matrix products", choices=("auto", "float32", "bfloat16", "float16"))
     compile: bool | None = setting(None, "torch.compile; auto: on a GPU")
     threads: int | None = setting(None, "CPU threads; auto: the physical cores", low=1, high=1024)
-    seed: int = setting(1337, "everything random follows from it", low=0, high=2**63 - 1)
+    seed: int = setting(1337, "random seed", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
-    """Everything that `sampan train` can be told. The defaults are those of nanoGPT's train.py (GPT-2 124M)."""
+    """Hold all settings of `sampan train`. The defaults are those of nanoGPT's train.py (GPT-2 124M)."""
 
     title: typing.ClassVar[str] = N_("training")
     dataset: tuple[str, ...] = setting(
@@ -200,7 +198,7 @@ class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
 
 @dataclass(frozen=True)
 class SampleConfig(MachineConfig):
-    """Everything that `sampan sample` can be told. Names and defaults are those of nanoGPT's sample.py."""
+    """Hold all settings of `sampan sample`. Names and defaults are those of nanoGPT's sample.py."""
 
     title: typing.ClassVar[str] = N_("sampling")
     out_dir: str = setting("out", "a run's folder, a Hugging Face folder or a hub name")
@@ -242,7 +240,7 @@ EXPORT_DTYPES = ("f32", "f16", "bf16", "q8_0")
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Everything that `sampan import` can be told."""
+    """Hold all settings of `sampan import`."""
 
     title: typing.ClassVar[str] = N_("import")
     out_dir: str | None = setting(None, "new folder; auto: out/PROGRAM-NAME")
@@ -255,7 +253,7 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Everything that `sampan export` can be told."""
+    """Hold all settings of `sampan export`."""
 
     title: typing.ClassVar[str] = N_("export")
     to: str | None = setting(None, "output format (required)", choices=EXPORTS)

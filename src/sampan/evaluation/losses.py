@@ -24,7 +24,7 @@ def whole_loss(engine: Engine, data: Data, config: TrainConfig) -> tuple[float, 
 
 
 def evaluate(engine: Engine, batches: Iterable[Batch]) -> float:
-    """Mean loss per target over all batches, nats."""
+    """Return the mean loss per target over all batches, in nats."""
     total, count = 0.0, 0
     for x, y in batches:
         targets = int((y != -1).sum())

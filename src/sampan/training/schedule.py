@@ -1,4 +1,4 @@
-"""The learning rate of each step, and when a run has had enough.
+"""Compute the learning rate of each step, and when to stop early.
 
 learning_rate(config, step)
 """
@@ -10,12 +10,12 @@ from sampan.config import TrainConfig
 
 
 def decay_end(config: TrainConfig) -> int:
-    """The step at which the rate has fallen to min_lr."""
+    """Return the step at which the rate reaches min_lr."""
     return config.max_iters if config.lr_decay_iters is None else config.lr_decay_iters
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """nanoGPT's schedule: linear warm-up, a cosine down to min_lr at lr_decay_iters, then min_lr."""
+    """Return nanoGPT's rate: linear warm-up, a cosine down to min_lr at lr_decay_iters, then min_lr."""
     c, end = config, decay_end(config)
     if not c.decay_lr:
         return c.learning_rate
@@ -28,5 +28,5 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def is_enough(config: TrainConfig, progress: Progress) -> bool:
-    """Whether val has not improved for `patience` evaluations. It needs no state that a resume could lose."""
+    """Return whether val has not improved for `patience` evaluations. It needs no state that a resume could lose."""
     return config.patience is not None and progress.step - progress.best_step >= config.patience * config.eval_interval
