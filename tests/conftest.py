@@ -68,7 +68,7 @@ def small_text() -> str:
 
 def tiny_config(family: str, **settings) -> ModelShape:
     """A resolved model of a few thousand parameters; keys are grouped where the family allows it."""
-    shape = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=65, bias=family == "gpt2")
+    shape = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=65, bias=True if family == "gpt2" else None)
     if family != "gpt2":
         shape |= dict(n_kv_head=2, n_inner=48, tie_word_embeddings=family == "qwen3")
     return resolve(ModelSettings(**{"family": family} | shape | settings))

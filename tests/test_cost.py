@@ -92,7 +92,7 @@ def test_each_part_is_what_it_is_made_of(family):
 
 def test_seconds_are_those_of_steps_evaluations_and_saves():
     model = resolve(ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50))
-    data = SimpleNamespace(meta={"train_tokens": 10_000, "val_tokens": 320})
+    data = SimpleNamespace(meta=SimpleNamespace(tokens={"train": 10_000, "val": 320}.get))
     costs = Costs(step=0.5, window=0.01)
 
     def seconds(**settings):
