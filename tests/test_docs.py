@@ -35,7 +35,7 @@ from sampan.tokens.byte_level import train_bpe
 ROOT = Path(__file__).resolve().parents[1]
 C_PROGRAM = ROOT / "csrc" / "build" / "sampan-c"
 PAIRS = {"README": ("README.md", "README.zh-CN.md")}
-PAIRS |= {name: (f"docs/en/{name}.md", f"docs/zh/{name}.md") for name in ("tutorial", "lesson")}
+PAIRS |= {name: (f"docs/en/{name}.md", f"docs/zh/{name}.md") for name in ("tutorial", "lesson", "hacking")}
 DOCUMENTS = sorted(name for pair in PAIRS.values() for name in pair)
 PROGRAMS = ("sampan ", "pip ", "pytest ", "torchrun ", "make ", "zcat ", "cc ", "./gpt64 ", "csrc/build/")
 
