@@ -1,4 +1,4 @@
-"""What several test files need: the program as a call or a process, and what a run left behind."""
+"""What several test files need: the program as a call or a process, what a run left behind, and small random models."""
 
 import contextlib
 import io
@@ -9,11 +9,17 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load_file
 
 import sampan as package
-from sampan.checkpoint.run import read_note
+from sampan.checkpoint.run import Run, read_note
 from sampan.cli.main import main
+from sampan.config import ACTIVATIONS, ModelSettings
+from sampan.model.family import find_family
+from sampan.model.parameters import initialize, parameters
+from sampan.model.shape import ModelShape, resolve
+from sampan.tokens.characters import characters
 
 RECIPE = dict(
     engine="torch", device="cpu", n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=3, gradient_accumulation_steps=2,
@@ -79,3 +85,76 @@ def losses(out) -> list:
 
 
 LOSSES = ("step", "loss", "grad_norm", "train_loss", "val_loss", "best", "lr")
+
+
+# ---- a tiny run ----
+
+TOKENIZER = characters("abcdefgh\n")
+CONFIG = resolve(ModelSettings(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))
+
+
+def weights(seed: int) -> dict[str, np.ndarray]:
+    return initialize(CONFIG, seed)
+
+
+def state(step: int) -> dict[str, np.ndarray]:
+    moments = {
+        f"{key}.{p.name}": np.full(p.shape, step, np.float32)
+        for p in parameters(CONFIG)
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    return moments | {"step": np.array(step)}
+
+
+def step_of(run: Run) -> int:
+    """The step of what a resume would load, checked to belong together."""
+    loaded, optimizer, progress = run.load_last(CONFIG)
+    for name, value in weights(progress.step).items():
+        assert np.array_equal(loaded[name], value)
+    for name, value in state(progress.step).items():
+        assert np.array_equal(optimizer[name], value)
+    return progress.step
+
+
+# ---- models of odd sizes ----
+
+TOLERANCE = 1e-5  # float32, relative to the norm of the reference
+
+
+def random_config(seed: int) -> ModelShape:
+    """Return a small configuration of odd sizes: each family in turn, and each activation in each family."""
+    draw = np.random.default_rng(seed)
+    family = ("gpt2", "llama", "qwen3", "qwen2", "mistral")[seed % 5]
+    n_kv_head = int(draw.integers(1, 3))
+    n_head = n_kv_head * int(draw.integers(1, 4)) if family != "gpt2" else int(draw.integers(1, 5))
+    head_dim = 2 * int(draw.integers(2, 9))
+    free_width = family != "gpt2" and draw.random() < 0.5  # the others may have heads of another width
+    return resolve(
+        ModelSettings(
+            family=family,
+            n_layer=int(draw.integers(1, 4)),
+            n_head=n_head,
+            n_kv_head=n_kv_head if family != "gpt2" else None,
+            head_dim=head_dim if free_width else None,
+            n_embd=int(draw.integers(3, 20)) * n_head if free_width else n_head * head_dim,
+            activation=ACTIVATIONS[seed // 5 % 3],  # each in each family
+            n_inner=int(draw.integers(5, 70)) if draw.random() < 0.5 else None,
+            block_size=int(draw.integers(9, 33)),
+            vocab_size=int(draw.integers(10, 90)),
+            bias=None if len(find_family(family).bias) == 1 else bool(draw.random() < 0.5),
+            tie_word_embeddings=bool(draw.random() < 0.5),
+            norm_eps=float(10 ** draw.uniform(-6, -4)),
+            rope_theta=float(10 ** draw.uniform(3, 6)),
+        )
+    )
+
+
+def random_weights(config: ModelShape, seed: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng([seed, 1])
+    return {p.name: draw.normal(p.mean, 0.2, p.shape).astype(np.float32) for p in parameters(config)}
+
+
+def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    size = float(np.linalg.norm(reference))
+    assert size > 0, "a reference of zeros proves nothing"
+    return float(np.linalg.norm(np.asarray(ours, dtype=np.float64) - reference)) / size

@@ -11,32 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import CONFIG, TOKENIZER, state, step_of, weights
 
 import sampan
 from sampan.checkpoint.folder import load_model, load_model_config, save_model, writing
-from sampan.checkpoint.run import Progress, Run
+from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
-from sampan.config import ModelSettings, TrainConfig
+from sampan.config import TrainConfig
 from sampan.errors import UserError
-from sampan.model.parameters import initialize, parameters
-from sampan.model.shape import resolve
-from sampan.tokens.characters import characters
-
-TOKENIZER = characters("abcdefgh\n")
-CONFIG = resolve(ModelSettings(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=TOKENIZER.vocab_size))
-
-
-def weights(seed: int) -> dict[str, np.ndarray]:
-    return initialize(CONFIG, seed)
-
-
-def state(step: int) -> dict[str, np.ndarray]:
-    moments = {
-        f"{key}.{p.name}": np.full(p.shape, step, np.float32)
-        for p in parameters(CONFIG)
-        for key in ("exp_avg", "exp_avg_sq")
-    }
-    return moments | {"step": np.array(step)}
 
 
 @pytest.fixture
@@ -46,16 +28,6 @@ def run(tmp_path):
     with made.begin(TrainConfig(out_dir=str(made.folder)), CONFIG, TOKENIZER, {"name": "text"}) as first:
         first.save_last(CONFIG, weights(1), state(1), Progress(step=1))
     return made
-
-
-def step_of(run: Run) -> int:
-    """The step of what a resume would load, checked to belong together."""
-    loaded, optimizer, progress = run.load_last(CONFIG)
-    for name, value in weights(progress.step).items():
-        assert np.array_equal(loaded[name], value)
-    for name, value in state(progress.step).items():
-        assert np.array_equal(optimizer[name], value)
-    return progress.step
 
 
 def test_what_is_saved_is_loaded(run):

@@ -17,9 +17,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import nanogpt_files as nanogpt
 import numpy as np
 import pytest
-import test_exchange_nanogpt as nanogpt
 import torch
 from conftest import readable, tiny_config
 from rich.cells import cell_len

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_transformers import random_config, random_weights, relative_error
+from helpers import random_config, random_weights, relative_error
 
 from sampan.config import OPTIMIZERS, MachineConfig, OptimizerSettings, TrainConfig, change
 from sampan.engine.open import open_engine

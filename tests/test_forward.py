@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_transformers import TOLERANCE, random_config, random_weights, relative_error
+from helpers import TOLERANCE, random_config, random_weights, relative_error
 
 from sampan.checkpoint.folder import save_model
 from sampan.model.forward import ACTIVATIONS, forward

@@ -27,8 +27,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import readable, tiny_config
-from helpers import environment, losses, refused, result, sampan
-from test_checkpoint import CONFIG, TOKENIZER, state, step_of, weights
+from helpers import CONFIG, TOKENIZER, environment, losses, refused, result, sampan, state, step_of, weights
 
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Progress, Run, read_note

@@ -10,57 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import TOLERANCE, random_config, random_weights, relative_error
 
 from sampan.checkpoint.folder import load_model, load_model_config, save_model
 from sampan.checkpoint.huggingface import to_hf_weights
-from sampan.config import ACTIVATIONS, MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
+from sampan.config import MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
 from sampan.engine.open import open_engine
-from sampan.model.family import find_family
-from sampan.model.parameters import parameters
-from sampan.model.shape import ModelShape, resolve
+from sampan.model.shape import resolve
 from sampan.sampling.draw import generate
 from sampan.tokens.characters import characters
-
-TOLERANCE = 1e-5  # float32, relative to the norm of the reference
-
-
-def random_config(seed: int) -> ModelShape:
-    """Return a small configuration of odd sizes: each family in turn, and each activation in each family."""
-    draw = np.random.default_rng(seed)
-    family = ("gpt2", "llama", "qwen3", "qwen2", "mistral")[seed % 5]
-    n_kv_head = int(draw.integers(1, 3))
-    n_head = n_kv_head * int(draw.integers(1, 4)) if family != "gpt2" else int(draw.integers(1, 5))
-    head_dim = 2 * int(draw.integers(2, 9))
-    free_width = family != "gpt2" and draw.random() < 0.5  # the others may have heads of another width
-    return resolve(
-        ModelSettings(
-            family=family,
-            n_layer=int(draw.integers(1, 4)),
-            n_head=n_head,
-            n_kv_head=n_kv_head if family != "gpt2" else None,
-            head_dim=head_dim if free_width else None,
-            n_embd=int(draw.integers(3, 20)) * n_head if free_width else n_head * head_dim,
-            activation=ACTIVATIONS[seed // 5 % 3],  # each in each family
-            n_inner=int(draw.integers(5, 70)) if draw.random() < 0.5 else None,
-            block_size=int(draw.integers(9, 33)),
-            vocab_size=int(draw.integers(10, 90)),
-            bias=None if len(find_family(family).bias) == 1 else bool(draw.random() < 0.5),
-            tie_word_embeddings=bool(draw.random() < 0.5),
-            norm_eps=float(10 ** draw.uniform(-6, -4)),
-            rope_theta=float(10 ** draw.uniform(3, 6)),
-        )
-    )
-
-
-def random_weights(config: ModelShape, seed: int) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng([seed, 1])
-    return {p.name: draw.normal(p.mean, 0.2, p.shape).astype(np.float32) for p in parameters(config)}
-
-
-def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
-    size = float(np.linalg.norm(reference))
-    assert size > 0, "a reference of zeros proves nothing"
-    return float(np.linalg.norm(np.asarray(ours, dtype=np.float64) - reference)) / size
 
 
 def both(seed: int, tmp_path, engine_name: str = "torch"):
