@@ -123,6 +123,7 @@ def test_every_choice_is_printed_with_its_reason(tmp_path):
         assert name in plan.reasons and name in said
     assert "n_head:" not in said
     assert all(len(line) <= 80 for line in said.splitlines())
+    assert all(line[9] == " " != line[10] for line in said.splitlines()), "two columns: a name, and what it is"
 
 
 def test_a_configuration_keeps_its_own_recipe(tmp_path):

@@ -42,7 +42,7 @@ def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = N
     for name, reason in plan.reasons.items():
         names_of.setdefault(reason, []).append(name)
     rows += [(_("chosen"), f"{', '.join(names)}: {reason}") for reason, names in names_of.items() if reason]
-    return [line for name, text in rows for line in wrap(f"{pad(name, 9)} {text}", 80, " " * 10)]
+    return [f"{pad('' if i else name, 9)} {line}" for name, text in rows for i, line in enumerate(wrap(text, 80 - 10))]
 
 
 def model_line(plan: Plan) -> str:
