@@ -36,6 +36,7 @@ from sampan.config import OPTIMIZERS, TrainConfig
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
 from sampan.model.parameters import initialize
+from sampan.model.shape import settings_of
 from sampan.report.metrics import Metrics
 from sampan.report.picture import POINTS, Picture, draw, read_curves
 from sampan.training import loop
@@ -264,7 +265,7 @@ def death_after(monkeypatch, calls: int):
 
 
 def begin(run: Run, seed: int) -> None:
-    settings = TrainConfig(out_dir=str(run.folder), seed=seed, **asdict(CONFIG))
+    settings = TrainConfig(out_dir=str(run.folder), seed=seed, **asdict(settings_of(CONFIG)))
     with run.locked(), run.begin(settings, CONFIG, TOKENIZER, {}) as first:
         first.save_best(CONFIG, weights(seed), Progress(step=seed))
         first.save_last(CONFIG, weights(seed), state(seed), Progress(step=seed))
