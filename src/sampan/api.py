@@ -46,6 +46,7 @@ from sampan.data.examples import (
 from sampan.engine.open import has_gpu, open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
@@ -144,7 +145,9 @@ class GPT:
         tokenizer = tokenizer or self.tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.model.vocab_size:
             raise UserError(
-                f"tokenizer has {tokenizer.vocab_size:,} tokens, and the model's vocab_size is {self.model.vocab_size:,}"
+                _("tokenizer has {vocab_size:,} tokens, and the model's vocab_size is {vocab_size_2:,}").format(
+                    vocab_size=tokenizer.vocab_size, vocab_size_2=self.model.vocab_size
+                )
             )
         save_model(folder, self.model, self.weights, tokenizer)
 
@@ -237,21 +240,29 @@ class GPT:
         """The logits of the token that follows `ids`, (T,) or (B, T): float32 (B, vocab_size). T is at most block_size."""
         ids = self._ids(ids, "ids")
         if ids.shape[1] > self.model.block_size:
-            raise UserError(f"ids has {ids.shape[1]} tokens, and the model's block_size is {self.model.block_size}")
+            raise UserError(
+                _("ids has {shape} tokens, and the model's block_size is {block_size}").format(
+                    shape=ids.shape[1], block_size=self.model.block_size
+                )
+            )
         return self._opened().session(len(ids)).feed(ids)
 
     def loss(self, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """Mean loss over the targets, nats per token, without dropout; x and y (T,) or (B, T), a target of -1 ignored."""
         x, y = as_batch(np.atleast_2d(x), np.atleast_2d(y), self.model, "loss")
         if not (y != -1).any():
-            raise UserError("loss: every target is -1")
+            raise UserError(_("loss: every target is -1"))
         return self._opened().loss(x, y)
 
     def _ids(self, ids: npt.ArrayLike, name: str) -> np.ndarray:
         """Tokens (T,) or (B, T) as int32 (B, T)."""
         array = np.atleast_2d(as_integers(ids, name))
         if array.ndim != 2 or array.size == 0:
-            raise UserError(f"{name} has shape {array.shape}: expected tokens (T,) or (B, T), at least one")
+            raise UserError(
+                _("{name} has shape {shape}: expected tokens (T,) or (B, T), at least one").format(
+                    name=name, shape=array.shape
+                )
+            )
         check_range(array, 0, self.model.vocab_size, name)
         return np.ascontiguousarray(array, np.int32)
 
@@ -276,7 +287,11 @@ def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls
     check_keys(cls, settings, where)
     for name in settings:
         if name not in known:
-            raise UserError(f"{where}: {name} is no setting of it; those are {', '.join(sorted(known))}")
+            raise UserError(
+                _("{where}: {name} is no setting of it; those are {known}").format(
+                    where=where, name=name, known=", ".join(sorted(known))
+                )
+            )
 
 
 def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
@@ -284,10 +299,14 @@ def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
     table = {p.name: p.shape for p in parameters(model)}
     if missing := sorted(table.keys() ^ weights.keys()):
         raise UserError(
-            f"weights: {missing[0]} is {'missing' if missing[0] in table else 'no parameter of this model'}"
+            _("weights: {missing} is {value}").format(
+                missing=missing[0], value="missing" if missing[0] in table else _("no parameter of this model")
+            )
         )
     for name, shape in table.items():
         array = weights[name]
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
             given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-            raise UserError(f"weights: {name} is {given}: expected float32 {shape}")
+            raise UserError(
+                _("weights: {name} is {given}: expected float32 {shape}").format(name=name, given=given, shape=shape)
+            )

@@ -15,6 +15,7 @@ from typing import Any
 
 from sampan.config import TrainConfig, check_keys, convert
 from sampan.errors import UserError
+from sampan.messages import _
 
 # ---- configuration files ----
 
@@ -35,7 +36,11 @@ def find_file(name: str) -> Path:
         if path.is_file():
             return path
     names = sorted(path.name for path in shipped.glob("*.toml"))
-    raise UserError(f"{name}: no such file; the recipes that come with Sampan are {', '.join(names)}")
+    raise UserError(
+        _("{name}: no such file; the recipes that come with Sampan are {names}").format(
+            name=name, names=", ".join(names)
+        )
+    )
 
 
 def read_file(path: str | Path) -> dict:
@@ -46,10 +51,14 @@ def read_file(path: str | Path) -> dict:
     path = Path(path)
     try:
         if path.stat().st_size > FILE_BYTES:
-            raise UserError(f"{path}: larger than any configuration ({path.stat().st_size:,} bytes)")
+            raise UserError(
+                _("{path}: larger than any configuration ({size:,} bytes)").format(path=path, size=path.stat().st_size)
+            )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
+        raise UserError(
+            _("{path}: cannot be read as a configuration ({error})").format(path=path, error=error)
+        ) from None
     settings = read_python(text, path) if path.suffix == ".py" else read_toml(text, path)
     check_keys(TrainConfig, settings, str(path))
     for name, value in settings.items():
@@ -62,11 +71,11 @@ def read_file(path: str | Path) -> dict:
 
 def read_toml(text: str, path: Path) -> dict:
     if text.count(".") > 2000:  # a key a.b.c... costs tomllib memory by the square of its parts
-        raise UserError(f"{path}: has more dots than any configuration")
+        raise UserError(_("{path}: has more dots than any configuration").format(path=path))
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        raise UserError(_("{path}: not valid TOML: {error}").format(path=path, error=error)) from None
 
 
 def read_python(text: str, path: Path) -> dict:
@@ -74,14 +83,18 @@ def read_python(text: str, path: Path) -> dict:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not valid Python: {error}") from None
+        raise UserError(_("{path}: not valid Python: {error}").format(path=path, error=error)) from None
     settings: dict[str, Any] = {}
     for node in tree.body:
         is_note = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if is_note or isinstance(node, (ast.Import, ast.ImportFrom)):
             continue  # finetune_shakespeare.py imports time for its run name; nothing is imported here
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise UserError(f"{path}, line {node.lineno}: only NAME = VALUE is read from a .py configuration")
+            raise UserError(
+                _("{path}, line {lineno}: only NAME = VALUE is read from a .py configuration").format(
+                    path=path, lineno=node.lineno
+                )
+            )
         try:
             settings[node.targets[0].id] = evaluate_expression(node.value, settings)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:

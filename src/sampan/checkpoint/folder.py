@@ -20,6 +20,7 @@ from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensor
 from sampan.errors import UserError
 from sampan.fetch import mirror_folder
 from sampan.files import read_json, write_json, write_text
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.tokens.kinds import read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
@@ -38,9 +39,13 @@ def find_model(name: str) -> Path:
     if mirrored is not None and (mirrored / "config.json").is_file():
         return mirrored
     if Path(name).is_file():
-        raise UserError(f"{name} is a file; give a run's folder, a Hugging Face folder or a hub name")
+        raise UserError(
+            _("{name} is a file; give a run's folder, a Hugging Face folder or a hub name").format(name=name)
+        )
     if name.startswith((".", "/", "~", "out/")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
-        raise UserError(f"{name}: no such folder{runs_near(Path(name).parent)}")
+        raise UserError(
+            _("{name}: no such folder{runs_near}").format(name=name, runs_near=runs_near(Path(name).parent))
+        )
     import huggingface_hub
     from huggingface_hub.utils import HFValidationError
 
@@ -48,25 +53,32 @@ def find_model(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except HFValidationError:
-        raise UserError(f"{name}: no such folder, and not a name on the Hugging Face hub") from None
+        raise UserError(_("{name}: no such folder, and not a name on the Hugging Face hub").format(name=name)) from None
     except Exception as error:  # the hub's client and what it stands on raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({reason}); give the path of a "
-            "downloaded folder, or set SAMPAN_MIRROR to a folder that contains it, or HF_ENDPOINT to a mirror of the hub"
+            _(
+                "{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({reason}); give the "
+                "path of a downloaded folder, or set SAMPAN_MIRROR to a folder that contains it, or HF_ENDPOINT "
+                "to a mirror of the hub"
+            ).format(name=name, reason=reason)
         ) from None
 
 
 def runs_near(folder: Path) -> str:
     """The end of a sentence that names the runs in a folder, if there are any."""
     names = sorted(str(path.parent) for path in folder.glob("*/run.json"))
-    return f"; the runs here are {', '.join(names[:8])}" if names else ""
+    return _("; the runs here are {names}").format(names=", ".join(names[:8])) if names else ""
 
 
 def load_model_config(folder: str | Path) -> ModelShape:
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a model's folder: it has no config.json{runs_near(Path(folder))}")
+        raise UserError(
+            _("{folder} is not a model's folder: it has no config.json{runs_near}").format(
+                folder=folder, runs_near=runs_near(Path(folder))
+            )
+        )
     return from_hf_config(read_json(path), str(path))
 
 
@@ -81,7 +93,9 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
         return config
     if block_size > config.block_size:
         raise UserError(
-            f"block_size={block_size}: {where} has {config.block_size}, which can be cropped but not extended"
+            _("block_size={block_size}: {where} has {block_size_2}, which can be cropped but not extended").format(
+                block_size=block_size, where=where, block_size_2=config.block_size
+            )
         )
     return replace(config, block_size=block_size)
 
@@ -89,7 +103,7 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no tokenizer.json")
+        raise UserError(_("{folder} has no tokenizer.json").format(folder=folder))
     return read_tokenizer(path)
 
 
@@ -121,11 +135,14 @@ def save_description(folder: Path, config: ModelShape, tokenizer: Tokenizer | No
 
 @contextlib.contextmanager
 def writing(folder: Path):
-    """Turns what the system refuses into a sentence; whatever was there before is still whole."""
+    """Turn an error of the file system into a UserError."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        fate = "what was saved before is still whole" if folder.exists() else "the folder is not there"
-        raise UserError(f"{folder}: cannot be written ({reason}); {fate}") from None
+        reason = _("disk full") if full else getattr(error, "strerror", None) or str(error)
+        if folder.exists():
+            message = _("{folder}: cannot write ({reason}); the previous checkpoint is intact")
+        else:
+            message = _("{folder}: cannot create the folder ({reason})")
+        raise UserError(message.format(folder=folder, reason=reason)) from None

@@ -12,6 +12,7 @@ import numpy as np
 
 from sampan.config import FAMILIES, ModelSettings, build
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.family import Family, find_family
 from sampan.model.parameters import Param, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
@@ -39,20 +40,35 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
     """Return the model that a config.json describes. Raises UserError for one that is not exactly of our families."""
     name = hf.get("model_type")
     if name not in FAMILIES:
-        raise UserError(f"{where}: model_type {reprlib.repr(name)} is none of {', '.join(FAMILIES)}")
+        raise UserError(
+            _("{where}: model_type {name} is none of {families}").format(
+                where=where, name=reprlib.repr(name), families=", ".join(FAMILIES)
+            )
+        )
     family = find_family(name)
     for fixed in family.fixed:
         value = hf.get(fixed.theirs, fixed.default)
         if value != fixed.value:
-            raise UserError(f"{where}: {fixed.theirs} {reprlib.repr(value)} is not supported (only {fixed.value!r})")
+            raise UserError(
+                _("{where}: {theirs} {value} is not supported (only {value_2!r})").format(
+                    where=where, theirs=fixed.theirs, value=reprlib.repr(value), value_2=fixed.value
+                )
+            )
     try:
         shape = resolve(build(ModelSettings, {"family": name} | settings_in(family, with_flat_positions(hf))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if shape.positions == "rotary" and shape.block_size * shape.head_dim > ROTARY_ANGLES:
         raise UserError(
-            f"{where}: max_position_embeddings {shape.block_size} with heads {shape.head_dim} wide asks for too large "
-            f"a table of positions; set it to {ROTARY_ANGLES // shape.head_dim} or less"
+            _(
+                "{where}: max_position_embeddings {block_size} with heads {head_dim} wide asks for too large a "
+                "table of positions; set it to {rotary_angles} or less"
+            ).format(
+                where=where,
+                block_size=shape.block_size,
+                head_dim=shape.head_dim,
+                rotary_angles=ROTARY_ANGLES // shape.head_dim,
+            )
         )
     return shape
 
@@ -66,7 +82,7 @@ def settings_in(family: Family, hf: dict) -> dict:
             continue
         value = hf.get(key.theirs)
         if value is None and key.required:
-            raise UserError(f"{key.theirs} is missing")
+            raise UserError(_("{theirs} is missing").format(theirs=key.theirs))
         if value is None:
             value = key.default
         if isinstance(value, str):
@@ -74,9 +90,17 @@ def settings_in(family: Family, hf: dict) -> dict:
         choices = ModelSettings.__dataclass_fields__[key.ours].metadata["choices"]
         if choices and value not in choices:
             allowed = " or ".join(map(repr, (*choices, *key.aliases)))
-            raise UserError(f"{key.theirs} {reprlib.repr(value)} is not supported (only {allowed})")
+            raise UserError(
+                _("{theirs} {value} is not supported (only {allowed})").format(
+                    theirs=key.theirs, value=reprlib.repr(value), allowed=allowed
+                )
+            )
         if settings.setdefault(key.ours, value) != value:
-            raise UserError(f"{read_from[key.ours]} and {key.theirs} differ, which is not supported")
+            raise UserError(
+                _("{read_from} and {theirs} differ, which is not supported").format(
+                    read_from=read_from[key.ours], theirs=key.theirs
+                )
+            )
         read_from[key.ours] = key.theirs
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -97,10 +121,10 @@ def with_flat_positions(hf: dict) -> dict:
 
 def stored_tensors(family: Family, p: Param) -> list[tuple[str, int]]:
     """Return Hugging Face's tensors that a parameter is made of, from top to bottom: (name, rows of ours)."""
-    module, _, end = p.name.rpartition(".")
+    module, _dot, end = p.name.rpartition(".")
     block = ""
     if module.startswith("h."):
-        _, block, module = module.split(".", 2)
+        _h, block, module = module.split(".", 2)
     names = [f"{name.format(block)}.{end}" for name in family.tensors[module]]
     return list(zip(names, p.rows if len(names) > 1 else p.shape[:1], strict=True))
 
@@ -111,7 +135,7 @@ def to_hf_weights(shape: ModelShape, weights: Mapping[str, np.ndarray]) -> dict[
     for p in parameters(shape):
         stored = stored_tensors(family, p)
         pieces = np.split(weights[p.name], np.cumsum([rows for _, rows in stored])[:-1])
-        for (name, _), piece in zip(stored, pieces, strict=True):
+        for (name, _rows), piece in zip(stored, pieces, strict=True):
             tensors[name] = np.ascontiguousarray(piece.T if family.transposed and p.pieces else piece)
     if family.zero_biases:
         for p in parameters(shape):
@@ -136,7 +160,7 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
         for name, rows in stored_tensors(family, p):
             found = next((n for n in (name, name.removeprefix(family.optional_prefix)) if n in tensors), None)
             if found is None:
-                raise UserError(f"{where}: tensor {name} is missing")
+                raise UserError(_("{where}: tensor {name} is missing").format(where=where, name=name))
             left.discard(found)
             value = tensors[found].T if is_transposed else tensors[found]
             expected = (rows, *p.shape[1:])
@@ -144,8 +168,12 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
                 value = value[:rows]  # a cropped block_size
             if value.shape != expected:
                 raise UserError(
-                    f"{where}: tensor {found} has shape {tensors[found].shape}, "
-                    f"expected {expected[::-1] if is_transposed else expected}"
+                    _("{where}: tensor {found} has shape {shape}, expected {expected}").format(
+                        where=where,
+                        found=found,
+                        shape=tensors[found].shape,
+                        expected=expected[::-1] if is_transposed else expected,
+                    )
                 )
             pieces.append(value)
         weights[p.name] = np.concatenate(pieces).astype(np.float32, copy=False)
@@ -154,6 +182,8 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
         is_zero_bias = name.endswith(".bias") and not shape.qkv_bias and not tensors[name].any()
         if not (name.endswith(family.ignored) or is_tied or is_zero_bias):
             raise UserError(
-                f"{where}: tensor {reprlib.repr(name)} has no place in a {shape.family} model of this configuration"
+                _("{where}: tensor {name} has no place in a {family} model of this configuration").format(
+                    where=where, name=reprlib.repr(name), family=shape.family
+                )
             )
     return weights

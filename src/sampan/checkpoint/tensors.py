@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from sampan.errors import UserError
 from sampan.files import read_json, sync_folder
+from sampan.messages import _
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
@@ -33,10 +34,14 @@ class Tensors(Mapping):
             if not isinstance(shards, dict) or not all(
                 isinstance(v, str) and Path(v).name == v for v in shards.values()
             ):
-                raise UserError(f"{index}: not an index of shards in this folder")
+                raise UserError(_("{offset}: not an index of shards in this folder").format(offset=index))
             paths = [folder / name for name in sorted(set(shards.values()))]
         else:
-            raise UserError(f"{folder} has no {WEIGHTS}; it is not a model's folder (pickled weights are never read)")
+            raise UserError(
+                _("{folder} has no {weights}; it is not a model's folder (pickled weights are never read)").format(
+                    folder=folder, weights=WEIGHTS
+                )
+            )
         self.opened = contextlib.ExitStack()  # one reading: a run that saves meanwhile does not mix two steps into it
         self.where = {}
         for path in paths:
@@ -49,7 +54,11 @@ class Tensors(Mapping):
         if kind == "BF16":
             return read_bfloat16(path, name)
         if kind not in ("F32", "F16", "F64"):
-            raise UserError(f"{path}: tensor {reprlib.repr(name)} is of type {kind}; only float tensors are read")
+            raise UserError(
+                _("{path}: tensor {name} is of type {kind}; only float tensors are read").format(
+                    path=path, name=reprlib.repr(name), kind=kind
+                )
+            )
         with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
             return file.get_tensor(name).astype(np.float32, copy=False)
 
@@ -65,9 +74,9 @@ def open_safetensors(path: Path):
     try:
         file = safetensors.safe_open(path, "numpy")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(_("{path} is missing").format(path=path)) from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:  # ValueError: no name of a file
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UserError(_("{path}: not a whole safetensors file ({error})").format(path=path, error=error)) from None
     with file as opened:
         yield opened
 
@@ -80,7 +89,9 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
             entry = json.loads(file.read(header_size))[name]
             (begin, end), shape = entry["data_offsets"], entry["shape"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}: tensor {reprlib.repr(name)} is described in an unusual way") from None
+            raise UserError(
+                _("{path}: tensor {name} is described in an unusual way").format(path=path, name=reprlib.repr(name))
+            ) from None
         file.seek(8 + header_size + begin)
         raw = np.frombuffer(file.read(end - begin), np.uint16)
     return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)

@@ -121,7 +121,7 @@ def default_words(field: dataclasses.Field[Any]) -> str:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(_("{message}; see {prog} --help").format(message=message, prog=self.prog))
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -4,6 +4,7 @@ from sampan.config import DataConfig, build
 from sampan.data.compare import compare_tokenizers, table
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.report.baselines import baseline_lines, measure_baselines
 from sampan.report.progress_bar import progress_bar
 
@@ -12,7 +13,7 @@ from sampan.report.progress_bar import progress_bar
 
 def run(source: list[str], flags: dict) -> int:
     if not source:
-        raise UserError("sampan prepare takes a source, such as: sampan prepare shakespeare")
+        raise UserError(_("sampan prepare takes a source, such as: sampan prepare shakespeare"))
     if flags.pop("compare", False):
         print(table(compare_tokenizers(source, build(DataConfig, flags), progress_bar)))
         return 0
@@ -21,5 +22,5 @@ def run(source: list[str], flags: dict) -> int:
     try:
         print("\n".join(baseline_lines(data, measure_baselines(data))))
     except UserError as error:  # the files are made all the same
-        print(f"not looked at: {error}")
+        print(_("not looked at: {error}").format(error=error))
     return 0

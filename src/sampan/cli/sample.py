@@ -12,6 +12,7 @@ from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig, build
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.report.verbatim import training_data, verbatim_report
 from sampan.sampling.write import write
@@ -24,14 +25,18 @@ def read_prompt(start: str, standard_input) -> str:
         try:
             return standard_input.read()
         except UnicodeDecodeError as error:
-            raise UserError(f"standard input cannot be read as a prompt ({error})") from None
+            raise UserError(_("standard input cannot be read as a prompt ({error})").format(error=error)) from None
     if not start.startswith("FILE:"):
         return start
     path = Path(start.removeprefix("FILE:"))
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a prompt ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(
+            _("{path}: cannot be read as a prompt ({expected})").format(
+                path=path, expected=getattr(error, "strerror", None) or error
+            )
+        ) from None
 
 
 def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray], Tokenizer, str]:
@@ -51,7 +56,7 @@ def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray
 
 def run(source: list[str], flags: dict) -> int:
     if len(source) > 1:
-        raise UserError("sampan sample takes one folder, such as: sampan sample out/shakespeare")
+        raise UserError(_("sampan sample takes one folder, such as: sampan sample out/shakespeare"))
     settings = build(SampleConfig, flags | ({"out_dir": source[0]} if source else {}))
     prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
     model, weights, tokenizer, line = open_weights(settings)
@@ -73,7 +78,7 @@ def run(source: list[str], flags: dict) -> int:
         print("\n---------------\n" + "".join(part), end="")
     print(flush=True)
     if interrupted:
-        print("sampan: interrupted", file=sys.stderr)
+        print(_("sampan: interrupted"), file=sys.stderr)
         return 128 + signal.SIGINT
     if data is not None:
         written = ["".join(part[1:]) for part in parts]  # the first part is the prompt

@@ -19,6 +19,7 @@ from sampan.config import DataConfig
 from sampan.data.prepare import cut_of, find_both, make_tokenizer
 from sampan.data.survey import read_through, sample_documents
 from sampan.errors import UserError
+from sampan.messages import _, fill
 from sampan.progress import Progress, silent
 from sampan.text.characters import split_at
 from sampan.tokens.byte_level import first_merges, train_bpe
@@ -69,7 +70,12 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig, progres
     for size in SIZES:
         if largest.vocab_size < size:
             rows.append(
-                Row(f"bpe:{size}", left_out=f"the text has no more than {largest.vocab_size:,} tokens to learn")
+                Row(
+                    f"bpe:{size}",
+                    left_out=_("the text has no more than {vocab_size:,} tokens to learn").format(
+                        vocab_size=largest.vocab_size
+                    ),
+                )
             )
             break
         rows.append(time_tokenizer(f"bpe:{size}", partial(first_merges, largest, size), texts))
@@ -100,23 +106,24 @@ def table(comparison: Comparison) -> str:
     from rich.table import Table
 
     grid = Table(box=None, pad_edge=False)
-    for name in ("", "tokenizer", "vocabulary", "characters/token", "used", "time"):
-        grid.add_column(name, justify="left" if name in ("", "tokenizer") else "right")
+    for number, name in enumerate(("", _("tokenizer"), _("vocabulary"), _("characters/token"), _("used"), _("time"))):
+        grid.add_column(name, justify="left" if number < 2 else "right")
     skipped = []
     for row in comparison.rows:
         mark = "*" if row.name == comparison.recommended else ""
         if row.left_out:
-            skipped.append(f"{row.name} is left out: {row.left_out}")
+            skipped.append(_("{name} is left out: {left_out}").format(name=row.name, left_out=row.left_out))
             continue
         figures = f"{row.vocab_size:,}", f"{row.characters_per_token:.2f}", f"{row.used:.1%}", f"{row.seconds:.2f} s"
         grid.add_row(mark, row.name, *figures)
     console = Console(width=80, color_system=None)
     with console.capture() as shown:
         console.print(grid)
-        console.print(
-            f"* what this text gets: {comparison.reason}. Measured on {comparison.characters:,} characters; the BPEs "
-            f"were learnt in {comparison.training_seconds:.1f} s.", highlight=False, markup=False,
-        )  # fmt: skip
+        note = _(
+            "* the choice for this text: {reason}. Measured on {characters:,} characters; the BPEs were trained in "
+            "{seconds:.1f} s."
+        ).format(reason=comparison.reason, characters=comparison.characters, seconds=comparison.training_seconds)
+        console.print(fill(note), highlight=False, markup=False)
         for line in skipped:
             console.print(line, highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in shown.get().splitlines())

@@ -20,6 +20,7 @@ from sampan.config import TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows, endless_order
 from sampan.errors import UserError
 from sampan.machine import world
+from sampan.messages import _
 
 Batch = tuple[np.ndarray, np.ndarray]  # x, y
 
@@ -53,7 +54,7 @@ class Examples:
 
     def __init__(self, count: int, at: Callable[[np.ndarray], Batch], seed: int):
         if count < 1:
-            raise UserError("the data is empty: it has no example")
+            raise UserError(_("the data is empty: it has no example"))
         self.count, self.at, self.seed = count, at, seed  # `at` gives the batch of an array of indices
 
     def batch(self, first: int, count: int) -> Batch:
@@ -93,7 +94,7 @@ class Stream:
         if examples:
             yield stacked(examples, self.model, self.name)
         if empty:
-            raise UserError(f"{self.name} is empty: there is no batch in it")
+            raise UserError(_("{name} is empty: there is no batch in it").format(name=self.name))
 
     def epochs(self, batch_size: int) -> Iterator[Batch]:
         """Yield pass after pass; an iterator, which cannot begin again, ends."""
@@ -128,7 +129,7 @@ def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name
     else:
         batches = list(itertools.islice(source.batches(config.batch_size), config.eval_iters))
     if not any((y != -1).any() for _, y in batches):
-        raise UserError(f"{name} has no target: nothing can be evaluated on it")
+        raise UserError(_("{name} has no target: nothing can be evaluated on it").format(name=name))
     return batches
 
 
@@ -144,11 +145,16 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
         if tokens.ndim == 2:
             return open_data((tokens[:, :-1], tokens[:, 1:]), model, seed, name)
         if tokens.ndim != 1:
-            raise UserError(f"{name} has {tokens.ndim} dimensions: expected tokens (n,) or rows of them (N, T + 1)")
+            raise UserError(
+                _("{name} has {ndim} dimensions: expected tokens (n,) or rows of them (N, T + 1)").format(
+                    name=name, ndim=tokens.ndim
+                )
+            )
         if len(tokens) < model.block_size + 1:
             raise UserError(
-                f"{name} has {len(tokens):,} tokens, and a window of block_size={model.block_size} needs "
-                f"{model.block_size + 1:,}"
+                _("{name} has {count:,} tokens, and a window of block_size={block_size} needs {block_size_2:,}").format(
+                    name=name, count=len(tokens), block_size=model.block_size, block_size_2=model.block_size + 1
+                )
             )
         if not isinstance(tokens, np.memmap):  # a file is looked at as it is read
             check_range(tokens, 0, model.vocab_size, name)
@@ -161,8 +167,10 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
         return Examples(len(data), lambda i: stacked([data[int(k)] for k in i], model, name), seed)
     if isinstance(data, Mapping) or (not callable(data) and not isinstance(data, Iterable)):
         raise UserError(
-            f"{name} is a {type(data).__name__}: expected an array of integers, a pair of them, a Dataset, an iterable of "
-            "(x, y) or a function that returns (x, y)"
+            _(
+                "{name} is a {name_2}: expected an array of integers, a pair of them, a Dataset, an iterable of "
+                "(x, y) or a function that returns (x, y)"
+            ).format(name=name, name_2=type(data).__name__)
         )
     return Stream(data, model, name)
 
@@ -185,7 +193,7 @@ def is_iterable_dataset(data) -> bool:
 
 def pair(item, name: str) -> tuple[Any, Any]:
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
-        raise UserError(f"{name}: expected pairs (x, y), not {type(item).__name__}")
+        raise UserError(_("{name}: expected pairs (x, y), not {name_2}").format(name=name, name_2=type(item).__name__))
     return item[0], item[1]
 
 
@@ -195,8 +203,10 @@ def stacked(examples: list, model: Limits, name: str) -> Batch:
     shapes = {array.shape for array in (*xs, *ys)}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:
         raise UserError(
-            f"{name}: examples of shapes {' and '.join(map(str, sorted(shapes)))}: expected x and y (T,), all of one length; "
-            "fill short ones up, with targets of -1"
+            _(
+                "{name}: examples of shapes {map}: expected x and y (T,), all of one length; fill short ones up, "
+                "with targets of -1"
+            ).format(name=name, map=" and ".join(map(str, sorted(shapes))))
         )
     return as_batch(np.stack(xs), np.stack(ys), model, name)
 
@@ -205,10 +215,16 @@ def as_batch(x, y, model: Limits, name: str) -> Batch:
     """Return x and y as an engine takes them, int32 (B, T). Raises UserError where they cannot be a batch of this model."""
     x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
-        raise UserError(f"{name}: x and y have shapes {x.shape} and {y.shape}: expected two of the same (N, T)")
+        raise UserError(
+            _("{name}: x and y have shapes {shape} and {shape_2}: expected two of the same (N, T)").format(
+                name=name, shape=x.shape, shape_2=y.shape
+            )
+        )
     if x.shape[1] > model.block_size:
         raise UserError(
-            f"{name} has sequences of {x.shape[1]} tokens, and the model's block_size is {model.block_size}"
+            _("{name} has sequences of {shape} tokens, and the model's block_size is {block_size}").format(
+                name=name, shape=x.shape[1], block_size=model.block_size
+            )
         )
     check_range(x, 0, model.vocab_size, f"{name}'s x")
     check_range(y, -1, model.vocab_size, f"{name}'s y")
@@ -219,9 +235,11 @@ def as_integers(value, name: str) -> np.ndarray:
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; a tensor that is on a GPU
-        raise UserError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            _("{name} cannot be read as an array: {error}").format(name=name, error=str(error).splitlines()[0])
+        ) from None
     if array.dtype.kind not in "iu" and array.size:
-        raise UserError(f"{name} is of {array.dtype}: expected integers")
+        raise UserError(_("{name} is of {dtype}: expected integers").format(name=name, dtype=array.dtype))
     return array
 
 
@@ -229,4 +247,8 @@ def check_range(array: np.ndarray, low: int, high: int, name: str) -> None:
     least, most = int(array.min()), int(array.max())
     if least < low or most >= high:
         wrong = least if least < low else most
-        raise UserError(f"{name} has {wrong}: expected {low} to {high - 1}, the vocabulary{' or -1' * (low < 0)}")
+        raise UserError(
+            _("{name} has {wrong}: expected {low} to {high}, the vocabulary{value}").format(
+                name=name, wrong=wrong, low=low, high=high - 1, value=" or -1" * (low < 0)
+            )
+        )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sampan.errors import UserError
-from sampan.messages import fill
+from sampan.messages import _, fill
 from sampan.tokens.kinds import read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
@@ -134,9 +134,15 @@ class Data:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the text again") from None
+            raise UserError(
+                _("{path}: cannot be read ({reason}); prepare the text again").format(path=path, reason=error.strerror)
+            ) from None
         if size != expected:
-            raise UserError(f"{path} has {size} bytes, meta.json says {expected}; prepare the text again")
+            raise UserError(
+                _("{path} has {size} bytes, meta.json says {expected}; prepare the text again").format(
+                    path=path, size=size, expected=expected
+                )
+            )
         return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
     def is_whole(self) -> bool:
@@ -159,17 +165,35 @@ class Data:
         """Return the lines that `sampan prepare` prints."""
         m = self.meta
         lines = [f"{m.name}: {m.origin}"]
-        count = f"{m.characters:,} characters, {m.symbols:,} distinct symbols"
+        counts = [
+            _("{characters:,} characters").format(characters=m.characters),
+            _("{symbols:,} distinct symbols").format(symbols=m.symbols),
+        ]
         if m.documents > 1:
-            count += f", {m.documents:,} documents"
+            counts.append(_("{documents:,} documents").format(documents=m.documents))
+        count = ", ".join(counts)
         encodings = [name if len(m.encodings) == 1 else f"{n:,} x {name}" for name, n in m.encodings.items()]
         if m.characters:
             lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
         if m.undecodable:
-            lines.append(f"{m.undecodable:,} bytes could not be decoded and became U+FFFD: {'; '.join(m.places)}")
-        trained = f", trained on {m.trained_on:,} characters of it" if m.trained_on else ""
-        lines.append(f"tokenizer {m.tokenizer} ({m.reason}{trained}): vocabulary {m.vocab_size:,}")
-        lines.append(f"{m.train_tokens:,} train tokens, {m.val_tokens:,} val tokens, in {self.folder}{os.sep}")
+            lines.append(
+                _("{undecodable:,} bytes could not be decoded and became U+FFFD: {places}").format(
+                    undecodable=m.undecodable, places="; ".join(m.places)
+                )
+            )
+        reasons = [m.reason]
+        if m.trained_on:
+            reasons.append(_("trained on {trained_on:,} characters of it").format(trained_on=m.trained_on))
+        lines.append(
+            _("tokenizer {tokenizer} ({reasons}): vocabulary {vocab_size:,}").format(
+                tokenizer=m.tokenizer, reasons=", ".join(reasons), vocab_size=m.vocab_size
+            )
+        )
+        lines.append(
+            _("{train_tokens:,} train tokens, {val_tokens:,} val tokens, in {folder}{sep}").format(
+                train_tokens=m.train_tokens, val_tokens=m.val_tokens, folder=self.folder, sep=os.sep
+            )
+        )
         return [fill(line, 80, "  ") for line in lines]
 
 
@@ -177,7 +201,7 @@ def open_folder(folder: str | Path) -> Data:
     """Return a data folder as it is. Raises UserError where it is none."""
     meta = read_meta(Path(folder))
     if meta is None:
-        raise UserError(f"{folder} is not a prepared data folder; run sampan prepare")
+        raise UserError(_("{folder} is not a prepared data folder; run sampan prepare").format(folder=folder))
     return Data(Path(folder), meta)
 
 

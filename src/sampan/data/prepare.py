@@ -122,8 +122,10 @@ def refuse_foreign(folder: Path) -> None:
     """Raise UserError where a folder holds data that are not ours."""
     if not (folder / "meta.json").exists() and (folder / "train.bin").exists():
         raise UserError(
-            f"{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import {folder}; "
-            "otherwise move it away or choose another --data_dir"
+            _(
+                "{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import "
+                "{folder}; otherwise move it away or choose another --data_dir"
+            ).format(folder=folder)
         )
 
 
@@ -174,7 +176,7 @@ def make_folder(
 def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
     """Return the sources of train and of val; None where val is a part of train's."""
     if config.val_file is not None and config.val_fraction is not None:
-        raise UserError("--val_file and --val_fraction both say what val is: give one of them")
+        raise UserError(_("--val_file and --val_fraction both say what val is: give one of them"))
     check_tokenizer(config.tokenizer)
     if config.val_file is None:
         return find_source(names, config), None
@@ -263,7 +265,7 @@ def write_folder(
     meets files that do not belong together.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    counts, outcome = {"train": 0, "val": 0}, "nothing was changed"
+    counts, outcome = {"train": 0, "val": 0}, _("nothing was changed")
     partial = {split: folder / f"{split}.bin.partial" for split in counts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,14 +279,18 @@ def write_folder(
                 os.fsync(file.fileno())
         sizes: dict[str, Any] = {"train_tokens": counts["train"], "val_tokens": counts["val"]}
         meta = describe(vocab_size=tokenizer.vocab_size, dtype=dtype.name, **sizes)
-        outcome = "prepare it again"  # the old meta.json may be gone even where the sync behind it fails
+        outcome = _("prepare it again")  # the old meta.json may be gone even where the sync behind it fails
         write_json(folder / "meta.json", {"complete": False})
         for split, path in partial.items():
             os.replace(path, folder / f"{split}.bin")
         write_text(folder / "tokenizer.json", tokenizer.to_json())
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); {outcome}") from None
+        raise UserError(
+            _("{folder}: cannot be written ({reason}); {outcome}").format(
+                folder=folder, reason=error.strerror, outcome=outcome
+            )
+        ) from None
     finally:
         for path in partial.values():
             with contextlib.suppress(OSError):  # the folder may be a file

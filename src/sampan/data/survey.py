@@ -15,6 +15,7 @@ import numpy as np
 
 from sampan.data.meta import Facts, read_meta
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block, code_points, split_at
 from sampan.text.encodings import SHOWN
@@ -75,7 +76,7 @@ def read_through(train: Source, val: Source | None, progress: Progress = silent)
             for number, block in enumerate(source.blocks(tick)):
                 reading.take(number, block)
             if not reading.characters:
-                raise UserError(f"{source.origin} is empty: there is nothing to learn from")
+                raise UserError(_("{origin} is empty: there is nothing to learn from").format(origin=source.origin))
     found = [source.findings() for source in sources]
     digests = [reading.sha256() for reading in readings]
     counts = np.sum([reading.counts for reading in readings], axis=0)

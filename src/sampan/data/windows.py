@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sampan.errors import UserError
+from sampan.messages import _
 
 AT_ONCE = 1024  # examples whose order is computed at once
 
@@ -31,8 +32,10 @@ class Windows:
     def __init__(self, tokens: np.ndarray, block_size: int, seed: int, vocab_size: int | None = None):
         if len(tokens) < block_size + 1:
             raise UserError(
-                f"the train split has {len(tokens):,} tokens, and a block needs {block_size + 1:,}; "
-                "lower --block_size or give more text"
+                _(
+                    "the train split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size or "
+                    "give more text"
+                ).format(count=len(tokens), block_size=block_size + 1)
             )
         self.tokens, self.block_size, self.seed, self.vocab_size = tokens, block_size, seed, vocab_size
         self.per_epoch = max(1, (len(tokens) - block_size) // block_size)
@@ -113,8 +116,10 @@ class EvaluationBatches:
         available = (len(tokens) - 1) // block_size
         if available < 1:
             raise UserError(
-                f"the val split has {len(tokens):,} tokens, and a block needs {block_size + 1:,}; "
-                "lower --block_size, raise --val_fraction or give more text"
+                _(
+                    "the val split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size, raise "
+                    "--val_fraction or give more text"
+                ).format(count=len(tokens), block_size=block_size + 1)
             )
         self.tokens, self.block_size, self.batch_size, self.vocab_size = tokens, block_size, batch_size, vocab_size
         count = min(available, batch_size * batches)
@@ -147,5 +152,9 @@ def cut_windows(
         file.madvise(mmap.MADV_DONTNEED)  # else every page that was ever read counts as this process's memory
     if vocab_size is not None and (rows.max() >= vocab_size or rows.min() < 0):
         wrong = rows.max() if rows.max() >= vocab_size else rows.min()
-        raise UserError(f"the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again")
+        raise UserError(
+            _("the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again").format(
+                wrong=wrong, vocab_size=vocab_size
+            )
+        )
     return rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)

@@ -18,6 +18,7 @@ from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
 from sampan.errors import UserError
 from sampan.machine import world
+from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.rotary import rotary_frequencies
 from sampan.model.shape import ModelShape
@@ -102,7 +103,9 @@ def load_library() -> ctypes.CDLL:
         library = ctypes.CDLL(os.fspath(library_path()))
     except OSError as error:
         raise UserError(
-            f"the C engine is not here ({error}); install with a C compiler, or use --engine torch"
+            _("the C engine is not here ({error}); install with a C compiler, or use --engine torch").format(
+                error=error
+            )
         ) from None
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, f"sampan_{name}")
@@ -145,7 +148,7 @@ def memory(
     sizes, message = MemorySizes(), ctypes.create_string_buffer(256)
     config = c_config(shape, machine, optimizer)
     if load_library().sampan_memory(byref(config), batch, tokens, byref(sizes), message, len(message)):
-        raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
+        raise UserError(_("the C engine cannot run this model: {value}").format(value=message.value.decode()))
     return {name: getattr(sizes, name) for name, _ in MemorySizes._fields_}
 
 
@@ -154,15 +157,17 @@ class CEngine:
         self.config, self.optimizer = config, optimizer
         self.lib = load_library()
         if machine.device not in ("auto", "cpu"):
-            raise UserError(f"device={machine.device}: the C engine runs on cpu; use --engine torch")
+            raise UserError(
+                _("device={device}: the C engine runs on cpu; use --engine torch").format(device=machine.device)
+            )
         if world()[1] > 1:
-            raise UserError("the C engine is one process; under torchrun use --engine torch")
+            raise UserError(_("the C engine is one process; under torchrun use --engine torch"))
         self.pointer, self.process = c_void_p(), os.getpid()
         message = ctypes.create_string_buffer(256)
         if self.lib.sampan_create(
             byref(self.pointer), byref(c_config(config, machine, optimizer)), message, len(message)
         ):
-            raise UserError(f"the C engine cannot run this model: {message.value.decode()}")
+            raise UserError(_("the C engine cannot run this model: {value}").format(value=message.value.decode()))
         self.close = weakref.finalize(self, destroy, self.lib, self.pointer, self.process)
         self.table = parameters(config)
         self.check_table()
@@ -170,7 +175,7 @@ class CEngine:
     @property
     def handle(self) -> c_void_p:
         if not self.close.alive or os.getpid() != self.process:
-            raise UserError("this C engine was closed, or belongs to the process that this one was forked from")
+            raise UserError(_("this C engine was closed, or belongs to the process that this one was forked from"))
         return self.pointer
 
     def check_table(self) -> None:
@@ -245,7 +250,7 @@ class CEngine:
     def moments(self) -> list[tuple[str, bytes, int]]:
         """Return (name in `state`, the tensor's kind in the library, the parameter's place in the table) of each."""
         if self.optimizer is None:
-            raise UserError("this engine was opened without an optimizer: it cannot train")
+            raise UserError(_("this engine was opened without an optimizer: it cannot train"))
         keys = [(i, p, key) for i, p in enumerate(self.table) for key in p.moments(self.optimizer.optimizer)]
         return [(f"{key}.{p.name}", key.encode(), i) for i, p, key in keys]
 

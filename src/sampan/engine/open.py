@@ -20,6 +20,7 @@ from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError, install
 from sampan.machine import world
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 
 
@@ -44,14 +45,16 @@ def pick_engine(machine: MachineConfig) -> str:
         return wanted
     if not here:
         raise UserError(
-            "no engine is installed: the C engine needs a C compiler when Sampan is installed (get one and install again); "
-            f"or run {install('torch')}"
+            _(
+                "no engine is installed: the C engine needs a C compiler when Sampan is installed (get one and "
+                "install again); or run {command}"
+            ).format(command=install("torch"))
         )
     if wanted == "c":
         raise UserError(
-            "the C engine was not built: install Sampan again where there is a C compiler, or use --engine torch"
+            _("the C engine was not built: install Sampan again where there is a C compiler, or use --engine torch")
         )
-    raise UserError(f"this needs the torch engine: {install('torch')}")
+    raise UserError(_("this needs the torch engine: {command}").format(command=install("torch")))
 
 
 def open_engine(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None) -> Engine:

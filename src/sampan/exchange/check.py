@@ -11,6 +11,7 @@ from sampan.config import MachineConfig
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 
 # ---- checking ----
@@ -40,7 +41,11 @@ def compare_logits(theirs: np.ndarray, ours: np.ndarray, allowed: float, runtime
     error = float(np.abs(np.asarray(theirs, np.float64) - ours).max() / np.abs(ours).max())
     if not error <= allowed:
         raise UserError(
-            f"{runtime} computes other logits than Sampan: they differ by {error:.1e} of the largest, and {allowed:.0e} is "
-            "what rounding explains; nothing was written"
+            _(
+                "{runtime} computes other logits than Sampan: they differ by {error:.1e} of the largest, and "
+                "{allowed:.0e} is what rounding explains; nothing was written"
+            ).format(runtime=runtime, error=error, allowed=allowed)
         )
-    return f"checked with {runtime}: its logits differ from ours by {error:.1e} of the largest"
+    return _("checked with {runtime}: its logits differ from ours by {error:.1e} of the largest").format(
+        runtime=runtime, error=error
+    )

@@ -23,23 +23,26 @@ from sampan.config import ExportConfig, ImportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import reference
 from sampan.exchange.staging import new_files
+from sampan.messages import _
 
 IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is written is config.EXPORTS
 
 
 def import_path(path: str, config: ImportConfig) -> list[str]:
     if not Path(path).exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(_("{path}: no such file or folder").format(path=path))
     for name in IMPORTS:
         module = importlib.import_module(f"sampan.exchange.{name}")
         if module.claims(Path(path)):
             return module.import_path(Path(path), config)
-    raise UserError(f"{path}: not of a format that can be imported; sampan import --help lists them")
+    raise UserError(
+        _("{path}: not of a format that can be imported; sampan import --help lists them").format(path=path)
+    )
 
 
 def export_model(folder: str, config: ExportConfig) -> list[str]:
     if config.to is None:
-        raise UserError("say the format, such as: sampan export out/shakespeare --to gguf")
+        raise UserError(_("say the format, such as: sampan export out/shakespeare --to gguf"))
     module = importlib.import_module(f"sampan.exchange.{config.to}")
     if hasattr(module, "export_path"):
         return module.export_path(folder, config)

@@ -20,6 +20,7 @@ from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
+from sampan.messages import _
 from sampan.model.family import Gguf, find_family
 from sampan.model.rotary import rotary_frequencies
 from sampan.model.shape import ModelShape
@@ -90,8 +91,10 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
         and not tokenizer.decode(range(tokenizer.vocab_size)).isascii()
     ):
         return [
-            "give llama.cpp only characters that this vocabulary has: one that begins with the same byte as one of them "
-            "and is none sends its tokenizer round for ever"
+            _(
+                "give llama.cpp only characters that this vocabulary has: one that begins with the same byte as "
+                "one of them and is none sends its tokenizer round for ever"
+            )
         ]
     return []
 
@@ -100,7 +103,7 @@ def llama_cpp_family(c: ModelShape) -> Gguf:
     """Return what llama.cpp has of the model's family. Raises UserError where it has none."""
     known = find_family(c.family).gguf
     if known is None:
-        raise UserError(f"llama.cpp has no family that computes what {c.family} does")
+        raise UserError(_("llama.cpp has no family that computes what {family} does").format(family=c.family))
     return known
 
 
@@ -113,24 +116,40 @@ def refuse(model: ModelShape, weights: dict, tokenizer: Tokenizer | None, kind: 
     """Raises UserError for what llama.cpp or the type cannot carry."""
     c = model
     if tokenizer is None:
-        raise UserError("a GGUF has its tokenizer inside, and this model has no tokenizer.json")
+        raise UserError(_("a GGUF has its tokenizer inside, and this model has no tokenizer.json"))
     known = llama_cpp_family(c)
     for name in ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"):
         if getattr(c, name) and name not in known.biases:
-            raise UserError(f"llama.cpp's {known.architecture} lacks a part of this model: {name}")
+            raise UserError(
+                _("llama.cpp's {architecture} lacks a part of this model: {name}").format(
+                    architecture=known.architecture, name=name
+                )
+            )
     if c.activation != find_family(c.family).activation:
-        raise UserError(f"llama.cpp's {known.architecture} does not compute {c.activation}, and this model does")
+        raise UserError(
+            _("llama.cpp's {architecture} does not compute {activation}, and this model does").format(
+                architecture=known.architecture, activation=c.activation
+            )
+        )
     if c.positions == "rotary" and rope_type(c) not in known.stretches:
-        raise UserError(f"llama.cpp's {known.architecture} cannot scale positions by the {rope_type(c)} rule")
+        raise UserError(
+            _("llama.cpp's {architecture} cannot scale positions by the {rope_type} rule").format(
+                architecture=known.architecture, rope_type=rope_type(c)
+            )
+        )
     matrices = {name: w for name, w in weights.items() if w.ndim == 2 and name != "wpe.weight"}
     if kind == "q8_0":
         for name, matrix in matrices.items():
             if matrix.shape[1] % 32:
-                raise UserError(f"q8_0 packs 32 numbers of a row, and a row of {name} has {matrix.shape[1]}; take f16")
+                raise UserError(
+                    _("q8_0 packs 32 numbers of a row, and a row of {name} has {shape}; take f16").format(
+                        name=name, shape=matrix.shape[1]
+                    )
+                )
     if kind == "f16":
         for name, matrix in matrices.items():
             if np.abs(matrix).max() > 65504:
-                raise UserError(f"{name} has numbers beyond float16's 65504; take bf16")
+                raise UserError(_("{name} has numbers beyond float16's 65504; take bf16").format(name=name))
 
 
 # ---- tensors ----
@@ -149,11 +168,11 @@ def tensors(model: ModelShape, weights: dict):
         rows = {n: len(w) for n, w in weights.items() if n not in ("wte.weight", "wpe.weight", "lm_head.weight")}
         weights = weights | {n.removesuffix("weight") + "bias": np.zeros(size, np.float32) for n, size in rows.items()}
     for name, value in weights.items():
-        module, _, end = name.rpartition(".")
+        module, _dot, end = name.rpartition(".")
         if module in top:
             yield f"{top[module]}.{end}", value
             continue
-        _, number, module = module.split(".", 2)
+        _h, number, module = module.split(".", 2)
         block = f"blk.{number}."
         if module == "attn.c_attn" and not family.fused:
             q, k, v = np.split(value, np.cumsum([c.n_head * c.head_dim, c.n_kv_head * c.head_dim]))
@@ -225,12 +244,16 @@ def add_byte_level(writer, described: dict, tokenizer: Tokenizer) -> list[str | 
     steps = tuple(map(word_cut, steps.get("pretokenizers", [steps])))
     if kind != "BPE" or steps not in WORD_CUTS or (normalizer or {"type": "NFC"})["type"] != "NFC":
         raise UserError(
-            f"its tokenizer ({kind}, words cut by {', '.join(str(name) for name, _ in steps)}) is none that llama.cpp has "
-            "exactly: those are characters, and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen, lower case left "
-            "alone and no space put before the first word"
+            _(
+                "its tokenizer ({kind}, words cut by {value}) is none that llama.cpp has exactly: those are "
+                "characters, and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen, lower case left alone "
+                "and no space put before the first word"
+            ).format(kind=kind, value=", ".join((str(name) for name, _ in steps)))
         )
     if tokenizer.end_of_text is None:
-        raise UserError("llama.cpp takes token 11 of a BPE as the end of a text where there is none; this one has none")
+        raise UserError(
+            _("llama.cpp takes token 11 of a BPE as the end of a text where there is none; this one has none")
+        )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(WORD_CUTS[steps])
     merges = described["model"]["merges"]
@@ -264,20 +287,22 @@ def silence(llama_cpp):
 def check(path: Path, model: ModelShape, tokenizer: Tokenizer, reference, config: ExportConfig) -> str:
     llama_cpp = find_library("llama_cpp")
     if llama_cpp is None:
-        return "not checked: pip install llama-cpp-python, and export again, to compare its logits with ours"
+        return _("not checked: pip install llama-cpp-python, and export again, to compare its logits with ours")
     ids = check_ids(model)
     options = dict(n_ctx=ids.shape[1], n_batch=ids.shape[1], n_threads=1, n_threads_batch=1)
     llama_cpp.llama_log_set(silence(llama_cpp), None)  # it has much to say of a small context
     try:  # its cache is float16 unless it is told
         llama = llama_cpp.Llama(str(path), logits_all=True, verbose=False, type_k=0, type_v=0, **options)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"llama.cpp cannot load what was written ({error}); nothing was written") from None
+        raise UserError(
+            _("llama.cpp cannot load what was written ({error}); nothing was written").format(error=error)
+        ) from None
     added = {token["id"] for token in json.loads(tokenizer.to_json())["added_tokens"]}
     text = tokenizer.decode([i for i in ids.flatten() if i < tokenizer.vocab_size and i not in added])
     text = text.replace("\ufffd", "")  # of bytes that are no whole character
     theirs = llama.tokenize(text.encode(), add_bos=False, special=False)
     if theirs != tokenizer.encode(text).tolist():
-        raise UserError("llama.cpp makes other tokens of a text than this tokenizer; nothing was written")
+        raise UserError(_("llama.cpp makes other tokens of a text than this tokenizer; nothing was written"))
     logits = []
     for row in ids.tolist():
         llama.reset()

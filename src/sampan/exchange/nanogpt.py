@@ -27,6 +27,7 @@ from sampan.errors import UserError
 from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
 from sampan.files import read_json, write_json, write_text
+from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.text.sources import find_source
@@ -66,7 +67,7 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
     if path.suffix == ".pkl":
         path = path.parent
     if path.is_dir():
-        return [*import_data(path).summary(), f"train on it with: sampan train {path}"]
+        return [*import_data(path).summary(), _("train on it with: sampan train {path}").format(path=path)]
     saved = read_checkpoint(path)
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
         return import_nanogpt(path, saved, config)
@@ -80,7 +81,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     """Make a run of a checkpoint and its data, or a model's folder if the data are missing; return lines to print."""
     arguments, settings = (saved.get(key) or {} for key in ("model_args", "config"))
     if not isinstance(arguments, dict) or not isinstance(settings, dict):
-        raise UserError(f"{path}: not a checkpoint of nanoGPT's train.py")
+        raise UserError(_("{path}: not a checkpoint of nanoGPT's train.py").format(path=path))
     tensors = named(path, saved["model"])
     dropout = arguments.get("dropout", settings.get("dropout", 0.0))
     model = shape_of_tensors(path, tensors, arguments.get("n_head") or config.n_head, dropout)
@@ -88,7 +89,9 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     for name in ("n_layer", "n_embd", "block_size", "vocab_size", "bias"):
         if arguments.get(name, getattr(shown, name)) != getattr(shown, name):
             raise UserError(
-                f"{path}: model_args has {name}={arguments[name]!r}, but its tensors have {getattr(shown, name)}"
+                _("{path}: model_args has {name}={arguments!r}, but its tensors have {expected}").format(
+                    path=path, name=name, arguments=arguments[name], expected=getattr(shown, name)
+                )
             )
     weights = weights_of(path, model, tensors)
     dataset = Path(str(settings.get("dataset") or path.resolve().parent)).name
@@ -96,14 +99,14 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     data = find_data(config.data_dir, dataset)
     tokenizer = data.tokenizer if data else find_tokenizer(config.tokenizer, model)
     check_vocabulary(path, model, tokenizer)
-    note = "logits differ very slightly: nanoGPT uses the exact GELU, and Sampan its tanh form, as GPT-2 does"
+    note = _("logits differ very slightly: nanoGPT uses the exact GELU, and Sampan its tanh form, as GPT-2 does")
     if data is None:
         with new_folder(folder) as staged:
             save_model(staged, model, weights, tokenizer)
         return [
             describe(folder, model, tokenizer),
             note,
-            "its data were not found: it can be sampled or fine-tuned; to resume it, import it with --data_dir DATA",
+            _("its data were not found: it can be sampled or fine-tuned; to resume it, import it with --data_dir DATA"),
         ]
     progress = progress_of(path, saved)
     state = optimizer_state(path, model, tensors, saved.get("optimizer"))
@@ -114,9 +117,13 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
         run.save_last(model, weights, state, progress)
     return [
         describe(folder, model, tokenizer),
-        f"step {progress.step:,}, val loss {progress.val_loss:.4f}, with the optimizer; data in {data.folder}",
+        _("step {step:,}, val loss {val_loss:.4f}, with the optimizer; data in {folder}").format(
+            step=progress.step, val_loss=progress.val_loss, folder=data.folder
+        ),
         note,
-        f"continue with: sampan train --resume --out_dir {folder} (it ends at step {train.max_iters:,})",
+        _("continue with: sampan train --resume --out_dir {folder} (it ends at step {max_iters:,})").format(
+            folder=folder, max_iters=train.max_iters
+        ),
     ]
 
 
@@ -131,7 +138,7 @@ def progress_of(path: Path, saved: dict) -> Progress:
     try:
         step, loss = int(saved["iter_num"]), float(saved["best_val_loss"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: iter_num or best_val_loss is missing or not a number") from None
+        raise UserError(_("{path}: iter_num or best_val_loss is missing or not a number").format(path=path)) from None
     return Progress(step=step, val_loss=loss, best_step=step, best_val_loss=loss)
 
 
@@ -148,8 +155,10 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer: Any
         moments, groups = optimizer["state"], [len(group["params"]) for group in optimizer["param_groups"]]
         if groups != [matrices, len(names) - matrices]:
             raise UserError(
-                f"{path}: its optimizer has groups of {groups} parameters, but this model has {matrices} matrices and "
-                f"{len(names) - matrices} vectors"
+                _(
+                    "{path}: its optimizer has groups of {groups} parameters, but this model has {matrices} matrices "
+                    "and {count} vectors"
+                ).format(path=path, groups=groups, matrices=matrices, count=len(names) - matrices)
             )
         steps = {float(moments[i]["step"]) for i in range(len(names))} if moments else {0.0}
         state = dict.fromkeys(("step", "applied_steps"), np.array(int(steps.pop()), dtype=np.int64))
@@ -157,12 +166,16 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer: Any
             for key in ("exp_avg", "exp_avg_sq"):
                 value = moments[i][key] if moments else np.zeros(tensors[name].shape, np.float32)
                 if value.shape != tensors[name].shape:
-                    raise UserError(f"{path}: {key} of {name} has shape {value.shape}, not {tensors[name].shape}")
+                    raise UserError(
+                        _("{path}: {key} of {name} has shape {shape}, not {shape_2}").format(
+                            path=path, key=key, name=name, shape=value.shape, shape_2=tensors[name].shape
+                        )
+                    )
                 state[f"{key}.{name}"] = np.ascontiguousarray(value, dtype=np.float32)
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{path}: its optimizer is not the AdamW of nanoGPT's train.py") from None
+        raise UserError(_("{path}: its optimizer is not the AdamW of nanoGPT's train.py").format(path=path)) from None
     if steps:
-        raise UserError(f"{path}: its optimizer's parameters are at different steps")
+        raise UserError(_("{path}: its optimizer's parameters are at different steps").format(path=path))
     return state
 
 
@@ -191,7 +204,7 @@ def import_mingpt(path: Path, saved: Any, config: ImportConfig) -> list[str]:
 def named(path: Path, tensors: Any) -> dict[str, np.ndarray]:
     """Return a state dict under our names, which are theirs without prefixes, and without the causal masks."""
     if not isinstance(tensors, dict) or not all(isinstance(v, np.ndarray) for v in tensors.values()):
-        raise UserError(f"{path}: neither a checkpoint of nanoGPT nor a model of minGPT")
+        raise UserError(_("{path}: neither a checkpoint of nanoGPT nor a model of minGPT").format(path=path))
     found = {}
     for name, tensor in tensors.items():
         name = str(name).removeprefix("_orig_mod.").removeprefix("module.").removeprefix("transformer.")
@@ -206,9 +219,11 @@ def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head: Any, dr
         (vocab_size, n_embd), block_size = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
         n_inner = len(tensors["h.0.mlp.c_fc.weight"])
     except (KeyError, ValueError, TypeError):
-        raise UserError(f"{path}: does not contain the tensors of a nanoGPT or minGPT model") from None
+        raise UserError(
+            _("{path}: does not contain the tensors of a nanoGPT or minGPT model").format(path=path)
+        ) from None
     if n_head is None:
-        raise UserError(f"{path} does not record the number of attention heads; give --n_head")
+        raise UserError(_("{path} does not record the number of attention heads; give --n_head").format(path=path))
     head = tensors.get("lm_head.weight")
     tied = head is None or np.array_equal(head, tensors["wte.weight"])
     shape = dict(n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}), n_head=n_head)
@@ -222,13 +237,21 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
     table = parameters(model)
     left = set(tensors) - {p.name for p in table} - {"lm_head.weight"}
     if left:
-        raise UserError(f"{path}: tensor {sorted(left)[0]} is unexpected in a nanoGPT or minGPT model")
+        raise UserError(
+            _("{path}: tensor {left} is unexpected in a nanoGPT or minGPT model").format(
+                path=path, left=sorted(left)[0]
+            )
+        )
     weights = {}
     for p in table:
         found = tensors.get(p.name)
         if found is None or found.shape != p.shape or found.dtype.kind != "f":
             what = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
-            raise UserError(f"{path}: tensor {p.name} is {what}; expected floats of shape {p.shape}")
+            raise UserError(
+                _("{path}: tensor {name} is {what}; expected floats of shape {shape}").format(
+                    path=path, name=p.name, what=what, shape=p.shape
+                )
+            )
         weights[p.name] = np.ascontiguousarray(found, dtype=np.float32)
     return weights
 
@@ -239,8 +262,8 @@ def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> st
         f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
     )
     if tokenizer is None:
-        return f"{line}; it has no vocabulary: import it with --tokenizer to add one"
-    return f"{line}; sampan sample {folder}"
+        return _("{line}; it has no vocabulary: import it with --tokenizer to add one").format(line=line)
+    return _("{line}; sampan sample {folder}").format(line=line, folder=folder)
 
 
 # ---- vocabularies and data ----
@@ -268,11 +291,17 @@ def import_data(folder: Path) -> Data:
                 digest.update(ids[start : start + (1 << 24)].tobytes())
                 highest = max(highest, int(ids[start : start + (1 << 24)].max()))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a data folder of nanoGPT ({error})") from None
+        raise UserError(
+            _("{folder}: not a data folder of nanoGPT ({error})").format(folder=folder, error=error)
+        ) from None
     pickled = folder / "meta.pkl"
     tokenizer = from_meta(pickled) if pickled.is_file() else fetch_gpt2_tokenizer()  # nanoGPT's rule
     if highest >= tokenizer.vocab_size:
-        raise UserError(f"{folder}: token {highest} is outside its vocabulary of {tokenizer.vocab_size}")
+        raise UserError(
+            _("{folder}: token {highest} is outside its vocabulary of {vocab_size}").format(
+                folder=folder, highest=highest, vocab_size=tokenizer.vocab_size
+            )
+        )
     digest.update(tokenizer.to_json().encode())
     total = counts["train"] + counts["val"]
     meta = Meta(
@@ -295,7 +324,9 @@ def import_data(folder: Path) -> Data:
         write_text(folder / "tokenizer.json", tokenizer.to_json())
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise UserError(
+            _("{folder}: cannot be written ({reason})").format(folder=folder, reason=error.strerror)
+        ) from None
     return Data(folder, meta)
 
 
@@ -304,10 +335,12 @@ def from_meta(path: Path) -> Tokenizer:
     meta = read_pickle(path)
     names = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{path}: it has no itos that numbers the tokens from 0")
+        raise UserError(_("{path}: it has no itos that numbers the tokens from 0").format(path=path))
     symbols = [names[i] for i in range(len(names))]
     if not all(isinstance(s, str) and len(s) == 1 for s in symbols) or len(set(symbols)) < len(symbols):
-        raise UserError(f"{path}: its tokens are not distinct single characters, so they cannot be imported")
+        raise UserError(
+            _("{path}: its tokens are not distinct single characters, so they cannot be imported").format(path=path)
+        )
     return from_symbols(symbols)
 
 
@@ -332,6 +365,8 @@ def check_vocabulary(path: Path, model: ModelShape, tokenizer: Tokenizer | None)
     is_padded_gpt2 = not isinstance(tokenizer, Characters) and tokenizer.vocab_size <= model.vocab_size
     if tokenizer.vocab_size != model.vocab_size and not is_padded_gpt2:
         raise UserError(
-            f"{path}: the model has {model.vocab_size:,} tokens, but the vocabulary has {tokenizer.vocab_size:,}. Give the one "
-            "that the model was trained with."
+            _(
+                "{path}: the model has {vocab_size:,} tokens, but the vocabulary has {vocab_size_2:,}. Give the "
+                "one that the model was trained with."
+            ).format(path=path, vocab_size=model.vocab_size, vocab_size_2=tokenizer.vocab_size)
         )

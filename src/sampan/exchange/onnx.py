@@ -18,6 +18,7 @@ from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
+from sampan.messages import _
 from sampan.model.rotary import rotary_tables
 from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
@@ -33,7 +34,11 @@ def suffix(config: ExportConfig) -> str:
 
 def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
     if config.dtype not in ALLOWED:
-        raise UserError(f"dtype={config.dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it")
+        raise UserError(
+            _("dtype={dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it").format(
+                dtype=config.dtype
+            )
+        )
     onnx = need_library("onnx", "onnx")
     graph = Graph(onnx, model, weights, config)
     made = onnx.helper.make_model(
@@ -42,7 +47,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     large = sum(tensor.ByteSize() for tensor in graph.initializers) > LARGEST
     outside = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024) if large else {}
     onnx.save_model(made, path, **outside)
-    return [f"the weights are in {path.name}.data, which belongs beside it"] if large else []
+    return [_("the weights are in {name}.data, which belongs beside it").format(name=path.name)] if large else []
 
 
 class Graph:
@@ -81,7 +86,7 @@ class Graph:
             return self.store(name, np.ascontiguousarray(weight.T if transposed else weight))
         kind = {"f16": "FLOAT16", "bf16": "BFLOAT16"}[self.config.dtype]
         if kind == "FLOAT16" and np.abs(weight).max() > 65504:
-            raise UserError(f"{name} has numbers beyond float16's 65504; take bf16")
+            raise UserError(_("{name} has numbers beyond float16's 65504; take bf16").format(name=name))
         stored = self.onnx.helper.tensor_dtype_to_np_dtype(getattr(self.onnx.TensorProto, kind))
         self.store(name, np.ascontiguousarray((weight.T if transposed else weight).astype(stored)))
         return self.op("Cast", name, to=self.onnx.TensorProto.FLOAT)
@@ -201,7 +206,7 @@ class Graph:
             return self.op("Mul", x, self.op("Sigmoid", x))
         if self.model.activation == "relu2":
             return self.op("Mul", self.op("Relu", x), self.op("Relu", x))
-        raise UserError(f"activation={self.model.activation}: the ONNX export lacks it")
+        raise UserError(_("activation={activation}: the ONNX export lacks it").format(activation=self.model.activation))
 
 
 # ---- checking ----
@@ -210,13 +215,15 @@ class Graph:
 def check(path: Path, model: ModelShape, tokenizer: Tokenizer | None, reference, config: ExportConfig) -> str:
     runtime = find_library("onnxruntime")
     if runtime is None:
-        return "not checked: pip install onnxruntime, and export again, to compare its logits with ours"
+        return _("not checked: pip install onnxruntime, and export again, to compare its logits with ours")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class
-        raise UserError(f"onnxruntime cannot load what was written ({error}); nothing was written") from None
+        raise UserError(
+            _("onnxruntime cannot load what was written ({error}); nothing was written").format(error=error)
+        ) from None
     ids = check_ids(model)
     cut = ids.shape[1] // 3 if config.kv_cache else 0  # with a cache: a first part, then the rest
     empty = np.empty((len(ids), model.n_kv_head, 0, model.head_dim), np.float32)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from sampan.errors import UserError
+from sampan.messages import _
 
 STORAGES = {  # the number types of torch's storages
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "bfloat16",
@@ -62,7 +63,7 @@ def find_global(module: str, name: str) -> Global:
         return Global(full, known[full])
     if module == "torch" and name in STORAGES:
         return Global(full)
-    raise Refused(f"it asks for {full[:80]}")
+    raise Refused(_("it asks for {full}").format(full=full[:80]))
 
 
 def ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
@@ -70,19 +71,23 @@ def ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, PLAIN_KEYS):
-            raise Damaged(f"a key of type {type(key).__name__}")
+            raise Damaged(_("a key of type {name}").format(name=type(key).__name__))
         result[key] = value
     return result
 
 
-def rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+def rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_rest: Any) -> np.ndarray:
     """Return a view of a storage. Raises Damaged if it has more elements than the storage, as strides of zero allow."""
     counts = (offset, *size, *stride)
     if not isinstance(storage, np.ndarray) or not all(type(n) is int and 0 <= n < 1 << 48 for n in counts):
-        raise Damaged("a tensor without a place in its storage")
+        raise Damaged(_("a tensor without a place in its storage"))
     count, last = math.prod(size), offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if len(size) > 8 or count > len(storage) or (count and last >= len(storage)):
-        raise Damaged(f"a tensor of shape {size} is larger than its storage of {len(storage)} numbers")
+        raise Damaged(
+            _("a tensor of shape {size} is larger than its storage of {count} numbers").format(
+                size=size, count=len(storage)
+            )
+        )
     strides = [s * storage.itemsize for s in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
@@ -106,7 +111,7 @@ class Machine:
     def pop(self, count: int) -> list[Any]:
         items = self.stack[len(self.stack) - count :]
         if len(items) < count or any(item is MARK for item in items):
-            raise Damaged("a value is missing")
+            raise Damaged(_("a value is missing"))
         del self.stack[len(self.stack) - count :]
         return items
 
@@ -129,7 +134,7 @@ class Machine:
     def reduce(self) -> None:
         function, arguments = self.pop(2)
         if expect(function, Global).call is None:
-            raise Refused(f"it calls {function.name}")
+            raise Refused(_("it calls {name}").format(name=function.name))
         self.push(function.call(*expect(arguments, tuple)))
 
     def ignore_state(self) -> None:
@@ -139,7 +144,7 @@ class Machine:
 
     def push_storage(self) -> None:
         if self.load_storage is None:
-            raise Refused("it uses the operation BINPERSID, which plain data does not need")
+            raise Refused(_("it uses the operation BINPERSID, which plain data does not need"))
         self.push(self.load_storage(*expect(self.pop(1)[0], tuple)))
 
 
@@ -189,19 +194,19 @@ def interpret(data: bytes, load_storage: Callable[..., np.ndarray] | None = None
     `load_storage` returns the array of a persistent id, by which torch.save names the numbers of a tensor.
     """
     machine = Machine(load_storage)
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _place in pickletools.genops(data):
         if opcode.name == "STOP":
             return machine.pop(1)[0]
         if opcode.name not in OPCODES:
-            raise Refused(f"it uses the operation {opcode.name}, which plain data does not need")
+            raise Refused(_("it uses the operation {name}, which plain data does not need").format(name=opcode.name))
         OPCODES[opcode.name](machine, argument)
-    raise Damaged("it has no end")
+    raise Damaged(_("it has no end"))
 
 
 def expect(value: Any, kind: type) -> Any:
     """Return `value`. Raises Damaged if it is not of that type."""
     if not isinstance(value, kind):
-        raise Damaged(f"{type(value).__name__} where {kind.__name__} is expected")
+        raise Damaged(_("{name} where {name_2} is expected").format(name=type(value).__name__, name_2=kind.__name__))
     return value
 
 
@@ -222,7 +227,7 @@ def read_checkpoint(path: Path) -> Any:
     with errors_of(path):
         size = path.stat().st_size
         if not zipfile.is_zipfile(path):
-            raise Damaged("not a ZIP archive, the format since PyTorch 1.6; save it again with a newer PyTorch")
+            raise Damaged(_("not a ZIP archive, the format since PyTorch 1.6; save it again with a newer PyTorch"))
         with zipfile.ZipFile(path) as archive:
             return interpret_archive(archive, size)
 
@@ -231,26 +236,26 @@ def interpret_archive(archive: zipfile.ZipFile, file_size: int) -> Any:
     """Return the data of an opened archive; its entries must fit into `file_size` bytes. Raises Refused or Damaged."""
     entries = {info.filename: info for info in archive.infolist()}
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
-        raise Damaged("an entry is compressed, which torch.save never does")
+        raise Damaged(_("an entry is compressed, which torch.save never does"))
     if sum(e.file_size for e in entries.values()) > file_size:
-        raise Damaged("its entries are larger than the file")
+        raise Damaged(_("its entries are larger than the file"))
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Damaged("it does not contain a checkpoint of torch.save")
+        raise Damaged(_("it does not contain a checkpoint of torch.save"))
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
-        raise Damaged("its numbers are big-endian, which is not supported")
+        raise Damaged(_("its numbers are big-endian, which is not supported"))
     storages: dict[str, np.ndarray] = {}  # tied weights share one
 
     def load_storage(kind: str, storage_type: Global, key: str, location: str, count: int) -> np.ndarray:
         if (kind, type(key), type(count)) != ("storage", str, int):
-            raise Damaged("a storage without a name or size")
+            raise Damaged(_("a storage without a name or size"))
         if key not in storages:
             raw = archive.read(f"{prefix}data/{key}")
             dtype = STORAGES[expect(storage_type, Global).name.removeprefix("torch.")]
             array = from_bfloat16(raw) if dtype == "bfloat16" else np.frombuffer(raw, dtype)
             if len(array) < count:
-                raise Damaged(f"storage {key} is shorter than the checkpoint says")
+                raise Damaged(_("storage {key} is shorter than the checkpoint says").format(key=key))
             storages[key] = array
         return storages[key]
 
@@ -268,11 +273,17 @@ def errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise UserError(f"{path}: refused, and nothing in it was executed: {error}") from None
+        raise UserError(
+            _("{path}: refused, and nothing in it was executed: {error}").format(path=path, error=error)
+        ) from None
     except Damaged as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(
+            _("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror or error)
+        ) from None
     except HARMLESS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise UserError(f"{path}: damaged, or of another format ({reason})") from None
+        raise UserError(
+            _("{path}: damaged, or of another format ({reason})").format(path=path, reason=reason)
+        ) from None

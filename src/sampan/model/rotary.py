@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 
 
@@ -24,12 +25,16 @@ def rotary_frequencies(shape: ModelShape) -> np.ndarray:
     if kind == "default":
         return frequencies
     if kind not in ("linear", "llama3"):
-        raise UserError(f"rope_scaling of type {kind!r} is not supported; default, linear and llama3 are")
+        raise UserError(
+            _("rope_scaling of type {kind!r} is not supported; default, linear and llama3 are").format(kind=kind)
+        )
 
     def positive(key: str) -> float:
         value = scaling.get(key)
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            raise UserError(f"rope_scaling: {key} is {value!r}, expected a positive number")
+            raise UserError(
+                _("rope_scaling: {key} is {value!r}, expected a positive number").format(key=key, value=value)
+            )
         return float(value)
 
     factor = positive("factor")
@@ -37,7 +42,9 @@ def rotary_frequencies(shape: ModelShape) -> np.ndarray:
         return frequencies / factor
     low, high = positive("low_freq_factor"), positive("high_freq_factor")
     if low >= high:
-        raise UserError(f"rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}")
+        raise UserError(
+            _("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}").format(low=low, high=high)
+        )
     # slow waves are stretched, fast ones kept, those between blended
     turns = positive("original_max_position_embeddings") * frequencies / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)

@@ -23,7 +23,7 @@ import numpy as np
 from sampan.data.meta import Data
 from sampan.errors import UserError
 from sampan.files import write_json
-from sampan.messages import wrap
+from sampan.messages import _, wrap
 from sampan.report.verbatim import PIECE, pieces_of, search
 from sampan.text.characters import code_points
 
@@ -80,7 +80,11 @@ def measure_text(data: Data) -> dict[str, Any]:
     """Return the fields of `Baselines` other than `data`. Raises UserError if val is empty or cannot be decoded."""
     val = "".join(first_pieces(data, "val"))
     if not val:
-        raise UserError(f"{data.folder} has an empty val split; prepare the text again with a larger --val_fraction")
+        raise UserError(
+            _("{folder} has an empty val split; prepare the text again with a larger --val_fraction").format(
+                folder=data.folder
+            )
+        )
     known = np.zeros(sys.maxunicode + 1, bool)
     last = ""  # characters of train
 
@@ -128,21 +132,33 @@ def bits_with_xz(train: str, val: str) -> int:
 def baseline_lines(data: Data, seen: Baselines) -> list[str]:
     """Return what `sampan prepare` prints below the counts, in lines of 80 columns."""
     per_token = seen.characters / seen.tokens
-    text = [f"{per_token:.2f} characters per token"]
+    text = [_("{per_token:.2f} characters per token").format(per_token=per_token)]
     if seen.unused:
-        text.append(f"{seen.unused:,} of the {seen.vocab_size:,} ids of the vocabulary never occur")
+        text.append(
+            _("{unused:,} of the {vocab_size:,} ids of the vocabulary never occur").format(
+                unused=seen.unused, vocab_size=seen.vocab_size
+            )
+        )
     if seen.unseen > 0:
-        text.append(f"{percent(seen.unseen)} of the val characters are symbols that do not occur in train")
+        text.append(
+            _("{percent} of the val characters are symbols that do not occur in train").format(
+                percent=percent(seen.unseen)
+            )
+        )
     if seen.overlap > 0.01:
         text.append(
-            f"{percent(seen.overlap)} of val is copied verbatim from train, in runs of {OVERLAP} characters or more"
+            _("{percent} of val is copied verbatim from train, in runs of {overlap} characters or more").format(
+                percent=percent(seen.overlap), overlap=OVERLAP
+            )
         )
     text.append(
-        f"baselines on val, in bits per character: uniform {seen.uniform:.2f}, unigram {seen.unigram:.2f}, xz {seen.xz:.2f}"
+        _("baselines on val, in bits per character: uniform {uniform:.2f}, unigram {unigram:.2f}, xz {xz:.2f}").format(
+            uniform=seen.uniform, unigram=seen.unigram, xz=seen.xz
+        )
     )
     return [part for line in text for part in wrap(line, 80, "  ")]
 
 
 def percent(share: float) -> str:
     """Return a share above 0 in percent, with one decimal."""
-    return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+    return f"{share:.1%}" if share >= 0.001 else _("less than 0.1%")

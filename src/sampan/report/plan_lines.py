@@ -15,7 +15,7 @@ from sampan.training.plan import Plan
 from sampan.training.schedule import decay_end
 from sampan.units import duration, size_of
 
-OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon and AdamW"}
+OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": _("Muon and AdamW")}
 
 
 def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:

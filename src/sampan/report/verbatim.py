@@ -24,7 +24,7 @@ from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig
 from sampan.data.meta import Data, open_folder
 from sampan.errors import UserError
-from sampan.messages import wrap
+from sampan.messages import _, wrap
 from sampan.text.characters import code_points
 from sampan.tokens.bytes import token_bytes
 
@@ -63,17 +63,21 @@ def training_data(config: SampleConfig) -> Data:
     """Return the data that a run was trained on. Raises UserError if it is unknown, missing or has changed."""
     run = Run(config.out_dir if config.init_from == "resume" else config.init_from)
     if not run.exists():
-        raise UserError(f"check: {run.folder} has no run.json, so its training text is unknown")
+        raise UserError(_("check: {folder} has no run.json, so its training text is unknown").format(folder=run.folder))
     recorded = run.data()
     folder = Path(str(recorded.get("folder", "")))
     if not (folder / "meta.json").is_file():
         raise UserError(
-            f"check: cannot find {folder}, the training data of this run. Run this in the folder where it was trained, "
-            "or prepare the text again."
+            _(
+                "check: cannot find {folder}, the training data of this run. Run this in the folder where it was "
+                "trained, or prepare the text again."
+            ).format(folder=folder)
         )
     data = open_folder(folder)
     if not data.is_recorded(recorded):
-        raise UserError(f"check: {folder} no longer contains the text that this run was trained on")
+        raise UserError(
+            _("check: {folder} no longer contains the text that this run was trained on").format(folder=folder)
+        )
     return data
 
 
@@ -81,23 +85,27 @@ def verbatim_report(written: list[str], data: Data) -> list[str]:
     """Return lines of 80 columns: the share of `written` that occurs in the training text, and the longest quote."""
     length = sum(map(len, written))
     if length == 0:
-        return ["check: nothing was written"]
+        return [_("check: nothing was written")]
     is_wide = np.mean(code_points("".join(written)) >= 0x2E80) > 0.5
     least = RUN_OF_IDEOGRAPHS if is_wide else RUN
     held_out = next(pieces_of(data, "val"), "")[:HELD_OUT]
     size = max(map(len, [*written, held_out]))
     found = search([*written, held_out], pieces_of(data, "train", size), least, quote=len(written))
     share = sum(covered.sum() for covered in found.covered[:-1]) / length
-    text = (
-        f"check: {share:.1%} of the {length:,} characters written are copied verbatim from the training text, in runs "
-        f"of {least} or more."
-    )
+    text = _(
+        "check: {share:.1%} of the {length:,} characters written are copied verbatim from the training "
+        "text, in runs of {least} or more."
+    ).format(share=share, length=length, least=least)
     lines = wrap(text, 80)
     if held_out:
-        lines += wrap(f"For comparison, {found.covered[-1].mean():.1%} of held-out text occurs there.", 80)
+        lines += wrap(
+            _("For comparison, {mean:.1%} of held-out text occurs there.").format(mean=found.covered[-1].mean()), 80
+        )
     if found.longest:
         number, start, count, place, line = found.longest
-        text = f"The longest run has {count:,} characters, from character {place + 1:,} (line {line:,}) of that text:"
+        text = _(
+            "The longest run has {count:,} characters, from character {place:,} (line {line:,}) of that text:"
+        ).format(count=count, place=place + 1, line=line)
         quote = written[number][start : start + count]
         quote = quote if count <= QUOTED else quote[:QUOTED] + "..."
         lines += wrap(text, 80)
@@ -112,7 +120,11 @@ def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[str]:
     """
     table = token_bytes(data.tokenizer, data.meta.vocab_size)
     if table is None:
-        raise UserError(f"{data.folder}: its tokenizer cannot restore the exact text, so it cannot be searched")
+        raise UserError(
+            _("{folder}: its tokenizer cannot restore the exact text, so it cannot be searched").format(
+                folder=data.folder
+            )
+        )
     if data.tokenizer.end_of_text is not None:
         table[data.tokenizer.end_of_text] = b"\xff"  # never in UTF-8
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -121,7 +133,9 @@ def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[str]:
         ids = tokens[i : i + size]
         if ids.max() >= len(table):
             raise UserError(
-                f"{data.folder}: token {ids.max()} is outside its vocabulary of {len(table)}; prepare it again"
+                _("{folder}: token {id} is outside its vocabulary of {count}; prepare it again").format(
+                    folder=data.folder, id=ids.max(), count=len(table)
+                )
             )
         yield decode(b"".join(map(table.__getitem__, ids.tolist())))
 

@@ -8,7 +8,7 @@ and prints nothing.
 
 from collections.abc import Sequence
 
-from sampan.messages import pad, wrap
+from sampan.messages import _, pad, wrap
 from sampan.model.count import count_parameters
 from sampan.report.baselines import Baselines, percent
 from sampan.training.loop import Evaluation
@@ -25,10 +25,10 @@ TOKENS_TO_MEMORIZE = 1.0  # tokens per parameter; a long run on a smaller text l
 def loss_table(val_loss: float, seen: Baselines) -> list[str]:
     """Return a table of the val loss and the baselines in nats per token, bits per character and bits per byte."""
     rows = [
-        ("val loss", seen.bits_per_character(val_loss)),
-        ("xz, after compressing train", seen.xz),
-        ("unigram: token frequencies", seen.unigram),
-        ("uniform: all tokens equally likely", seen.uniform),
+        (_("val loss"), seen.bits_per_character(val_loss)),
+        (_("xz, after compressing train"), seen.xz),
+        (_("unigram: token frequencies"), seen.unigram),
+        (_("uniform: all tokens equally likely"), seen.uniform),
     ]
     table = [f"{'':34}{'nats/token':>12}{'bits/char':>12}{'bits/byte':>12}"]
     for name, bits in rows:
@@ -52,10 +52,10 @@ def compare_with_guessing(val_loss: float, seen: Baselines) -> list[str]:
     """Return a sentence if the val loss is above that of a model without context."""
     bits = seen.bits_per_character(val_loss)
     if bits > seen.uniform:
-        return ["Worse than guessing: predicting all tokens as equally likely would have a lower val loss."]
+        return [_("Worse than guessing: predicting all tokens as equally likely would have a lower val loss.")]
     if bits > seen.unigram:
         return [
-            "No better than counting: always predicting the token frequencies of train would have a lower val loss."
+            _("No better than counting: always predicting the token frequencies of train would have a lower val loss.")
         ]
     return []
 
@@ -66,8 +66,10 @@ def explain_early_stop(plan: Plan, evaluations: Sequence[Evaluation]) -> list[st
     if not evaluations or evaluations[-1].step >= steps or patience is None:
         return []
     return [
-        f"Stopped at step {evaluations[-1].step:,} of {steps:,}: the val loss did not improve in {patience} evaluations. "
-        "To continue anyway: --resume --patience none."
+        _(
+            "Stopped at step {step:,} of {steps:,}: the val loss did not improve in {patience} evaluations. "
+            "To continue anyway: --resume --patience none."
+        ).format(step=evaluations[-1].step, steps=steps, patience=patience)
     ]
 
 
@@ -79,26 +81,36 @@ def judge_losses(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str]:
     if last.val_loss > best.val_loss * (1 + RISE):
         return judge_rise(plan, best, last)
     if last.val_loss < NOTHING:
-        return [f"There is nothing left to learn in this text: the val loss is {last.val_loss:.2f}."]
+        return [
+            _("There is nothing left to learn in this text: the val loss is {val_loss:.2f}.").format(
+                val_loss=last.val_loss
+            )
+        ]
     if last.val_loss > first.val_loss * (1 - RISE):
         return [
-            f"The val loss has hardly moved, from {first.val_loss:.2f} to {last.val_loss:.2f}. Train longer, or try "
-            "another --learning_rate."
+            _(
+                "The val loss has hardly moved, from {val_loss:.2f} to {val_loss_2:.2f}. Train longer, or try "
+                "another --learning_rate."
+            ).format(val_loss=first.val_loss, val_loss_2=last.val_loss)
         ]
     if last.train_loss * (1 + CLOSE) > last.val_loss:
         if plan.config.minutes:
             return [
-                f"The train and val losses were still falling. Train longer: --minutes {2 * plan.config.minutes:g}."
+                _("The train and val losses were still falling. Train longer: --minutes {value:g}.").format(
+                    value=2 * plan.config.minutes
+                )
             ]
-        return ["The train and val losses were still falling. Train longer, with a larger --max_iters."]
+        return [_("The train and val losses were still falling. Train longer, with a larger --max_iters.")]
     if best is last:
-        lowest = "The val loss was lowest at the end."
+        lowest = _("The val loss was lowest at the end.")
     else:
-        lowest = f"The val loss was lowest at step {best.step:,} and has hardly changed since."
+        lowest = _("The val loss was lowest at step {step:,} and has hardly changed since.").format(step=best.step)
     return [
         lowest,
-        f"The train loss ({last.train_loss:.2f}) is far below the val loss ({last.val_loss:.2f}): more text would help "
-        "more than more steps. Or try --dropout 0.1.",
+        _(
+            "The train loss ({train_loss:.2f}) is far below the val loss ({val_loss:.2f}): more text would "
+            "help more than more steps. Or try --dropout 0.1."
+        ).format(train_loss=last.train_loss, val_loss=last.val_loss),
     ]
 
 
@@ -106,20 +118,38 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
     """Return sentences about a val loss that rose: the run diverged if the train loss rose too, else it overfitted."""
     if last.train_loss > best.train_loss:
         return [
-            f"Diverged: since step {best.step:,} the val loss rose from {best.val_loss:.2f} to {last.val_loss:.2f} and the "
-            f"train loss from {best.train_loss:.2f} to {last.train_loss:.2f}. The best weights are kept. Try a lower "
-            "--learning_rate."
+            _(
+                "Diverged: since step {step:,} the val loss rose from {val_loss:.2f} to {val_loss_2:.2f} and the "
+                "train loss from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept. Try a lower "
+                "--learning_rate."
+            ).format(
+                step=best.step,
+                val_loss=best.val_loss,
+                val_loss_2=last.val_loss,
+                train_loss=best.train_loss,
+                train_loss_2=last.train_loss,
+            )
         ]
     found = [
-        f"Overfitted since step {best.step:,}: the val loss rose from {best.val_loss:.2f} to {last.val_loss:.2f} while "
-        f"the train loss fell from {best.train_loss:.2f} to {last.train_loss:.2f}. The best weights are kept."
+        _(
+            "Overfitted since step {step:,}: the val loss rose from {val_loss:.2f} to {val_loss_2:.2f} while "
+            "the train loss fell from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept."
+        ).format(
+            step=best.step,
+            val_loss=best.val_loss,
+            val_loss_2=last.val_loss,
+            train_loss=best.train_loss,
+            train_loss_2=last.train_loss,
+        )
     ]
     tokens, parameters = plan.data.meta.train_tokens, count_parameters(plan.model)
     if tokens < TOKENS_TO_MEMORIZE * parameters:
         times = TOKENS_TO_MEMORIZE * parameters / tokens
         found.append(
-            f"The text is too small for this model: {tokens:,} tokens for {parameters:,} parameters. Use about "
-            f"{times:,.0f} times as much text, a smaller --size, or --dropout 0.2."
+            _(
+                "The text is too small for this model: {tokens:,} tokens for {parameters:,} parameters. Use "
+                "about {times:,.0f} times as much text, a smaller --size, or --dropout 0.2."
+            ).format(tokens=tokens, parameters=parameters, times=times)
         )
     return found
 
@@ -128,12 +158,16 @@ def judge_val(seen: Baselines) -> list[str]:
     """Return a sentence if the val split tells little about new text."""
     if seen.overlap > REPEATED:
         return [
-            f"{percent(seen.overlap)} of val is copied verbatim from train, so the val loss mostly measures "
-            "memorization and says little about new text."
+            _(
+                "{percent} of val is copied verbatim from train, so the val loss mostly measures memorization "
+                "and says little about new text."
+            ).format(percent=percent(seen.overlap))
         ]
     if seen.unseen < UNSEEN:
         return []
     return [
-        f"{percent(seen.unseen)} of the val characters are symbols that do not occur in train, so no model can predict "
-        "them. More text would make the val loss meaningful."
+        _(
+            "{percent} of the val characters are symbols that do not occur in train, so no model can predict "
+            "them. More text would make the val loss meaningful."
+        ).format(percent=percent(seen.unseen))
     ]

@@ -13,6 +13,7 @@ import numpy as np
 from sampan.config import SampleConfig
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.tokens.bytes import BROKEN, WHOLE
 
@@ -28,7 +29,7 @@ def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | 
     """
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
-        raise UserError("the model's output is not finite; its weights are damaged, or its training diverged")
+        raise UserError(_("the model's output is NaN or infinite: its weights are damaged, or its training diverged"))
     if temperature == 0:
         return logits.argmax(axis=1).astype(np.int32)
     ids = None  # of the columns that are left, where some have gone

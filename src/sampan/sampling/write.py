@@ -14,6 +14,7 @@ import numpy as np
 from sampan.config import SampleConfig
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.sampling.draw import generate
 from sampan.tokens.bytes import WHOLE, stream_text, token_bytes, transitions
@@ -76,15 +77,21 @@ def write(
     """
     prompt = default_prompt(tokenizer) if prompt is None else prompt
     if half := re.search("[\ud800-\udfff]", prompt):  # how Python keeps bytes of a command line that it cannot read
-        raise UserError(f"character {half.start() + 1} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8")
+        raise UserError(
+            _("character {start} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8").format(
+                start=half.start() + 1
+            )
+        )
     ids = tokenizer.encode(prompt, config.oov)
     if len(ids) == 0 and prompt:
-        raise UserError("nothing is left of the prompt: the vocabulary has none of its characters")
+        raise UserError(_("none of the prompt's characters are in the vocabulary"))
     if len(ids) == 0:
         ids = beginning_of_text(tokenizer)
     if ids.max() >= model.vocab_size:
         raise UserError(
-            f"the tokenizer has token {ids.max()} and the model only {model.vocab_size}; they do not belong together"
+            _(
+                "this tokenizer does not match the model: it has token {id}, but the model has only {vocab_size} tokens"
+            ).format(id=ids.max(), vocab_size=model.vocab_size)
         )
     shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt
     table = token_bytes(tokenizer, model.vocab_size)
@@ -109,7 +116,7 @@ def keep_valid(table: list[bytes] | None, asked: bool) -> np.ndarray | None:
     """What `generate` needs to write UTF-8 only; None where every token is whole characters, so that it cannot fail."""
     if table is None:
         if asked:
-            raise UserError("valid_utf8: this tokenizer's tokens have no bytes of their own; leave it at auto")
+            raise UserError(_("valid_utf8: the bytes of this tokenizer's tokens are unknown; leave it at auto"))
         return None
     after = transitions(table)
     return after if (after[WHOLE] != WHOLE).any() else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sampan.errors import UserError
 from sampan.fetch import Remote, fetch
+from sampan.messages import _
 from sampan.text.rebuild import REBUILT
 
 
@@ -107,8 +108,12 @@ def unknown_corpus(name: str) -> str:
     """Return the message for a name that is neither a corpus nor a file."""
     names = [known for corpus in CORPORA for known in (corpus.name, *corpus.aliases)]
     if nearest := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
-        return f"{name}: no such corpus, file or folder; did you mean {nearest[0]}?"
-    return f"{name}: no such corpus, file or folder; the corpora are {', '.join(names)}"
+        return _("{name}: no such corpus, file or folder; did you mean {nearest}?").format(
+            name=name, nearest=nearest[0]
+        )
+    return _("{name}: no such corpus, file or folder; the corpora are {names}").format(
+        name=name, names=", ".join(names)
+    )
 
 
 def corpus_text(corpus: Corpus) -> tuple[str, str]:
@@ -117,7 +122,9 @@ def corpus_text(corpus: Corpus) -> tuple[str, str]:
     Raises UserError if the text cannot be fetched, or is one to stream.
     """
     if corpus.file is None:
-        raise UserError(f"{corpus.name} does not fit in memory and must be streamed: sampan prepare {corpus.name}")
+        raise UserError(
+            _("{name} does not fit in memory and must be streamed: sampan prepare {name}").format(name=corpus.name)
+        )
     path = fetch(corpus.file, REBUILT.get(corpus.name))
     whole = path.read_bytes().decode("utf-8")  # not read_text, which would turn \r\n into \n
     return whole, f"{corpus.summary}; {corpus.licence}"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.text.parts import READ_BYTES, Encoding, Part, reading
 
 FEW = 1000  # one byte in so many may be undecodable
@@ -40,7 +41,9 @@ def check_encoding(name: str | None) -> None:
             "".encode(name)
             codecs.getincrementaldecoder(name)("replace")
     except (LookupError, ValueError, TypeError, AssertionError):
-        raise UserError(f"encoding={name}: unknown encoding; examples: gb18030, big5, utf-16, cp1252") from None
+        raise UserError(
+            _("encoding={name}: unknown encoding; examples: gb18030, big5, utf-16, cp1252").format(name=name)
+        ) from None
 
 
 def decode_part(part: Part, asked: str | None, tick: Tick) -> Iterator[str]:
@@ -83,11 +86,21 @@ def undecodable(part: Part, found: Encoding) -> UserError:
     offset, line = found.places[0]
     with part.open() as file:
         likely = guess(lines_with_high_bytes(file.read(READ_BYTES)))
-    what = f"{part.where} cannot be read as {found.name}: {found.bad:,} of the first {found.total:,} bytes do not fit"
-    where = f"the first at offset {offset:,}, line {line:,}"
+    what = _("{where} cannot be read as {name}: {bad:,} of the first {total:,} bytes do not fit").format(
+        where=part.where, name=found.name, bad=found.bad, total=found.total
+    )
+    where = _("the first at offset {offset:,}, line {line:,}").format(offset=offset, line=line)
     if likely and likely != found.name:
-        return UserError(f"{what}, {where}; it looks like {likely}: give the encoding with --encoding {likely}")
-    return UserError(f"{what}, {where}; give the encoding with --encoding, such as gb18030, big5 or cp1252")
+        return UserError(
+            _("{what}, {where}; it looks like {likely}: give the encoding with --encoding {likely}").format(
+                what=what, where=where, likely=likely
+            )
+        )
+    return UserError(
+        _("{what}, {where}; give the encoding with --encoding, such as gb18030, big5 or cp1252").format(
+            what=what, where=where
+        )
+    )
 
 
 def chunks(part: Part, mark: int, tick: Tick) -> Iterator[bytes]:
@@ -122,7 +135,11 @@ def find_encoding(part: Part, asked: str | None, tick: Tick) -> Encoding:
     if b"\0" in head:
         if wide := guess_wide(head[:EVIDENCE]):
             return Encoding(wide, "detected")
-        raise UserError(f"{part.where} is binary: it has a zero byte at offset {head.index(0)}; give a text file")
+        raise UserError(
+            _("{where} is binary: it has a zero byte at offset {offset}; give a text file").format(
+                where=part.where, offset=head.index(0)
+            )
+        )
     sample = lines_with_high_bytes(first_not_utf8(part, tick))
     high = sum(byte > 0x7F for byte in sample)
     if len(sample.decode("utf-8", "ignore").encode()) >= len(sample) - high / 2:  # or damaged in a few places

@@ -15,6 +15,7 @@ from pathlib import Path
 from sampan.config import DataConfig
 from sampan.errors import UserError, install
 from sampan.fetch import is_offline
+from sampan.messages import _
 from sampan.text.characters import Document
 from sampan.text.encodings import Tick, decode_part
 from sampan.text.parts import READ_BYTES, Part, reading
@@ -37,7 +38,11 @@ def read_jsonl(part: Part, config: DataConfig, tick: Tick) -> Iterator[Document]
         try:
             text = json.loads(line)[name]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{where}: expected an object with a "{name}" field (--text_field names another)') from None
+            raise UserError(
+                _('{where}: expected an object with a "{name}" field (--text_field names another)').format(
+                    where=where, name=name
+                )
+            ) from None
         yield record(text, where, config)
 
 
@@ -47,21 +52,31 @@ def read_parquet(part: Part, config: DataConfig, tick: Tick) -> Iterator[Documen
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{part.where}: .parquet is read by the pyarrow library: {install('hf')}") from None
+        raise UserError(
+            _("{where}: .parquet is read by the pyarrow library: {command}").format(
+                where=part.where, command=install("hf")
+            )
+        ) from None
     name = config.text_field
     with reading(part.where), part.open() as raw:
         try:
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=READ_BYTES)
             if name not in file.schema_arrow.names:
                 there = ", ".join(file.schema_arrow.names)
-                raise UserError(f'{part.where} has no column "{name}"; choose one with --text_field: {there}')
+                raise UserError(
+                    _('{where} has no column "{name}"; choose one with --text_field: {there}').format(
+                        where=part.where, name=name, there=there
+                    )
+                )
             rows = file.metadata.num_rows
             for batch in file.iter_batches(batch_size=1024, columns=[name]):
                 for text in batch.column(0).to_pylist():
                     yield record("" if text is None else text, part.where, config)
                 tick(part.size * batch.num_rows // max(rows, 1))
         except pa.ArrowException as error:
-            raise UserError(f"{part.where}: cannot be read ({str(error).splitlines()[0]})") from None
+            raise UserError(
+                _("{where}: cannot be read ({error})").format(where=part.where, error=str(error).splitlines()[0])
+            ) from None
 
 
 def read_hub(part: Part, config: DataConfig, tick: Tick) -> Iterator[Document]:
@@ -75,21 +90,29 @@ def hub_documents(name: str, config: DataConfig) -> Iterator[str]:
     """Yield the texts of NAME[:CONFIG[:SPLIT]], a dataset of the Hugging Face Hub or a folder that the library reads."""
     path, subset, split = (*name.split(":"), "", "")[:3]
     if is_offline() and not Path(path).exists():
-        raise UserError(f"{name} is streamed from the network: unset SAMPAN_OFFLINE to read it")
+        raise UserError(_("{name} is streamed from the network: unset SAMPAN_OFFLINE to read it").format(name=name))
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError(f"{name} is read by the datasets library: {install('hf')}") from None
+        raise UserError(
+            _("{name} is read by the datasets library: {command}").format(name=name, command=install("hf"))
+        ) from None
     try:
         for row in load_dataset(path, subset or None, split=split or "train", streaming=True):
             if config.text_field not in row:
                 raise UserError(
-                    f'{name} has no field "{config.text_field}"; choose one with --text_field: {", ".join(row)}'
+                    _('{name} has no field "{text_field}"; choose one with --text_field: {row}').format(
+                        name=name, text_field=config.text_field, row=", ".join(row)
+                    )
                 )
             yield "".join(record(row[config.text_field], name, config))
     except (OSError, RuntimeError, ValueError) as error:  # datasets' own errors are among these
-        why = f"{name} cannot be read from the Hugging Face Hub ({str(error).splitlines()[0]})"
-        raise UserError(f"{why}: check the name, try again, or set HF_ENDPOINT to a mirror of the hub") from None
+        why = _("{name} cannot be read from the Hugging Face Hub ({error})").format(
+            name=name, error=str(error).splitlines()[0]
+        )
+        raise UserError(
+            _("{why}: check the name, try again, or set HF_ENDPOINT to a mirror of the hub").format(why=why)
+        ) from None
 
 
 READERS = {
@@ -103,11 +126,13 @@ READERS = {
 def record(text: object, where: str, config: DataConfig) -> Document:
     """Return a record's text as a document. Raises UserError where it is not text."""
     if not isinstance(text, str):
-        raise UserError(f'{where}: "{config.text_field}" is not a string')
+        raise UserError(_('{where}: "{text_field}" is not a string').format(where=where, text_field=config.text_field))
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f'{where}: "{config.text_field}" has half of a surrogate pair') from None
+        raise UserError(
+            _('{where}: "{text_field}" has half of a surrogate pair').format(where=where, text_field=config.text_field)
+        ) from None
     return clean([text], config.normalize)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from sampan.errors import UserError
+from sampan.messages import _
 
 READ_BYTES = 1 << 20  # of a file, as many at once
 
@@ -94,4 +95,4 @@ def reading(where: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"{where}: cannot be read ({why})") from None
+        raise UserError(_("{where}: cannot be read ({why})").format(where=where, why=why)) from None

@@ -29,6 +29,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from sampan.config import DataConfig
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.text.characters import Block, Document, blocks_of
 from sampan.text.corpora import Corpus, corpus_text, find_corpus, unknown_corpus
 from sampan.text.encodings import SHOWN, Tick, check_encoding
@@ -82,7 +83,11 @@ class Source:
     def findings(self) -> Findings:
         """Return what the last reading found."""
         found = [(part.where, part.encoding) for part in self.parts if part.encoding is not None]
-        places = [f"byte {at:,}, line {line:,} of {where}" for where, encoding in found for at, line in encoding.places]
+        places = [
+            _("byte {at:,}, line {line:,} of {where}").format(at=at, line=line, where=where)
+            for where, encoding in found
+            for at, line in encoding.places
+        ]
         return Findings(
             dict(Counter(f"{encoding.name} ({encoding.how})" for _, encoding in found)),
             sum(encoding.bad for _, encoding in found),
@@ -97,7 +102,7 @@ def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Pat
     """Return the source of these names, without the files `left_out`. Raises UserError for one that is missing or empty."""
     names = list(names)
     if not names or "" in names:
-        raise UserError("an empty name is no text; give a corpus's name, a file or a folder")
+        raise UserError(_("empty name: give a corpus's name, a file or a folder"))
     check_encoding(config.encoding)
     entry = find_corpus(names[0]) if len(names) == 1 else None
     if entry is not None:
@@ -199,12 +204,14 @@ def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
         paths = [p for p in paths if runs.isdisjoint(p.parents)]
         if not paths:
             raise UserError(
-                f"{path} has no text ({', '.join(SUFFIXES)}); for other names give a glob: '{path}/**/*.py'"
+                _("{path} has no text ({suffixes}); for other names give a glob: '{path}/**/*.py'").format(
+                    path=path, suffixes=", ".join(SUFFIXES)
+                )
             )
     elif is_glob(name):
         paths = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
         if not paths:
-            raise UserError(f"{name}: no file has such a name")
+            raise UserError(_("{name}: no file matches").format(name=name))
     elif path.exists():
         paths = [path]
     else:
@@ -226,7 +233,7 @@ def file_part(path: Path) -> Part:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
     if not path.is_file():  # a pipe, such as bash's <(command)
         return Part(str(path), "text", kept(lambda: path.open("rb")))
     return Part(str(path), kind_of(path.name), lambda: open_file(path), size)
@@ -254,9 +261,9 @@ def archive_parts(path: Path) -> list[Part]:
         members = sorted(archive.infolist(), key=lambda m: m.filename)
     members = [m for m in members if m.filename.endswith(IN_ARCHIVES) and "__MACOSX" not in m.filename]
     if not members:
-        raise UserError(f"{path} holds no text ({', '.join(IN_ARCHIVES)})")
+        raise UserError(_("{path} holds no text ({in_archives})").format(path=path, in_archives=", ".join(IN_ARCHIVES)))
     if any(m.flag_bits & 1 for m in members):
-        raise UserError(f"{path} is encrypted; unpack it first")
+        raise UserError(_("{path} is encrypted; unpack it first").format(path=path))
     return [
         Part(f"{path}/{m.filename}", kind_of(m.filename), partial(archive.open, m), m.compress_size) for m in members
     ]

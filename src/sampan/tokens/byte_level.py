@@ -18,6 +18,7 @@ import numpy as np
 from sampan.errors import UserError
 from sampan.fetch import GPT2_MERGES, GPT2_VOCAB
 from sampan.machine import count_cores
+from sampan.messages import _
 from sampan.text.characters import split_at
 from sampan.tokens.fast import fast_encoding
 from sampan.tokens.tokenizer import END_OF_TEXT, MAX_IDS, Kind, Material, Tokenizer, describe, library_errors
@@ -71,7 +72,7 @@ class ByteLevel(Tokenizer):
                 return np.array(self.inner.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
 
         with (
-            library_errors("the tokenizer cannot encode this text"),
+            library_errors(_("the tokenizer cannot encode this text")),
             ThreadPoolExecutor(count_cores()) as pool,
         ):  # the library leaves Python's lock to others while it works
             text.encode()  # tiktoken would replace a lone surrogate
@@ -110,7 +111,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> ByteLevel:
 def check_size(vocab_size: int) -> None:
     """Raise UserError where no byte-level BPE has that size: 256 bytes and the end of text are the least."""
     if not 256 < vocab_size <= MAX_IDS:
-        raise UserError(f"bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {MAX_IDS:,}")
+        raise UserError(
+            _("bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {max_ids:,}").format(
+                vocab_size=vocab_size, max_ids=MAX_IDS
+            )
+        )
 
 
 def first_merges(tokenizer: ByteLevel, vocab_size: int) -> ByteLevel:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.tokens.fast import byte_alphabet
 from sampan.tokens.tokenizer import Tokenizer
 
@@ -124,7 +125,7 @@ def transitions(table: list[bytes]) -> np.ndarray:
     while True:  # what leads where no token goes on, in a vocabulary that lacks some bytes, leads nowhere itself
         ends = np.flatnonzero((after == BROKEN).all(axis=1))
         if WHOLE in ends:
-            raise UserError("the tokenizer's vocabulary cannot write one whole character: it is damaged")
+            raise UserError(_("the tokenizer's vocabulary cannot write one whole character: it is damaged"))
         dead = np.isin(after, ends)
         if not dead.any():
             return after

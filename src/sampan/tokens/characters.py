@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sampan.messages import _
 from sampan.text.characters import code_points
 from sampan.tokens.tokenizer import END_OF_TEXT, Kind, Material, Tokenizer, library_errors, unknown_character
 
@@ -50,7 +51,7 @@ class Characters(Tokenizer):
             if self.byte_ids is not None:
                 rest = points[unknown]
                 lengths[unknown] += (rest > 0x7F).astype(np.int64) + (rest > 0x7FF) + (rest > 0xFFFF)
-                with library_errors("the tokenizer cannot encode this text"):  # half of a surrogate pair
+                with library_errors(_("the tokenizer cannot encode this text")):  # half of a surrogate pair
                     raw = rest.tobytes().decode("utf-32-le").encode()
                 ids = np.repeat(ids, lengths)
                 ids[ids < 0] = self.byte_ids[np.frombuffer(raw, dtype=np.uint8)]

@@ -6,6 +6,7 @@ choose_tokenizer("auto", characters=1_115_394, symbols=65)      # ("char", why)
 from pathlib import Path
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.tokens.kinds import find_kind, names_of_kinds
 
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
@@ -24,7 +25,11 @@ def check_tokenizer(wanted: str) -> None:
     if found and found[1] is not None:
         found[0].check_size(found[1])
     elif wanted != "auto" and not found and not tokenizer_path(wanted).is_file():
-        raise UserError(f"tokenizer {wanted!r}: expected {names_of_kinds()}, or the path of a tokenizer.json")
+        raise UserError(
+            _("tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a tokenizer.json").format(
+                wanted=wanted, names_of_kinds=names_of_kinds()
+            )
+        )
 
 
 def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: str | None = None) -> tuple[str, str]:
@@ -39,15 +44,21 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     """
     if wanted != "auto":
         path = tokenizer_path(wanted)
-        return (wanted, "as asked") if find_kind(wanted) else (str(path), f"of {path.parent}")
+        return (wanted, _("as asked")) if find_kind(wanted) else (str(path), f"of {path.parent}")
     if corpus_choice:
-        return corpus_choice, "the corpus's own"
+        return corpus_choice, _("the corpus's own")
     if characters > CHARACTERS_UP_TO:
         # Where a script has thousands of characters, half of a small vocabulary would only spell them.
         size = 16384 if symbols > 2000 else 8192
-        return f"bpe:{size}", f"the text has more than {CHARACTERS_UP_TO:,} characters"
+        return f"bpe:{size}", _("the text has more than {characters_up_to:,} characters").format(
+            characters_up_to=CHARACTERS_UP_TO
+        )
     if characters < SEEN_ENOUGH * symbols:
-        return "char", "its symbols are too rare to be spelt in bytes"
+        return "char", _("its symbols are too rare to be spelt in bytes")
     if symbols > ALPHABET:
-        return "char+bytes", f"with more than {ALPHABET} symbols, a prompt may have others"
-    return "char", f"no more than {ALPHABET} symbols, and {CHARACTERS_UP_TO:,} characters"
+        return _("char+bytes"), _("with more than {alphabet} symbols, a prompt may have others").format(
+            alphabet=ALPHABET
+        )
+    return "char", _("no more than {alphabet} symbols, and {characters_up_to:,} characters").format(
+        alphabet=ALPHABET, characters_up_to=CHARACTERS_UP_TO
+    )

@@ -5,6 +5,7 @@ encoding = fast_encoding(inner, json.loads(inner.to_str()))    # a tiktoken.Enco
 
 from typing import Any
 
+from sampan.messages import _
 from sampan.tokens.tokenizer import library_errors
 
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
@@ -36,7 +37,7 @@ def fast_encoding(inner: Any, description: dict[str, Any]) -> Any:
         return None
     if set(tokens) != {*alphabet, *joined}:
         return None
-    with library_errors("the tokenizer cannot encode its own tokens"):
+    with library_errors(_("the tokenizer cannot encode its own tokens")):
         if any(len(inner.model.tokenize(token)) != 1 for token in tokens):
             return None
     import tiktoken

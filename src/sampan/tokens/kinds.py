@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sampan.errors import UserError
+from sampan.messages import _
 from sampan.tokens.byte_level import BPE, GPT2, ByteLevel
 from sampan.tokens.characters import CHAR, CHAR_BYTES, Characters
 from sampan.tokens.tokenizer import Kind, Tokenizer, describe, library_errors
@@ -50,9 +51,9 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        with library_errors("not a tokenizer.json of the tokenizers library"):
+        with library_errors(_("not a tokenizer.json of the tokenizers library")):
             return open_tokenizer(Inner.from_str(text))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None

@@ -20,6 +20,7 @@ import numpy as np
 
 from sampan.errors import UserError
 from sampan.fetch import Remote
+from sampan.messages import _
 from sampan.text.characters import split_at
 
 END_OF_TEXT = "<|endoftext|>"  # follows each document; GPT-2's name for it
@@ -40,14 +41,18 @@ class Tokenizer:
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         if self.vocab_size > min(MAX_IDS, len(vocabulary) + MAX_GAPS):  # before the library writes them all out
-            raise UserError(f"token id {self.vocab_size - 1:,} is more than this program allows")
+            raise UserError(
+                _("token id {vocab_size:,} is more than this program allows").format(vocab_size=self.vocab_size - 1)
+            )
         inner.no_truncation()
         inner.no_padding()
         ends = (inner.token_to_id(name) for name in END_NAMES)
         self.end_of_text: int | None = next((i for i in ends if i is not None), None)
         description = describe(inner) if description is None else description
         if growth([description["normalizer"], description["decoder"]]) > MAX_GROWTH:
-            raise UserError(f"its replacements make a text more than {MAX_GROWTH:,} times as long")
+            raise UserError(
+                _("its replacements make a text more than {max_growth:,} times as long").format(max_growth=MAX_GROWTH)
+            )
         self.decoder: dict[str, Any] = description["decoder"] or {}
         named = description["model"].get("unk_token")
         self.unknown: int | None = inner.token_to_id(named) if named else description["model"].get("unk_id")
@@ -74,7 +79,7 @@ class Tokenizer:
         """
         documents = [list(self.pieces(document)) for document in split_at(text, ends)]
         pieces = [piece for document in documents for piece in document]
-        with library_errors("the tokenizer cannot encode this text"):
+        with library_errors(_("the tokenizer cannot encode this text")):
             lists = [e.ids for e in self.inner.encode_batch_fast(pieces, add_special_tokens=False)]
         if self.unknown is not None and any(self.unknown in ids for ids in lists):
             if oov != "skip":
@@ -85,21 +90,21 @@ class Tokenizer:
         rest = iter(lists)
         for number, document in enumerate(documents):
             result += end if number else []
-            for _ in document:
+            for _piece in document:
                 result += next(rest)
         return np.array(result, dtype=np.int32)
 
     def find_unknown(self, pieces: list[str], before: int) -> UserError:
         for piece in pieces:
             encoding = self.inner.encode(piece, add_special_tokens=False)
-            for i, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
+            for i, (start, _end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if i == self.unknown:
                     return unknown_character(piece[start], before + start, self.vocab_size)
             before += len(piece)
         raise AssertionError("an id that was there is gone")
 
     def decode(self, ids: Iterable[int]) -> str:
-        with library_errors("the tokenizer cannot decode this text"):
+        with library_errors(_("the tokenizer cannot decode this text")):
             return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def stream(self) -> Callable[[int], str | None]:
@@ -109,7 +114,7 @@ class Tokenizer:
         decoder = DecodeStream(skip_special_tokens=False)
 
         def step(i: int) -> str | None:
-            with library_errors("the tokenizer cannot decode this text"):
+            with library_errors(_("the tokenizer cannot decode this text")):
                 return decoder.step(self.inner, int(i))
 
         return step
@@ -173,6 +178,9 @@ def growth(part: Any) -> int:
 def unknown_character(c: str, position: int, vocab_size: int) -> UserError:
     shown = c if c.isprintable() else repr(c)
     return UserError(
-        f"the vocabulary of {vocab_size} has no {shown} (U+{ord(c):04X}), character {position + 1:,} of the text; "
-        "leave it out (sampan sample --oov skip does), or train from scratch with --tokenizer char+bytes"
+        _(
+            "the vocabulary of {vocab_size} has no {shown} (U+{ord:04X}), character {position:,} of the "
+            "text; leave it out (sampan sample --oov skip does), or train from scratch with --tokenizer "
+            "char+bytes"
+        ).format(vocab_size=vocab_size, shown=shown, ord=ord(c), position=position + 1)
     )

@@ -25,6 +25,7 @@ from sampan.engine.open import has_gpu, load_engine, memory_of, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.machine import world
+from sampan.messages import _
 from sampan.model.count import count_parameters
 from sampan.model.shape import ModelShape
 from sampan.units import bytes_of, size_of
@@ -143,7 +144,7 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
     try:
         limit = bytes_of(str(config.fit))
     except (ValueError, OverflowError):
-        raise UserError(f"fit={config.fit!r}: expected a size such as 2GB or 750MB") from None
+        raise UserError(_("fit={fit!r}: expected a size such as 2GB or 750MB").format(fit=config.fit)) from None
     windows = config.windows_per_step
     for again in dict.fromkeys((config.gradient_checkpointing, True)):
         for count in range(micro_batch(config), 0, -1):
@@ -154,9 +155,11 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
             )
             need = total_memory(model, changed)
             if need <= limit:
-                return changed, f"the largest micro-batch that fits into {size_of(limit)}"
+                return changed, _("the largest micro-batch that fits into {size_of}").format(size_of=size_of(limit))
     raise UserError(
-        f"fit={config.fit}: one window at a time needs {size_of(need)}; choose a smaller model or block_size"
+        _("fit={fit}: one window at a time needs {size_of}; choose a smaller model or block_size").format(
+            fit=config.fit, size_of=size_of(need)
+        )
     )
 
 

@@ -17,6 +17,7 @@ from sampan.data.meta import Data
 from sampan.engine.open import engines_here, has_gpu, open_engine
 from sampan.errors import UserError
 from sampan.machine import world
+from sampan.messages import _
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.shape import ModelShape, resolve
 from sampan.training.cost import Costs, evaluation_windows, fit_memory, save_seconds, time_step
@@ -68,10 +69,13 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     groups: list[Choice] = [
         (
             FAMILY if settings.get("family") != "gpt2" else {},  # which has an epsilon of its own
-            "rotary positions and normed queries and keys learn fastest",
+            _("rotary positions and normed queries and keys learn fastest"),
         ),
-        (rates, "for AdamW" if rates is ADAMW else "Muon needs half of AdamW's steps; one rate serves all widths"),
-        (SCHEDULE, "the rate falls to 0 with the last step"),
+        (
+            rates,
+            _("for AdamW") if rates is ADAMW else _("Muon needs half as many steps as AdamW; one rate fits all widths"),
+        ),
+        (SCHEDULE, _("the rate falls to 0 with the last step")),
     ]
     groups.append(pick_batch(BATCH[machine], machine, data, settings, config))
     base = replace_open(config, settings, *(values for values, _ in groups))
@@ -79,7 +83,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     minutes = config.minutes
     if minutes is None and not ({"max_iters", "size"} & settings.keys()):
         minutes = MINUTES[machine]
-        groups.append(({"minutes": minutes}, f"the default on a {machine.upper()}"))
+        groups.append(({"minutes": minutes}, _("default for a {machine}").format(machine=machine.upper())))
     speed = Speed(data) if engines_here() and world()[1] == 1 else None
     size, why = pick_size(base, data, settings, minutes, speed)
     groups.append((shape_of_size(size, base, settings), why))
@@ -89,17 +93,17 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     steps, why = pick_steps(base, data, settings, minutes, costs)
     groups.append(({"max_iters": steps}, why))
     last = evaluations(replace(base, max_iters=steps), data, minutes, costs)
-    return [*groups, (last, "a twentieth of the time")]
+    return [*groups, (last, _("evaluations take a twentieth of the time"))]
 
 
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[Choice]:
     """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
-    why = "fine-tuning: three epochs, but 20 to 200 steps"
+    why = _("fine-tuning: three epochs, but 20 to 200 steps")
     batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
     if "max_iters" in settings:
-        steps, why = config.max_iters, "as asked"
+        steps, why = config.max_iters, _("as asked")
     elif config.minutes is not None and engines_here() and world()[1] == 1:
         base = replace_open(config, settings, batch)
         model = replace(given, block_size=min(base.block_size, given.block_size))
@@ -107,7 +111,10 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelSha
         steps, why = pick_steps(base, data, settings, config.minutes, costs)
     times = dict(eval_interval=max(1, steps // 10), eval_iters=10, patience=PATIENCE)
     return [
-        (fine_tuning_rates(given), "fine-tuning: a constant rate, nanoGPT's for GPT-2, and more for narrower models"),
+        (
+            fine_tuning_rates(given),
+            _("fine-tuning: a constant rate; nanoGPT's for GPT-2, higher for narrower models"),
+        ),
         (batch | times, "fine-tuning"),
         ({"max_iters": steps}, why),
     ]
@@ -139,8 +146,10 @@ def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: Tr
     batch_size = max(1, min(batch_size, most // block_size))
     chosen = dict(batch_size=batch_size, block_size=block_size, gradient_accumulation_steps=1)
     if chosen.items() >= usual.items():
-        return chosen, f"for a {machine.upper()}"
-    return chosen, f"a step reads no more than a tenth of the text{'' if most >= block_size else ', or one window'}"
+        return chosen, _("default for a {machine}").format(machine=machine.upper())
+    if most >= block_size:
+        return chosen, _("a step reads at most a tenth of the text")
+    return chosen, _("a step reads at most a tenth of the text, or one window")
 
 
 # ---- the model ----
@@ -189,9 +198,9 @@ def pick_size(
 ) -> tuple[int, str]:
     """(layers, why). The search goes by FLOPs from one shape that was measured."""
     if config.size is not None:
-        return SIZES[config.size], f"size {config.size}, as asked"
+        return SIZES[config.size], _("size {size}, as asked").format(size=config.size)
     if minutes is None or speed is None:
-        return SIZES["small"], "size small, where nothing says how long the training may take"
+        return SIZES["small"], _("size small: no training time is given")
     fitting = (n for n in (SIZES[name] for name in MEASURED) if fits(config, model_of(config, data, n, settings)))
     measured = next(fitting, SIZES[MEASURED[-1]])
     speed.of(replace_open(config, settings, shape_of_size(measured, config, settings)))
@@ -203,8 +212,10 @@ def pick_size(
         if tokens >= TOKENS_PER_PARAMETER * count_parameters(model) and fits(config, model):
             name, layers = larger, count
     return layers, (
-        f"size {name}: the largest that reads {TOKENS_PER_PARAMETER:g} tokens for each parameter "
-        f"in {duration(60 * minutes)} and {EPOCHS} epochs"
+        _(
+            "size {name}: the largest that reads {tokens_per_parameter:g} tokens for each parameter in "
+            "{duration} and {epochs} epochs"
+        ).format(name=name, tokens_per_parameter=TOKENS_PER_PARAMETER, duration=duration(60 * minutes), epochs=EPOCHS)
     )
 
 
@@ -225,20 +236,20 @@ def pick_steps(
     config: TrainConfig, data: Data, settings: dict, minutes: float | None, costs: Costs | None
 ) -> tuple[int, str]:
     if "max_iters" in settings:
-        return config.max_iters, "as asked"
+        return config.max_iters, _("as asked")
     if minutes is not None and costs is not None:
         steps, why = (
             60 * minutes * TRAINING_SHARE / costs.step,
-            f"{duration(60 * minutes)} at {costs.step * 1000:.1f} ms a step",
+            _("{duration} at {step:.1f} ms a step").format(duration=duration(60 * minutes), step=costs.step * 1000),
         )
     elif config.size is not None:
         steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step
-        why = f"{TOKENS_PER_PARAMETER:g} tokens for each parameter"
+        why = _("{tokens_per_parameter:g} tokens for each parameter").format(tokens_per_parameter=TOKENS_PER_PARAMETER)
     else:
-        steps, why = STEPS_UNMEASURED, "nothing says how long the training may take"
+        steps, why = STEPS_UNMEASURED, _("no training time is given")
     most = EPOCHS * data.meta.train_tokens / config.tokens_per_step
     if steps > most:
-        steps, why = most, f"{EPOCHS} epochs: a text that was read so often is known by heart"
+        steps, why = most, _("{epochs} epochs: more would only memorize the text").format(epochs=EPOCHS)
     return max(1, int(steps)), why
 
 

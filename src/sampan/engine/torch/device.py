@@ -8,6 +8,7 @@ import os
 import torch
 
 from sampan.errors import UserError
+from sampan.messages import _
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,19 +20,23 @@ def pick_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UserError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps").format(wanted=wanted)) from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps")
+        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps").format(wanted=wanted))
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"device={wanted}: this PyTorch sees no CUDA GPU; use --device cpu")
+            raise UserError(_("device={wanted}: this PyTorch sees no CUDA GPU; use --device cpu").format(wanted=wanted))
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} GPU(s)")
+            raise UserError(
+                _("device={wanted}: this machine has {device_count} GPU(s)").format(
+                    wanted=wanted, device_count=torch.cuda.device_count()
+                )
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"device={wanted}: this PyTorch sees no Apple GPU; use --device cpu")
+        raise UserError(_("device={wanted}: this PyTorch sees no Apple GPU; use --device cpu").format(wanted=wanted))
     return device
 
 

@@ -24,6 +24,7 @@ from sampan.engine.torch.muon import Muon
 from sampan.engine.torch.processes import before_leaving, join_processes, naming_dead_processes
 from sampan.errors import UserError
 from sampan.machine import count_cores, world
+from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape
 
@@ -42,7 +43,11 @@ class TorchEngine:
         try:
             self.model = GPT(config).to(self.device)
         except (RuntimeError, MemoryError) as error:
-            raise UserError(f"the model does not fit into the memory of {self.device}: {first_line(error)}") from None
+            raise UserError(
+                _("the model does not fit into the memory of {device}: {first_line}").format(
+                    device=self.device, first_line=first_line(error)
+                )
+            ) from None
         self.names = [p.name for p in parameters(config)]
         by_name = dict(self.model.named_parameters())
         if sorted(by_name) != sorted(self.names):
@@ -61,7 +66,7 @@ class TorchEngine:
     def recipe(self) -> OptimizerSettings:
         """What training needs. Raises UserError in an engine that was opened without it."""
         if self.optimizer is None:
-            raise UserError("this engine was opened without an optimizer: it cannot train")
+            raise UserError(_("this engine was opened without an optimizer: it cannot train"))
         return self.optimizer
 
     @property
@@ -120,7 +125,12 @@ class TorchEngine:
                 warnings.simplefilter("ignore")
                 compiled(ids, ids).backward()
         except Exception as error:  # a compiler can fail in any way, and none of them need stop a run
-            warnings.warn(f"torch.compile cannot run here ({first_line(error)}); continuing without it", stacklevel=2)
+            warnings.warn(
+                _("torch.compile cannot run here ({first_line}); continuing without it").format(
+                    first_line=first_line(error)
+                ),
+                stacklevel=2,
+            )
         else:
             self.forward = self.compiled = compiled
         self.model.zero_grad(set_to_none=True)
@@ -215,10 +225,10 @@ class TorchEngine:
         pairs = list(zip(self.names, self.weights, strict=True))
         for name, weight in pairs:
             if not weight.isfinite().all():
-                return f"the weights of {name} are not finite"
+                return _("the weights of {name} are not finite").format(name=name)
         for name, weight in pairs:
             if not weight.grad.isfinite().all():
-                return f"the gradient of {name} is not finite"
+                return _("the gradient of {name} is not finite").format(name=name)
         return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
 
     @torch.no_grad()
@@ -272,7 +282,7 @@ class TorchEngine:
         n = 1024 if self.device.type == "cpu" else 8192
         a, b = torch.randn(2, n, n, device=self.device).to(self.dtype)
         best = float("inf")
-        for _ in range(6):
+        for _run in range(6):
             start = time.perf_counter()
             a @ b
             if self.device.type != "cpu":

@@ -25,6 +25,7 @@ from sampan.exchange.llmc.state import compute_state, open_reference, state_batc
 from sampan.exchange.llmc.tokenizer import find_tokenizer, write_tokenizer
 from sampan.exchange.llmc.tokens import FORMATS, read_data, write_data, write_text
 from sampan.exchange.llmc.weights import DTYPES, as_llmc, read_weights, to_bfloat16, to_float32, write_weights
+from sampan.messages import _
 from sampan.text.corpora import find_corpus
 from sampan.tokens.kinds import read_tokenizer
 
@@ -44,16 +45,20 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
         name = path.stem.split("_train")[0].split("_val")[0]
         return read_data(path, Path(config.out_dir or Path("data", name)), config.tokenizer).summary()
     if magic != MODEL:
-        raise UserError(f"{path} contains {KINDS[magic]}; only weights and tokens can be imported")
+        raise UserError(
+            _("{path} contains {kind}; only weights and tokens can be imported").format(path=path, kind=_(KINDS[magic]))
+        )
     out = Path(config.out_dir or Path("out", f"llmc-{path.stem}"))
     if (out / WEIGHTS).exists():
-        raise UserError(f"{out} already contains a model; choose another folder")
+        raise UserError(_("{out} already contains a model; choose another folder").format(out=out))
     model, weights = read_weights(path)
     tokenizer = find_tokenizer(config.tokenizer, path)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{path} has {model.vocab_size:,} tokens, but the tokenizer has {tokenizer.vocab_size:,}. Give its own "
-            "tokenizer with --tokenizer: a tokenizer.json or a tokenizer file of llm.c."
+            _(
+                "{path} has {vocab_size:,} tokens, but the tokenizer has {vocab_size_2:,}. Give its own "
+                "tokenizer with --tokenizer: a tokenizer.json or a tokenizer file of llm.c."
+            ).format(path=path, vocab_size=model.vocab_size, vocab_size_2=tokenizer.vocab_size)
         )
     save_model(out, model, weights, tokenizer)
     return [f"{out}: gpt2, {model.n_layer} layers, width {model.n_embd}, vocabulary {model.vocab_size:,}"]
@@ -78,13 +83,15 @@ def export_path(source: str, config: ExportConfig) -> list[str]:
             paths = write_model(find_model(source), out, config)
         return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB" for path in paths]
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+        raise UserError(_("{out}: cannot be written ({reason})").format(out=out, reason=error.strerror)) from None
 
 
 def write_model(folder: Path, out: Path, config: ExportConfig) -> list[Path]:
     """Write a model under the names that llm.c's programs open, whatever its size; return the files."""
     if config.dtype not in DTYPES:
-        raise UserError(f"dtype={config.dtype}: llm.c's weights are {' or '.join(DTYPES)}")
+        raise UserError(
+            _("dtype={dtype}: llm.c's weights are {dtypes}").format(dtype=config.dtype, dtypes=" or ".join(DTYPES))
+        )
     model, weights = as_llmc(*load_model(folder), str(folder))
     data: Data | None = open_folder(config.data_dir) if config.data_dir else None
     paths = []

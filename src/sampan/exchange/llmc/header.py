@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sampan.errors import UserError
+from sampan.messages import N_, _
 
 HEADER = 256  # int32
 MODEL, STATE, TOKENIZER, TOKENS, TOKENS_LLAMA3 = 20240326, 20240327, 20240328, 20240520, 20240801
 KINDS = {
-    MODEL: "weights", STATE: "a debug state", TOKENIZER: "a tokenizer", TOKENS: "tokens", TOKENS_LLAMA3: "tokens",
-    20240522: "multiple-choice questions", 20240527: "an optimizer state", 20240803: "Llama 3 weights",
+    MODEL: N_("weights"), STATE: N_("a debug state"), TOKENIZER: N_("a tokenizer"), TOKENS: N_("tokens"),
+    TOKENS_LLAMA3: N_("tokens"), 20240522: N_("multiple-choice questions"), 20240527: N_("an optimizer state"),
+    20240803: N_("Llama 3 weights"),
 }  # fmt: skip
 
 
@@ -37,12 +39,18 @@ def read_header(path: Path, *magics: int) -> list[int]:
         with path.open("rb") as file:
             raw = file.read(4 * HEADER)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
     header = list(struct.unpack(f"<{HEADER}i", raw)) if len(raw) == 4 * HEADER else [0]
     if header[0] not in KINDS:
-        raise UserError(f"{path} is not a file of llm.c: it does not begin with one of its magic numbers")
+        raise UserError(
+            _("{path} is not a file of llm.c: it does not begin with one of its magic numbers").format(path=path)
+        )
     if magics and header[0] not in magics:
-        raise UserError(f"{path} contains {KINDS[header[0]]}, not {KINDS[magics[0]]}")
+        raise UserError(
+            _("{path} contains {kind}, not {expected}").format(
+                path=path, kind=_(KINDS[header[0]]), expected=_(KINDS[magics[0]])
+            )
+        )
     return header
 
 
@@ -50,7 +58,11 @@ def check_size(path: Path, expected: int) -> None:
     """Raise UserError unless a file has as many bytes as its header implies."""
     size = path.stat().st_size
     if size != expected:
-        raise UserError(f"{path} has {size:,} bytes, but its header implies {expected:,}; it is incomplete or damaged")
+        raise UserError(
+            _("{path} has {size:,} bytes, but its header implies {expected:,}; it is incomplete or damaged").format(
+                path=path, size=size, expected=expected
+            )
+        )
 
 
 def write_header(file: BinaryIO, *numbers: int) -> None:

@@ -22,6 +22,7 @@ from sampan.exchange.check import all_logits
 from sampan.exchange.llmc.header import HEADER, STATE, check_size, read_header, write_header
 from sampan.exchange.llmc.weights import count_numbers, padded_vocabulary, read_tensors, write_tensors
 from sampan.files import replacing
+from sampan.messages import _
 from sampan.model.shape import ModelShape
 
 BATCH, TOKENS = 4, 64  # as in llm.c's own debug state
@@ -48,12 +49,18 @@ def state_batch(model: ModelShape, data: Data | None) -> tuple[np.ndarray, np.nd
         ids = np.random.default_rng(1337).integers(model.vocab_size, size=B * T + 1)
     elif len(data.val) <= B * T:
         raise UserError(
-            f"{data.folder}: a debug state needs {B * T + 1} val tokens, but there are only {len(data.val)}"
+            _("{folder}: a debug state needs {b} val tokens, but there are only {count}").format(
+                folder=data.folder, b=B * T + 1, count=len(data.val)
+            )
         )
     else:
         ids = data.val[: B * T + 1]
         if ids.max() >= model.vocab_size:
-            raise UserError(f"{data.folder}: token {ids.max()} is outside the model's vocabulary of {model.vocab_size}")
+            raise UserError(
+                _("{folder}: token {id} is outside the model's vocabulary of {vocab_size}").format(
+                    folder=data.folder, id=ids.max(), vocab_size=model.vocab_size
+                )
+            )
     ids = ids.astype(np.int32)
     return ids[:-1].reshape(B, T), ids[1:].reshape(B, T)
 
@@ -75,9 +82,13 @@ def compute_state(engine: Engine, x: np.ndarray, y: np.ndarray) -> State:
 
 def read_state(path: Path, model: ModelShape) -> State:
     """Return a debug state of this model, whose sizes are not in the file. Raises UserError if they do not match."""
-    _, version, B, T = read_header(path, STATE)[:4]
+    _magic, version, B, T = read_header(path, STATE)[:4]
     if version != 2 or B < 1 or not 0 < T <= model.block_size:
-        raise UserError(f"{path}: not a debug state of this model (version {version}, {B} sequences of {T} tokens)")
+        raise UserError(
+            _("{path}: not a debug state of this model (version {version}, {b} sequences of {t} tokens)").format(
+                path=path, version=version, b=B, t=T
+            )
+        )
     padded = padded_vocabulary(model)
     end = B * T * model.vocab_size
     check_size(path, 4 * (HEADER + 2 * B * T + end + 1 + count_numbers(model, padded)))

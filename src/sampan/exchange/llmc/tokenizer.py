@@ -16,6 +16,7 @@ from sampan.data.prepare import fetch_gpt2_tokenizer
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENIZER, has_magic, read_header, write_header
 from sampan.files import replacing
+from sampan.messages import _
 from sampan.tokens.byte_level import ByteLevel, byte_level
 from sampan.tokens.bytes import token_bytes
 from sampan.tokens.characters import from_symbols
@@ -42,23 +43,37 @@ def find_tokenizer(wanted: str, beside: Path) -> Tokenizer:
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """Return the tokenizer of a file: a byte-level BPE, or one of characters. Raises UserError for any other."""
-    _, version, count, end = read_header(path, TOKENIZER)[:4]
+    _magic, version, count, end = read_header(path, TOKENIZER)[:4]
     raw = path.read_bytes()[4 * HEADER :]
     if version not in (1, 2) or not 0 < count <= len(raw) // 2:
-        raise UserError(f"{path}: not a tokenizer (version {version} with {count} tokens in {len(raw)} bytes)")
+        raise UserError(
+            _("{path}: not a tokenizer (version {version} with {count} tokens in {count_2} bytes)").format(
+                path=path, version=version, count=count, count_2=len(raw)
+            )
+        )
     tokens, at = [], 0
     while at < len(raw) and raw[at]:
         tokens.append(raw[at + 1 : at + 1 + raw[at]])
         at += 1 + raw[at]
     end = GPT2_END if version == 1 else end
     if at != len(raw) or len(tokens) != count or len(set(tokens)) != count or not 0 <= end < count:
-        raise UserError(f"{path}: its header promises {count} different tokens, which it does not contain")
+        raise UserError(
+            _("{path}: its header promises {count} different tokens, which it does not contain").format(
+                path=path, count=count
+            )
+        )
     try:
         tokenizer = build_tokenizer(tokens, tokens[end] == END)
     except ValueError as error:
-        raise UserError(f"{path}: cannot reconstruct its tokenizer ({error}); give a tokenizer.json") from None
+        raise UserError(
+            _("{path}: cannot reconstruct its tokenizer ({error}); give a tokenizer.json").format(
+                path=path, error=error
+            )
+        ) from None
     if token_bytes(tokenizer, tokenizer.vocab_size) != tokens:
-        raise UserError(f"{path}: cannot reconstruct its tokenizer (other ids come out); give a tokenizer.json")
+        raise UserError(
+            _("{path}: cannot reconstruct its tokenizer (other ids come out); give a tokenizer.json").format(path=path)
+        )
     return tokenizer
 
 
@@ -96,10 +111,18 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer file. Raises UserError if its tokens have no bytes, or too many, and OSError."""
     tokens = token_bytes(tokenizer, tokenizer.vocab_size)
     if tokens is None:
-        raise UserError(f"{path}: llm.c's tokenizer file needs the bytes of each token, which this tokenizer lacks")
+        raise UserError(
+            _("{path}: llm.c's tokenizer file needs the bytes of each token, which this tokenizer lacks").format(
+                path=path
+            )
+        )
     for i, token in enumerate(tokens):
         if not 0 < len(token) < 256:
-            raise UserError(f"{path}: token {i} has {len(token)} bytes; llm.c's tokenizer file supports 1 to 255")
+            raise UserError(
+                _("{path}: token {i} has {count} bytes; llm.c's tokenizer file supports 1 to 255").format(
+                    path=path, i=i, count=len(token)
+                )
+            )
     begin = tokenizer.end_of_text
     if begin is None:  # llm.c's samples begin with this token
         begin = tokens.index(b"\n") if b"\n" in tokens else 0

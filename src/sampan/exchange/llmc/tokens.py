@@ -23,6 +23,7 @@ from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENS, TOKENS_LLAMA3, check_size, read_header, write_header
 from sampan.exchange.llmc.tokenizer import find_tokenizer
 from sampan.files import replacing
+from sampan.messages import _
 from sampan.text.sources import find_source
 from sampan.tokens.tokenizer import Tokenizer
 
@@ -42,7 +43,9 @@ def read_tokens(path: Path) -> np.ndarray:
     expected, dtype = FORMATS[magic]
     if version != expected or count < 1:
         raise UserError(
-            f"{path}: unsupported token file (version {version}, {count} tokens); expected version {expected}"
+            _("{path}: unsupported token file (version {version}, {count} tokens); expected version {expected}").format(
+                path=path, version=version, count=count, expected=expected
+            )
         )
     check_size(path, 4 * HEADER + count * dtype.itemsize)
     return np.memmap(path, dtype, "r", 4 * HEADER, (count,))
@@ -73,9 +76,11 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
     files = sibling_files(path)
     ids = {split: [read_tokens(p) for p in paths] for split, paths in files.items()}
     if (out / "train.bin").exists():
-        raise UserError(f"{out} already contains data; choose another folder")
+        raise UserError(_("{out} already contains data; choose another folder").format(out=out))
     if read_header(path)[0] == TOKENS_LLAMA3 and tokenizer == "auto":
-        raise UserError(f"{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer")
+        raise UserError(
+            _("{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer").format(path=path)
+        )
     found = find_tokenizer(tokenizer, path)
     counts = {split: sum(map(len, arrays)) for split, arrays in ids.items()}
     digest = hashlib.sha256()
@@ -102,7 +107,9 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
                 for piece in pieces(array):
                     if piece.max() >= found.vocab_size:
                         raise UserError(
-                            f"{file}: token {piece.max()} is outside the vocabulary of {found.vocab_size:,}"
+                            _("{file}: token {id} is outside the vocabulary of {vocab_size:,}").format(
+                                file=file, id=piece.max(), vocab_size=found.vocab_size
+                            )
                         )
                     yield split, piece
 
@@ -113,7 +120,11 @@ def sibling_files(path: Path) -> dict[str, list[Path]]:
     """Return the files of both splits that belong to a token file, in order. Raises UserError if a split has none."""
     parts = re.fullmatch(r"(.*_)?(train|val)(_\d+)?\.bin", path.name)
     if not parts:
-        raise UserError(f"{path}: cannot tell train from val; rename the files to NAME_train.bin and NAME_val.bin")
+        raise UserError(
+            _("{path}: cannot tell train from val; rename the files to NAME_train.bin and NAME_val.bin").format(
+                path=path
+            )
+        )
     pattern = re.compile(re.escape(parts[1] or "") + r"(train|val)(_\d+)?\.bin")
     files: dict[str, list[Path]] = {"train": [], "val": []}
     for other in sorted(path.parent.iterdir()):
@@ -121,7 +132,11 @@ def sibling_files(path: Path) -> dict[str, list[Path]]:
             files[match[1]].append(other)
     for split, found in files.items():
         if not found:
-            raise UserError(f"{path}: there is no {parts[1] or ''}{split}.bin beside it")
+            raise UserError(
+                _("{path}: there is no {parts}{split}.bin beside it").format(
+                    path=path, parts=parts[1] or "", split=split
+                )
+            )
     return files
 
 
@@ -130,7 +145,11 @@ def write_data(data: Data, out: Path) -> list[Path]:
     splits = {"train": data.train, "val": data.val}
     for split, ids in splits.items():
         if not len(ids):
-            raise UserError(f"{data.folder}: its {split} split is empty, which llm.c cannot read")
+            raise UserError(
+                _("{folder}: its {split} split is empty, which llm.c cannot read").format(
+                    folder=data.folder, split=split
+                )
+            )
     return write_splits(out, data.meta.name, splits, data.meta.vocab_size)
 
 
@@ -153,12 +172,14 @@ def write_text(text: str, out: Path) -> list[Path]:
     """
     source = find_source([text], DataConfig())
     if any(part.kind == "hub" for part in source.parts):
-        raise UserError(f"{text} is streamed; prepare it first, then export its data folder")
+        raise UserError(_("{text} is streamed; prepare it first, then export its data folder").format(text=text))
     tokenizer = fetch_gpt2_tokenizer()
     ids = encode_sections("\n\n".join(filter(None, map("".join, source.documents()))), tokenizer)
     if len(ids) <= VAL_TOKENS:
         raise UserError(
-            f"{text}: too short; llm.c takes {VAL_TOKENS:,} tokens for val, and there are only {len(ids):,}"
+            _("{text}: too short; llm.c takes {val_tokens:,} tokens for val, and there are only {count:,}").format(
+                text=text, val_tokens=VAL_TOKENS, count=len(ids)
+            )
         )
     splits = {"train": ids[VAL_TOKENS:], "val": ids[:VAL_TOKENS]}
     return write_splits(out, source.name, splits, tokenizer.vocab_size)

@@ -18,6 +18,7 @@ from sampan.config import ModelSettings
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, MODEL, check_size, read_header, write_header
 from sampan.files import replacing
+from sampan.messages import _
 from sampan.model.parameters import Param, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 
@@ -50,14 +51,16 @@ def read_weights(path: Path) -> tuple[ModelShape, dict[str, np.ndarray]]:
 
 def read_config(path: Path) -> tuple[ModelShape, np.dtype, int]:
     """Return (model, number type, padded rows of the token embedding) of a weights file after checking its length."""
-    _, version, block_size, vocab_size, n_layer, n_head, n_embd, padded = read_header(path, MODEL)[:8]
+    _magic, version, block_size, vocab_size, n_layer, n_head, n_embd, padded = read_header(path, MODEL)[:8]
     dtype = next((number for known, number, _ in DTYPES.values() if known == version), None)
     if dtype is None:
         raise UserError(
-            f"{path}: unsupported version {version} of llm.c's weights; expected 3 (float32) or 5 (bfloat16)"
+            _("{path}: unsupported version {version} of llm.c's weights; expected 3 (float32) or 5 (bfloat16)").format(
+                path=path, version=version
+            )
         )
     if not all(0 < n < 1 << 28 for n in (block_size, vocab_size, n_layer, n_head, n_embd)) or padded < vocab_size:
-        raise UserError(f"{path}: its header has an impossible size")
+        raise UserError(_("{path}: its header has an impossible size").format(path=path))
     config = ModelSettings(family="gpt2", bias=True, norm_eps=1e-5, block_size=block_size, vocab_size=vocab_size,
                          n_layer=n_layer, n_head=n_head, n_embd=n_embd)  # fmt: skip
     check_size(path, 4 * HEADER + dtype.itemsize * count_numbers(config, padded))
@@ -85,7 +88,11 @@ def read_tensors(numbers: np.ndarray, config: ModelShape, padded: int, path: Pat
         if p.name == "wte.weight":
             padding = numbers[start : start + (padded - config.vocab_size) * config.n_embd]
             if padding.any():
-                raise UserError(f"{path}: the rows beyond its vocabulary of {config.vocab_size:,} are not zero")
+                raise UserError(
+                    _("{path}: the rows beyond its vocabulary of {vocab_size:,} are not zero").format(
+                        path=path, vocab_size=config.vocab_size
+                    )
+                )
             start += len(padding)
     return tensors
 
@@ -134,16 +141,21 @@ def as_llmc(c: ModelShape, weights: Mapping[str, np.ndarray], source: str) -> tu
     Raises UserError if there is none.
     """
     reasons = {
-        f"it is a {c.family} model, and llm.c supports only gpt2": c.norm != "layernorm"
+        _("it is a {family} model, and llm.c supports only gpt2").format(family=c.family): c.norm != "layernorm"
         or c.positions != "learned"
         or c.gated,
-        f"its activation function is {c.activation}, and llm.c's is gelu_new": c.activation != "gelu_new",
-        "its head does not share the token embedding, as llm.c's does": not c.tie_word_embeddings,
-        f"its MLP is {c.n_inner} wide, and llm.c's is 4 x {c.n_embd}": c.n_inner != 4 * c.n_embd,
-        f"its norm_eps is {c.norm_eps:g}, and llm.c's is 1e-05": np.float32(c.norm_eps or 0) != np.float32(1e-5),
+        _("its activation function is {activation}, and llm.c's is gelu_new").format(
+            activation=c.activation
+        ): c.activation != "gelu_new",
+        _("its head does not share the token embedding, as llm.c's does"): not c.tie_word_embeddings,
+        _("its MLP is {n_inner} wide, and llm.c's is 4 x {n_embd}").format(
+            n_inner=c.n_inner, n_embd=c.n_embd
+        ): c.n_inner != 4 * c.n_embd,
+        _("its norm_eps is {norm_eps:g}, and llm.c's is 1e-05").format(norm_eps=c.norm_eps): np.float32(c.norm_eps or 0)
+        != np.float32(1e-5),
     }
     for reason, applies in reasons.items():
         if applies:
-            raise UserError(f"{source} cannot be written for llm.c: {reason}")
+            raise UserError(_("{source} cannot be written for llm.c: {reason}").format(source=source, reason=reason))
     full = resolve(replace(settings_of(c), bias=True, dropout=0.0))
     return full, {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in parameters(full)}
