@@ -16,7 +16,7 @@ from babel.messages.pofile import read_po, write_po
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "sampan"
 CHINESE = PACKAGE / "locale" / "zh" / "LC_MESSAGES" / "sampan.po"
-KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2), "setting": (2,)}  # the second argument of `setting` is a help text
+KEYWORDS = {"_": None, "N_": None, "setting": (2,)}  # the second argument of `setting` is a help text
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)  # the same messages give the same bytes
 
 
@@ -24,9 +24,8 @@ def collect_messages() -> dict[str, list[str]]:
     """Return {message: ["file:line", ...]} of every literal that is marked in the package."""
     found: dict[str, list[str]] = {}
     for name, line, message, _, _ in extract_from_dir(PACKAGE, [("**.py", "python")], keywords=KEYWORDS):
-        for text in (message,) if isinstance(message, str) else message[:1]:
-            if text:
-                found.setdefault(text, []).append(f"{name}:{line}")
+        if isinstance(message, str) and message:
+            found.setdefault(message, []).append(f"{name}:{line}")
     return found
 
 

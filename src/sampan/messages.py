@@ -32,11 +32,6 @@ def N_(message: str) -> str:
     return message
 
 
-def ngettext(one: str, many: str, count: int) -> str:
-    """Return the form of a message for `count` things; Chinese has a single form."""
-    return _translation.ngettext(one, many, count)
-
-
 def set_language(wanted: str | None = None) -> str:
     """Set the language of all messages: "en", "zh", or None for the locale's. Return the one that was set.
 

@@ -86,7 +86,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, shown: Sequence[str], 
     """
     parts = [base for base in cls.__mro__ if "title" in base.__dict__]
     owner = {f.name: base for base in parts for f in dataclasses.fields(base)}  # the last is the one that defines it
-    groups = {base: parser.add_argument_group(_(vars(base)["title"])) for base in parts} if titled else {}
+    titles = {base: vars(base)["title"] for base in parts}
+    groups = {base: parser.add_argument_group(_(title)) for base, title in titles.items()} if titled else {}
     common = None if titled else parser.add_argument_group(_("settings"))
     kinds = types_of(cls)
     order = {name: place for place, name in enumerate(shown)}

@@ -258,12 +258,12 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
 
 def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> str:
     """Return a line about a new model's folder."""
-    line = (
-        f"{folder}: gpt2, {model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, block {model.block_size}"
+    line = _("{folder}: gpt2, {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}").format(
+        folder=folder, n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd, block_size=model.block_size
     )
     if tokenizer is None:
-        return _("{line}; it has no vocabulary: import it with --tokenizer to add one").format(line=line)
-    return _("{line}; sampan sample {folder}").format(line=line, folder=folder)
+        return f"{line}; " + _("it has no vocabulary: import it with --tokenizer to add one")
+    return f"{line}; sampan sample {folder}"
 
 
 # ---- vocabularies and data ----

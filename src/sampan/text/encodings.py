@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sampan.errors import UserError
-from sampan.messages import _
+from sampan.messages import N_, _
 from sampan.text.parts import READ_BYTES, Encoding, Part, reading
 
 FEW = 1000  # one byte in so many may be undecodable
@@ -128,13 +128,13 @@ def find_encoding(part: Part, asked: str | None, tick: Tick) -> Encoding:
     if asked is not None:
         name = codecs.lookup(asked).name
         if marked and name.split("-")[:2] == marked.split("-")[:2]:
-            return Encoding(marked, "as asked", mark)
-        return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else asked, "as asked")  # Windows' byte order
+            return Encoding(marked, N_("as asked"), mark)
+        return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else asked, N_("as asked"))  # Windows' byte order
     if marked:
-        return Encoding(marked, "byte order mark", mark)
+        return Encoding(marked, N_("byte order mark"), mark)
     if b"\0" in head:
         if wide := guess_wide(head[:EVIDENCE]):
-            return Encoding(wide, "detected")
+            return Encoding(wide, N_("detected"))
         raise UserError(
             _("{where} is binary: it has a zero byte at offset {offset}; give a text file").format(
                 where=part.where, offset=head.index(0)
@@ -143,12 +143,12 @@ def find_encoding(part: Part, asked: str | None, tick: Tick) -> Encoding:
     sample = lines_with_high_bytes(first_not_utf8(part, tick))
     high = sum(byte > 0x7F for byte in sample)
     if len(sample.decode("utf-8", "ignore").encode()) >= len(sample) - high / 2:  # or damaged in a few places
-        return Encoding("utf-8", "detected")
+        return Encoding("utf-8", N_("detected"))
     likely = guess(sample)
     if likely is None:
-        return Encoding("utf-8", "detected")  # decode_part says which bytes do not fit
+        return Encoding("utf-8", N_("detected"))  # decode_part says which bytes do not fit
     among = (likely, *WIDER.get(likely, ()))
-    return Encoding(min(among, key=lambda name: sample.decode(name, "replace").count("\ufffd")), "detected")
+    return Encoding(min(among, key=lambda name: sample.decode(name, "replace").count("\ufffd")), N_("detected"))
 
 
 def first_not_utf8(part: Part, tick: Tick) -> bytes:

@@ -89,8 +89,8 @@ class Source:
             for at, line in encoding.places
         ]
         return Findings(
-            dict(Counter(f"{encoding.name} ({encoding.how})" for _, encoding in found)),
-            sum(encoding.bad for _, encoding in found),
+            dict(Counter(f"{encoding.name} ({_(encoding.how)})" for _where, encoding in found)),
+            sum(encoding.bad for _where, encoding in found),
             places[:SHOWN],
         )
 
@@ -111,9 +111,11 @@ def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Pat
     for name in names:
         parts += parts_of(name, seen, config)
     stamp, changed = stamp_of_parts(parts, config)
-    said = ["standard input" if name == "-" else name for name in names]
-    many = f"{len(parts):,} file{'s' * (len(parts) > 1)} of " if [part.where for part in parts] != said else ""
-    origin = many + (", ".join(said) if len(said) < 4 else f"{said[0]} to {said[-1]}")
+    said = [_("standard input") if name == "-" else name for name in names]
+    origin = ", ".join(said) if len(said) < 4 else _("{first} to {last}").format(first=said[0], last=said[-1])
+    if [part.where for part in parts] != said:
+        many = _("{count:,} files of {names}") if len(parts) > 1 else _("1 file of {names}")
+        origin = many.format(count=len(parts), names=origin)
     return Source(source_name(names), source_key(names), origin, parts, config, stamp, changed)
 
 
@@ -169,7 +171,7 @@ def corpus_source(entry: Corpus, config: DataConfig) -> Source:
         return Source(
             entry.name,
             source_key([entry.name]),
-            entry.summary,
+            _(entry.summary),
             [part],
             config,
             stamp,
@@ -194,7 +196,7 @@ def corpus_source(entry: Corpus, config: DataConfig) -> Source:
 def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
     """Return the parts of one name on the command line, in order; a file that was `seen` is not read twice."""
     if name == "-":
-        return [Part("standard input", "text", kept(lambda: sys.stdin.buffer))]
+        return [Part(_("standard input"), "text", kept(lambda: sys.stdin.buffer))]
     if name.startswith("hf:"):
         return [hub_part(name.removeprefix("hf:"), config)]
     path = Path(name)

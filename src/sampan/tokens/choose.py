@@ -56,9 +56,7 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     if characters < SEEN_ENOUGH * symbols:
         return "char", _("its symbols are too rare to be spelt in bytes")
     if symbols > ALPHABET:
-        return _("char+bytes"), _("with more than {alphabet} symbols, a prompt may have others").format(
-            alphabet=ALPHABET
-        )
+        return "char+bytes", _("with more than {alphabet} symbols, a prompt may have others").format(alphabet=ALPHABET)
     return "char", _("no more than {alphabet} symbols, and {characters_up_to:,} characters").format(
         alphabet=ALPHABET, characters_up_to=CHARACTERS_UP_TO
     )

@@ -229,7 +229,7 @@ class TorchEngine:
         for name, weight in pairs:
             if not weight.grad.isfinite().all():
                 return _("the gradient of {name} is not finite").format(name=name)
-        return f"the {'norm of the gradient' if math.isfinite(loss) else 'loss'} is not finite"
+        return _("the norm of the gradient is not finite") if math.isfinite(loss) else _("the loss is not finite")
 
     @torch.no_grad()
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:

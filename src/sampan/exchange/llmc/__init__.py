@@ -61,7 +61,9 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
             ).format(path=path, vocab_size=model.vocab_size, vocab_size_2=tokenizer.vocab_size)
         )
     save_model(out, model, weights, tokenizer)
-    return [f"{out}: gpt2, {model.n_layer} layers, width {model.n_embd}, vocabulary {model.vocab_size:,}"]
+    about = _("{folder}: gpt2, {n_layer} layers, width {n_embd}, vocabulary {vocab_size:,}")
+    sizes = dict(n_layer=model.n_layer, n_embd=model.n_embd, vocab_size=model.vocab_size)
+    return [about.format(folder=out, **sizes)]
 
 
 def export_path(source: str, config: ExportConfig) -> list[str]:
