@@ -231,7 +231,7 @@ def test_a_tree_of_code_is_a_glob():
     write("src/a.py", "a = 1\n"), write("src/x/b.py", "b = 2\n"), write("src/x/c.txt", "no")
     assert read("src/**/*.py") == "a = 1\n|b = 2\n"
     assert find_source(["src/**/*.py"], CHAR).name == "src"
-    with pytest.raises(UserError, match="no file has such a name"):
+    with pytest.raises(UserError, match="no file matches"):
         find_source(["src/**/*.rs"], CHAR)
 
 

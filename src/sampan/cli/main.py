@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 
 from sampan import __version__
 from sampan.cli.flags import Command, Parser, make_parser
@@ -80,18 +81,33 @@ class LogPrinter(logging.Handler):
         print(f"sampan: {record.getMessage()}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def notices_on_stderr() -> Iterator[None]:
+    """Print warnings and log messages on standard error while a command runs."""
+    logger, printer = logging.getLogger("sampan"), LogPrinter()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(printer)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: print(f"sampan: {message}", file=sys.stderr)
+            yield
+    finally:
+        logger.removeHandler(printer)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Return the exit status: 0, 2 for an error that the user can fix, 128 + n after signal n."""
-    warnings.showwarning = lambda message, *_: print(f"sampan: {message}", file=sys.stderr)
-    logger = logging.getLogger("sampan")
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        logger.addHandler(LogPrinter())
+    with notices_on_stderr():
+        return status_of(sys.argv[1:] if argv is None else argv)
+
+
+def status_of(argv: list[str]) -> int:
+    """Run a command and turn what it raises into a sentence and an exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show must not end a run
     try:
-        return run_command(sys.argv[1:] if argv is None else argv)
+        return run_command(argv)
     except UserError as error:
         print(f"sampan: {error}", file=sys.stderr)
         return 2
