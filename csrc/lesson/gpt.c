@@ -140,7 +140,7 @@ static void attention_forward(real *y, real *att, const real *qkv, int B, int T,
     for (int b = 0; b < B; b++)
         for (int h = 0; h < H; h++)
             for (int t = 0; t < T; t++) {
-                const real *q = qkv + (b * T + t) * 3 * C + h * D;     /* of token t */
+                const real *q = qkv + (b * T + t) * 3 * C + h * D;           /* of token t */
                 const real *k = qkv + b * T * 3 * C + h * D + C, *v = k + C; /* of token 0; of token s 3C * s further */
                 real *p = att + ((b * H + h) * T + t) * T, *out = y + (b * T + t) * C + h * D;
                 for (int s = 0; s <= t; s++) {
@@ -393,7 +393,7 @@ static double gpt_update(gpt *g, const adamw *o, int step) {
     for (tensor *t = g->table; t < g->table + g->n_tensors; t++)
         for (int i = 0; i < t->size; i++) {
             double d = t->gradient[i] * scale, decay = t->is_matrix ? o->weight_decay * t->value[i] : 0;
-            t->m[i] = o->beta1 * t->m[i] + (1 - o->beta1) * d; /* the gradient, averaged over the last steps */
+            t->m[i] = o->beta1 * t->m[i] + (1 - o->beta1) * d;     /* the gradient, averaged over the last steps */
             t->v[i] = o->beta2 * t->v[i] + (1 - o->beta2) * d * d; /* its square, averaged over more of them */
             double mean = t->m[i] / correct1, square = t->v[i] / correct2; /* as both averages began with 0 */
             t->value[i] -= o->learning_rate * (mean / (sqrt(square) + 1e-8) + decay);
