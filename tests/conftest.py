@@ -15,6 +15,7 @@ if importlib.util.find_spec("sampan") is None:
     pytest.exit("sampan is not installed; the tests see only what is installed: pip install -e '.[test]'", returncode=4)
 
 from sampan.config import FAMILIES, ModelSettings
+from sampan.messages import set_language
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
 
@@ -30,6 +31,7 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"  # texts that no 
 def hermetic(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMPAN_OFFLINE", "1")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")  # the program's messages in English
+    set_language("en")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SAMPAN_CACHE", str(tmp_path / ".cache"))
     for name in ("SAMPAN_MIRROR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):

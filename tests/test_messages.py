@@ -112,17 +112,16 @@ def test_messages_are_literals_that_the_catalogue_has(catalogue):
 
 def test_the_program_speaks_chinese(capsys, tmp_path):
     """Help, an error and what a command prints, each in Chinese and in English; wide lines fit 80 columns."""
-    (tmp_path / "船.txt").write_text("the boat goes, and comes back. " * 40, encoding="utf-8")
+    (tmp_path / "boat.txt").write_text("the boat goes, and comes back. " * 40, encoding="utf-8")
     shown = {}
     for lang in ("zh", "en"):
-        assert main(["--lang", lang, "prepare", "船.txt"]) == 0
+        assert main(["--lang", lang, "prepare", "boat.txt"]) == 0
         said = capsys.readouterr().out
         assert main([f"--lang={lang}", "sample", "nowhere"]) == 2
-        with pytest.raises(SystemExit):
-            main(["train", "--help", "--lang", lang])
+        assert main(["train", "--help", "--lang", lang]) == 0
         shown[lang] = said + capsys.readouterr().out
         assert all(columns_of(line) <= 80 for line in shown[lang].splitlines())
     chinese, english = (sum("\u4e00" <= c <= "\u9fff" for c in shown[lang]) for lang in ("zh", "en"))
-    assert chinese > 200 and english < 10
-    assert main(["prepare", "--lang", "fr", "船.txt"]) == 2
+    assert chinese > 200 and english == 0
+    assert main(["prepare", "--lang", "fr", "boat.txt"]) == 2
     assert "en" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS, open_safetensors
 from sampan.config import TrainConfig, build, is_name
 from sampan.errors import UserError
 from sampan.files import read_json
-from sampan.messages import _
+from sampan.messages import N_, _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, settings_of
 
@@ -125,14 +125,14 @@ class Run:
 
     def describe(self, which: str) -> str:
         """Return one line on weights, such as "best, step 500, val 4.4100; last, step 5000, val 5.5800"."""
-        other = "last" if which == "best" else "best"
+        other = N_("last") if which == "best" else N_("best")
         paths = {"best": self.folder / WEIGHTS, "last": self.last / WEIGHTS}
         notes = {name: read_note(path) if path.exists() else {} for name, path in paths.items()}
         if "step" not in notes[which]:
-            return _("{which}, written by another program").format(which=which)
+            return _("{which}, written by another program").format(which=_(which))
         lines = [
             _("{which}, step {step}, val {loss:.4f}").format(
-                which=name, step=notes[name]["step"], loss=notes[name].get("val_loss", math.nan)
+                which=_(name), step=notes[name]["step"], loss=notes[name].get("val_loss", math.nan)
             )
             for name in (which, other)
             if "step" in notes[name] and (name == which or notes[name]["step"] != notes[which]["step"])

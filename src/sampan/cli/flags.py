@@ -52,7 +52,7 @@ def file_settings(source: list[str]) -> dict[str, Any]:
 def make_parser(name: str, command: Command, everything: bool = True) -> argparse.ArgumentParser:
     """Return the parser of a command. Without `everything` its help shows the flags that most people need."""
     parser = Parser(prog=f"sampan {name}", add_help=False, allow_abbrev=False, formatter_class=Help)
-    parser.description = _(command.about) + "."
+    parser.description = _(command.about)
     parser.usage = f"sampan {name} [{_('SOURCE')} ...] [--{_('FLAG')} {_('VALUE')} ...]"
     parser.add_argument_group(_("source")).add_argument(
         "source", nargs="*", metavar=_("SOURCE"), help="; ".join(map(_, command.source))

@@ -8,14 +8,14 @@ It decides nothing (training/plan.py) and measures nothing (training/cost.py).
 from sampan.engine.open import pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import install
-from sampan.messages import _, pad, wrap
+from sampan.messages import N_, _, pad, wrap
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.training.cost import Costs, memory_parts, peak_memory, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
 from sampan.training.schedule import decay_end
 from sampan.units import duration, size_of
 
-OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": _("Muon and AdamW")}
+OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": N_("Muon and AdamW")}
 
 
 def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:
@@ -86,7 +86,7 @@ def training_line(plan: Plan) -> str:
         steps.append(
             _("from step {step:,} (all steps are done: raise --max_iters to continue)").format(step=plan.start_step)
         )
-    rates = [OPTIMIZER_NAMES[c.optimizer], _("learning rate {rate:g}").format(rate=c.learning_rate)]
+    rates = [_(OPTIMIZER_NAMES[c.optimizer]), _("learning rate {rate:g}").format(rate=c.learning_rate)]
     if c.decay_lr and c.warmup_iters:
         rates.append(_("{count} steps of warm-up").format(count=c.warmup_iters))
     if c.decay_lr:

@@ -60,7 +60,7 @@ class Live:
     def __call__(self, record: Step | Evaluation) -> None:
         self.progress.start()  # at the first record
         if isinstance(record, Evaluation):
-            self.progress.print(evaluation_line(record) + (" (best)" if record.best else ""), markup=False)
+            self.progress.print(evaluation_line(record) + (_(" (best)") if record.best else ""), markup=False)
             self.progress.update(self.task, completed=record.step)
         elif math.isfinite(record.loss):  # a skipped step has its own warning
             self.recent.append(record)

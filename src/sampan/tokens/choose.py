@@ -44,7 +44,9 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     """
     if wanted != "auto":
         path = tokenizer_path(wanted)
-        return (wanted, _("as asked")) if find_kind(wanted) else (str(path), f"of {path.parent}")
+        return (
+            (wanted, _("as asked")) if find_kind(wanted) else (str(path), _("of {folder}").format(folder=path.parent))
+        )
     if corpus_choice:
         return corpus_choice, _("the corpus's own")
     if characters > CHARACTERS_UP_TO:

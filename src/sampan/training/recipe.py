@@ -115,7 +115,7 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelSha
             fine_tuning_rates(given),
             _("fine-tuning: a constant rate; nanoGPT's for GPT-2, higher for narrower models"),
         ),
-        (batch | times, "fine-tuning"),
+        (batch | times, _("fine-tuning")),
         ({"max_iters": steps}, why),
     ]
 
