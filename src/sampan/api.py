@@ -1,18 +1,18 @@
-"""A GPT for programs and notebooks: made, trained on any integers, sampled, saved and loaded, with no files needed.
+"""Create, train, sample, save and load a GPT from a program or a notebook, on any integers and without files.
 
     gpt = GPT(vocab_size=10, block_size=16, n_layer=2)
-    for record in gpt.train(data, max_iters=1000):            # data: see batches.Data
+    for record in gpt.train(data, max_iters=1000):            # data: see data.examples.Data
         print(record.step, record.loss)
     ids = gpt.generate([1, 2, 3], max_new_tokens=5, temperature=0)
     gpt.save("folder"); gpt = GPT.load("folder")
 
-Settings are keywords, with the names and ranges of config.py. What nobody names is chosen as the command chooses it
-(recipe.py), except for the sizes of model and training, which the command takes from a text and a number of minutes.
-The same calls with the same seed give the same bits. It knows no text: tokens come from a tokenizer (tokenizer.py) or
-from anywhere else. Runs in a folder that can be resumed are `make_plan` and `train`.
+Settings are keywords, with the names and ranges of config.py. Their defaults are the command's (training/recipe.py),
+except for the sizes of the model and the training, which the command derives from a text and a number of minutes.
+The same calls with the same seed give the same bits. This file does not handle text: tokens come from a tokenizer
+(tokens/) or from anywhere else. For runs in a folder that can be resumed, use `make_plan` and `train`.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from sampan.config import (
     check_keys,
 )
 from sampan.data.examples import (
+    Batch,
     Data,
     Stream,
     as_batch,
@@ -69,7 +70,7 @@ from sampan.training.recipe import (
 MACHINE = frozenset(f.name for f in fields(MachineConfig))
 SHAPE_NAMES = frozenset(f.name for f in fields(ModelSettings))
 SAMPLING = frozenset(("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed"))
-# Of TrainConfig, what is about texts, folders and the terminal; the rest are the settings of `GPT.train`.
+# Fields of TrainConfig about texts, folders and the terminal; the others are the settings of `GPT.train`.
 OF_THE_COMMAND = frozenset(f.name for f in fields(DataConfig)) | frozenset(
     ("dataset", "out_dir", "init_from", "minutes", "size", "fit", "eval_only", "log_interval", "always_save_checkpoint",
      "backend", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
@@ -78,10 +79,10 @@ TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE_NAMES - MACHIN
 
 
 class GPT:
-    """A model and what computes it.
+    """Train, sample, save and load one model.
 
-    `model` is its shape (ModelShape), `machine` what it runs on (MachineConfig), `tokenizer` the one of the folder that
-    it was loaded from, or None.
+    `model` is its shape (ModelShape) and `machine` what it runs on (MachineConfig). `tokenizer` is the tokenizer of the
+    folder that the model was loaded from, or None.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class GPT:
         weights: dict[str, np.ndarray] | None = None,
         **settings: Any,
     ):
-        """A model of settings or a shape, or of keywords of ModelSettings, over them or over the defaults; vocab_size is needed.
+        """Create a model from settings, from a shape, or from keywords of ModelSettings.
 
-        The default model is of the family that learns fastest, 4 layers, 32 channels a layer. Keywords of MachineConfig
-        (engine, device, dtype, compile, threads, seed) say what computes it. `weights` are {name: float32 array}, as the
-        property `weights` gives them; without them it is initialised from the seed. Raises UserError for a setting that
-        does not exist or does not fit, and for weights of another model.
+        Keywords override `config`, or the defaults if there is none; vocab_size is required. The default model is small
+        and of the family that learns fastest. Keywords of MachineConfig (engine, device, dtype, compile, threads, seed)
+        choose what computes it. `weights` are {name: float32 array}, as the property `weights` returns them; without
+        them the weights are initialized from the seed. Raise UserError for an unknown or invalid setting, and for
+        weights of another model.
         """
         check_names(settings, SHAPE_NAMES | MACHINE, "GPT", TrainConfig)
         self.machine = build(MachineConfig, {k: v for k, v in settings.items() if k in MACHINE})
@@ -124,9 +126,11 @@ class GPT:
 
     @classmethod
     def load(cls, folder: str | Path, *, block_size: int | None = None, dropout: float = 0.0, **machine: Any) -> "GPT":
-        """The model of a folder: what `save` or a run wrote, any Hugging Face folder of the three families, or a hub name.
+        """Load the model in a folder, or under a name on the Hugging Face hub.
 
-        `block_size` crops the context. Raises UserError where there is no such model.
+        The folder may come from `save`, from a run, or from Hugging Face if its model is of a known family.
+        `block_size`, in tokens, crops the context; `dropout` applies to later training; `machine` are keywords of
+        MachineConfig. Raise UserError if there is no such model.
         """
         check_names(machine, MACHINE, "GPT.load", TrainConfig)
         path = find_model(str(folder))
@@ -137,10 +141,11 @@ class GPT:
         return gpt
 
     def save(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-        """Write a Hugging Face folder that `load`, `sampan sample` (with a tokenizer) and transformers read.
+        """Write a Hugging Face folder that `load`, `sampan sample` (with a tokenizer) and transformers can read.
 
-        It may be called between the records of a training. The optimizer is not saved. Raises UserError where the folder
-        cannot be written, or the tokenizer has more tokens than the model.
+        The default tokenizer is the model's own, if it has one. `save` can be called between the records of a training;
+        the optimizer is not saved. Raise UserError if the folder cannot be written or the tokenizer has more tokens than
+        the model.
         """
         tokenizer = tokenizer or self.tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.model.vocab_size:
@@ -153,7 +158,7 @@ class GPT:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """Copies of the weights now, {name: float32 array}, under the names and shapes of `model.parameters`."""
+        """Return copies of the current weights, {name: float32 array}, with the names and shapes of `model.parameters`."""
         if self._weights is None:
             return self._opened().params()
         return {name: w.copy() for name, w in self._weights.items()}
@@ -166,29 +171,35 @@ class GPT:
     @overload
     def train(self, data: Data, val: Data, **settings: Any) -> Generator[Step | Evaluation, None, None]: ...
 
-    def train(self, data, val=None, **settings):
-        """Train, a step for each record that is asked for: a generator of Step and, where `val` is given, Evaluation.
+    def train(self, data: Data, val: Data | None = None, **settings: Any) -> Generator[Step | Evaluation, None, None]:
+        """Return a generator that trains: each record it yields is a finished Step or, if `val` is given, an Evaluation.
 
-        `data` and `val` (batches.Data) may be integers (n,), of which windows of block_size are cut; rows (N, T + 1); a
-        tuple of arrays x, y (N, T) each; a torch Dataset or a list of pairs (x, y); an iterable of pairs, examples (T,)
-        or whole batches (B, T); a function that returns such a pair. T is at most block_size. A target of -1 is ignored.
-        What can be indexed is visited in an order that follows from the seed, each example once per epoch. What is
-        iterated comes in its own order, is read when it is needed, and is begun again at its end; an iterator, which
-        cannot be, ends the training.
+        `data` and `val` hold integers (see data.examples.Data), in one of these forms:
+        - tokens (n,), from which windows of block_size are cut;
+        - rows (N, T + 1), in which each token is predicted from those before it;
+        - a tuple of arrays x and y, (N, T) each;
+        - a torch Dataset or a list of pairs (x, y), (T,) each;
+        - an iterable of pairs, each an example (T,) or a whole batch (B, T);
+        - a function that returns such a pair.
 
-        `settings` are keywords of TrainConfig: max_iters, batch_size, learning_rate, optimizer, eval_interval and so on,
-        and seed. The defaults are the command's: Muon, a cosine to 0, and as many examples a step as make the command's
-        number of tokens; for weights that were loaded, a constant rate for fine-tuning.
+        T is at most block_size. A target of -1 is ignored. Indexable data is visited in an order that depends on the
+        seed alone, each example once per epoch. Other data comes in its own order and is read when it is needed. An
+        iterable starts again at its end; an iterator cannot, so its end ends the training.
 
-        Between two records the model may be sampled, saved and looked at. To pause, ask for no more records; to go on,
-        ask again. A new call ends the one before; it begins with the weights as they are, with a new optimizer and
-        schedule, and in another order (its seed is the model's plus the number of trainings before). Raises UserError
-        for settings and data that cannot be, at the call where it can be seen then.
+        `settings` are keywords of TrainConfig, such as max_iters, batch_size, learning_rate, optimizer, eval_interval
+        and seed. The defaults are the command's: Muon, a cosine schedule that ends at 0, and as many examples per step
+        as give the command's number of tokens. Loaded weights get a constant learning rate for fine-tuning.
+
+        Between two records the model can be sampled, saved and inspected. To pause, stop reading records; to continue,
+        read on. A new call ends the training before it. It starts from the current weights with a new optimizer and
+        schedule, and in another order (the default seed is the model's plus the number of earlier trainings).
+
+        Raise UserError for invalid settings and data. Data that is only read during training is checked as it is read.
         """
         check_names(settings, TRAINING, "GPT.train", TrainConfig)
         config = self._training_config(settings)
         source = open_data(data, self.model, config.seed, "data")
-        splits = {}
+        splits: dict[str, Iterable[Batch]] = {}
         if val is not None:
             if not isinstance(source, Stream):
                 splits["train"] = fixed_batches(source, config, "data")
@@ -204,11 +215,12 @@ class GPT:
         return self._records
 
     def _training_config(self, settings: dict[str, Any]) -> TrainConfig:
-        """What was named, over the recipe, over the settings of model and machine."""
+        """Return the settings of a training: those given, then the recipe's, then the model's and the machine's."""
         rates = (ADAMW if settings.get("optimizer") == "adamw" else MUON) | SCHEDULE
         batch = BATCH["gpu" if has_gpu(self.machine.device) else "cpu"]
         examples = -(-batch["batch_size"] * batch["block_size"] // self.model.block_size)
-        chosen = dict(max_iters=STEPS_UNMEASURED, batch_size=examples, gradient_accumulation_steps=1, eval_iters=20)
+        chosen: dict[str, Any] = dict(max_iters=STEPS_UNMEASURED, batch_size=examples)
+        chosen |= dict(gradient_accumulation_steps=1, eval_iters=20)
         chosen |= fine_tuning_rates(self.model) if self.pretrained else rates
         chosen |= dict(seed=(self.machine.seed + self._trainings) % 2**63)
         config = change(TrainConfig(**asdict(self.machine) | asdict(settings_of(self.model))), chosen | settings)
@@ -219,16 +231,18 @@ class GPT:
 
     def _opened(self) -> Engine:
         if self._engine is None:
+            assert self._weights is not None  # only an open engine has newer ones
             self._engine = open_engine(self.model, self.machine)
             self._engine.load(self._weights)
         return self._engine
 
     def generate(self, prompt: npt.ArrayLike, max_new_tokens: int = 100, **settings: Any) -> np.ndarray:
-        """Prompts and what follows them, int32 (B, T + max_new_tokens), of a prompt (T,) or several of equal length (B, T).
+        """Return prompts with their continuations, int32 (B, T + max_new_tokens).
 
-        Keywords of SampleConfig: temperature (0: the likeliest token always), top_k, top_p, seed, and num_samples, which
-        repeats each prompt. Beyond block_size the context goes on from its newer half. Raises UserError for a prompt
-        that is empty or not of the vocabulary.
+        `prompt` holds the tokens of one prompt (T,) or of several of equal length (B, T). `settings` are keywords of
+        SampleConfig: temperature (0 always takes the most probable token), top_k, top_p, seed, and num_samples, which
+        repeats each prompt. When the context reaches block_size, generation continues from its newer half. Raise
+        UserError if a prompt is empty or contains a token outside the vocabulary.
         """
         check_names(settings, SAMPLING, "GPT.generate", SampleConfig)
         config = build(SampleConfig, {"seed": self.machine.seed, "max_new_tokens": max_new_tokens} | settings)
@@ -237,25 +251,33 @@ class GPT:
         return np.stack([*ids.T, *islice(tokens, config.max_new_tokens)], axis=1)
 
     def logits(self, ids: npt.ArrayLike) -> np.ndarray:
-        """The logits of the token that follows `ids`, (T,) or (B, T): float32 (B, vocab_size). T is at most block_size."""
-        ids = self._ids(ids, "ids")
-        if ids.shape[1] > self.model.block_size:
+        """Return the logits of the token after `ids`, float32 (B, vocab_size).
+
+        `ids` holds tokens, (T,) or (B, T). Raise UserError if T is 0 or more than block_size, or if a token is outside
+        the vocabulary.
+        """
+        tokens = self._ids(ids, "ids")
+        if tokens.shape[1] > self.model.block_size:
             raise UserError(
                 _("ids has {shape} tokens, and the model's block_size is {block_size}").format(
-                    shape=ids.shape[1], block_size=self.model.block_size
+                    shape=tokens.shape[1], block_size=self.model.block_size
                 )
             )
-        return self._opened().session(len(ids)).feed(ids)
+        return self._opened().session(len(tokens)).feed(tokens)
 
     def loss(self, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-        """Mean loss over the targets, nats per token, without dropout; x and y (T,) or (B, T), a target of -1 ignored."""
+        """Return the mean loss over the targets in nats per token, without dropout.
+
+        `x` and `y` hold tokens, (T,) or (B, T) each; a target of -1 is ignored. Raise UserError if they do not fit the
+        model or every target is -1.
+        """
         x, y = as_batch(np.atleast_2d(x), np.atleast_2d(y), self.model, "loss")
         if not (y != -1).any():
             raise UserError(_("loss: every target is -1"))
         return self._opened().loss(x, y)
 
     def _ids(self, ids: npt.ArrayLike, name: str) -> np.ndarray:
-        """Tokens (T,) or (B, T) as int32 (B, T)."""
+        """Return tokens (T,) or (B, T) as int32 (B, T). Raise UserError if there are none or one is out of range."""
         array = np.atleast_2d(as_integers(ids, name))
         if array.ndim != 2 or array.size == 0:
             raise UserError(
@@ -268,15 +290,16 @@ class GPT:
 
 
 def documents(*names: str) -> list[str]:
-    """The texts of a corpus that Sampan knows, of files or of folders, read as `sampan prepare` reads them.
+    """Return the texts of known corpora, files or folders, as `sampan prepare` reads them.
 
-    A plain text file is one document, a line of a .jsonl is one. Raises UserError for what is missing or is no text.
+    A plain text file is one document, and so is each line of a .jsonl file. Empty documents are left out. Raise
+    UserError if a source is missing or is not text.
     """
     return [text for text in map("".join, find_source(names, DataConfig()).documents()) if text]
 
 
 def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelSettings:
-    """The recipe's family and widths, where `shape` names no others."""
+    """Return model settings: those in `shape`, and the recipe's family and widths for all others."""
     block_size = BATCH["gpu" if has_gpu(machine.device) else "cpu"]["block_size"]
     base = change(TrainConfig(**FAMILY | {"block_size": block_size}), shape)
     widths = shape_of_size(SIZES["small"], base, shape)
@@ -284,6 +307,7 @@ def default_model(shape: dict[str, Any], machine: MachineConfig) -> ModelSetting
 
 
 def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls: type) -> None:
+    """Raise UserError for the first setting that is no field of `cls` or is not in `known`."""
     check_keys(cls, settings, where)
     for name in settings:
         if name not in known:
@@ -295,7 +319,7 @@ def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls
 
 
 def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
-    """Raises UserError where they are not those of the model, in float32."""
+    """Raise UserError if names, shapes or dtype (float32) of the weights are not those of the model."""
     table = {p.name: p.shape for p in parameters(model)}
     if missing := sorted(table.keys() ^ weights.keys()):
         raise UserError(

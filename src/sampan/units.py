@@ -1,4 +1,4 @@
-"""Durations and sizes in words, and sizes out of words.
+"""Format durations and sizes as text, and parse sizes.
 
 duration(75), size_of(2e9), bytes_of("2GB")
 """
@@ -8,7 +8,7 @@ duration(75), size_of(2e9), bytes_of("2GB")
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its two largest units.
+    """Return seconds as text, in the two largest units: days, hours, minutes, seconds.
 
     >>> duration(75), duration(9.3), duration(90000)
     ('1 min 15 s', '9.3 s', '1 d 1 h')
@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def size_of(count: float) -> str:
-    """Return a number of bytes in MB or GB."""
+    """Return a number of bytes as text, in MB (10^6 bytes) or from 10^9 bytes on in GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -30,7 +30,9 @@ UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def bytes_of(text: str) -> int:
-    """Return the bytes of a size such as "2GB". Raises ValueError for what is not a size.
+    """Return the number of bytes in a size such as "2GB"; k, M, G and T are powers of 1000.
+
+    Raise ValueError if `text` is not a positive size.
 
     >>> bytes_of("2GB"), bytes_of("1.5 g"), bytes_of("750M")
     (2000000000, 1500000000, 750000000)

@@ -1,16 +1,17 @@
-"""Model folders: Hugging Face's on the outside, one table of parameters inside; read without trust.
+"""Read and write model folders in Hugging Face's format; files from strangers cannot do harm.
 
     model, weights = load_model("out/shakespeare")          # or any folder of a known family
     save_model("copy", model, weights, tokenizer)
 
-No pickle is read or written; nothing in a folder can run. Runs, which can be resumed, are run.py's.
+No pickle is read or written, and nothing in a folder is executed. Runs that can be resumed are in run.py.
 """
 
 import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -29,9 +30,9 @@ from sampan.tokens.tokenizer import Tokenizer
 
 
 def find_model(name: str) -> Path:
-    """The folder of a local path, of SAMPAN_MIRROR/NAME, or of a hub name, fetched once by huggingface_hub.
+    """Return a model's folder: a local path, SAMPAN_MIRROR/NAME, or a download from the Hugging Face hub, kept for reuse.
 
-    Raises UserError where it cannot be had.
+    Raise UserError if there is no such folder or the download fails.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -66,12 +67,13 @@ def find_model(name: str) -> Path:
 
 
 def runs_near(folder: Path) -> str:
-    """The end of a sentence that names the runs in a folder, if there are any."""
+    """Return the end of a sentence that names the runs in a folder; "" if there are none."""
     names = sorted(str(path.parent) for path in folder.glob("*/run.json"))
     return _("; the runs here are {names}").format(names=", ".join(names[:8])) if names else ""
 
 
 def load_model_config(folder: str | Path) -> ModelShape:
+    """Return the shape that a folder's config.json describes. Raise UserError if it is missing or not of a known family."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(
@@ -83,12 +85,17 @@ def load_model_config(folder: str | Path) -> ModelShape:
 
 
 def load_model(folder: str | Path, block_size: int | None = None) -> tuple[ModelShape, dict[str, np.ndarray]]:
-    """A folder's model and weights, {name: float32}; `block_size` crops the context. Raises UserError."""
+    """Return a folder's model and its weights, {name: float32 array}, with the names and shapes of `model.parameters`.
+
+    `block_size`, in tokens, crops the context. Raise UserError if the folder is not a model's, its files are damaged, or
+    `block_size` is more than the model's.
+    """
     config = crop(load_model_config(folder), block_size, str(folder))
     return config, from_hf_weights(config, Tensors(Path(folder)), str(folder))
 
 
 def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
+    """Return the shape with a context of `block_size` tokens; None keeps it. Raise UserError if the model has fewer."""
     if block_size is None:
         return config
     if block_size > config.block_size:
@@ -101,6 +108,7 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Return the tokenizer in a folder's tokenizer.json. Raise UserError if it is missing or cannot be read."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise UserError(_("{folder} has no tokenizer.json").format(folder=folder))
@@ -108,9 +116,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def save_model(
-    folder: str | Path, config: ModelShape, weights: Mapping, tokenizer: Tokenizer | None, note=None
+    folder: str | Path,
+    config: ModelShape,
+    weights: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer | None,
+    note: dict[str, Any] | None = None,
 ) -> None:
-    """Write a folder that transformers loads as it is; `note` is kept in the weights' header. The weights come last."""
+    """Write a folder that transformers can load; the weights come last.
+
+    `weights` are {name: float32 array} with the names and shapes of `model.parameters`. `note` goes into the header of
+    the weights file as JSON. Raise UserError if the folder cannot be written.
+    """
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +135,7 @@ def save_model(
 
 
 def save_description(folder: Path, config: ModelShape, tokenizer: Tokenizer | None) -> None:
+    """Write everything but the weights: config.json and, with a tokenizer, its two files. Raise OSError if that fails."""
     end_of_text = tokenizer.end_of_text if tokenizer else None
     write_json(folder / "config.json", to_hf_config(config, end_of_text))
     if tokenizer:
@@ -134,8 +151,8 @@ def save_description(folder: Path, config: ModelShape, tokenizer: Tokenizer | No
 
 
 @contextlib.contextmanager
-def writing(folder: Path):
-    """Turn an error of the file system into a UserError."""
+def writing(folder: Path) -> Iterator[None]:
+    """Turn file-system errors of the `with` block into a UserError that names `folder`."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""safetensors files: read one tensor at a time, written whole or not at all.
+"""Read safetensors files one tensor at a time, and write them atomically.
 
     tensors = Tensors(Path("out/shakespeare")); tensors["transformer.wte.weight"]
 
@@ -11,6 +11,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -22,10 +23,14 @@ from sampan.messages import _
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
-class Tensors(Mapping):
-    """The tensors of a model folder by name, read one at a time; bfloat16 and float16 as float32."""
+class Tensors(Mapping[str, np.ndarray]):
+    """Map names to the tensors of a model folder, in one file or several shards; each is read when it is asked for.
+
+    Every tensor comes as float32; the files may hold float16, bfloat16, float32 or float64.
+    """
 
     def __init__(self, folder: Path):
+        """Open the folder's files. Raise UserError if they are missing or damaged, or the index of shards is invalid."""
         index, single = folder / "model.safetensors.index.json", folder / WEIGHTS
         if single.is_file():
             paths = [single]
@@ -43,12 +48,13 @@ class Tensors(Mapping):
                 )
             )
         self.opened = contextlib.ExitStack()  # one reading: a run that saves meanwhile does not mix two steps into it
-        self.where = {}
+        self.where: dict[str, tuple[Path, safetensors.safe_open]] = {}
         for path in paths:
             file = self.opened.enter_context(open_safetensors(path))
             self.where.update(dict.fromkeys(file.keys(), (path, file)))
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """Return a tensor as float32. Raise KeyError for an unknown name, UserError if the dtype is not a float."""
         path, file = self.where[name]
         kind = file.get_slice(name).get_dtype()
         if kind == "BF16":
@@ -70,7 +76,8 @@ class Tensors(Mapping):
 
 
 @contextlib.contextmanager
-def open_safetensors(path: Path):
+def open_safetensors(path: Path) -> Iterator[safetensors.safe_open]:
+    """Open a safetensors file as NumPy arrays for a `with` block. Raise UserError if it is missing or damaged."""
     try:
         file = safetensors.safe_open(path, "numpy")
     except FileNotFoundError:
@@ -82,7 +89,11 @@ def open_safetensors(path: Path):
 
 
 def read_bfloat16(path: Path, name: str) -> np.ndarray:
-    """A bfloat16 tensor as float32, by its place in the file: NumPy has no such type. safe_open has checked the header."""
+    """Return a bfloat16 tensor as float32.
+
+    NumPy has no bfloat16, so the bytes are read from the file; `open_safetensors` must have checked its header. Raise
+    UserError if the header describes the tensor in an unusual way.
+    """
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         try:
@@ -97,8 +108,11 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
     return (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
 
 
-def stage_safetensors(path: Path, tensors: dict[str, np.ndarray], note: dict) -> Path:
-    """Write beside `path` and sync; `commit` puts it in place."""
+def stage_safetensors(path: Path, tensors: dict[str, np.ndarray], note: dict[str, Any]) -> Path:
+    """Write tensors beside `path`, sync, and return that file for `commit` to rename; `note` goes into the header as JSON.
+
+    Raise OSError or SafetensorError if it cannot be written; then no partial file is left.
+    """
     beside = path.with_name(path.name + ".partial")
     try:
         # transformers asks for "format"
@@ -113,6 +127,7 @@ def stage_safetensors(path: Path, tensors: dict[str, np.ndarray], note: dict) ->
 
 
 def commit(*staged: Path) -> None:
+    """Rename staged files, in this order, to their final names, and sync their folder. Raise OSError if that fails."""
     for beside in staged:
         os.replace(beside, beside.with_name(beside.name.removesuffix(".partial")))
     sync_folder(staged[0].parent)

@@ -4,6 +4,7 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from sampan.sampling.write import write
 from sampan.tokens.tokenizer import Tokenizer
 
 
-def read_prompt(start: str, standard_input) -> str:
+def read_prompt(start: str, standard_input: TextIO) -> str:
     """The prompt of a `start` setting: itself, FILE:PATH, or - for standard input."""
     if start == "-":
         try:
@@ -63,7 +64,8 @@ def run(source: list[str], flags: dict) -> int:
     data = training_data(settings) if settings.check else None
     engine = open_engine(model, settings)
     engine.load(weights)
-    parts, interrupted = [[] for _ in range(settings.num_samples)], False
+    parts: list[list[str]] = [[] for _ in range(settings.num_samples)]
+    interrupted = False
     try:
         for number, piece in write(engine, model, tokenizer, prompt, settings):
             if line:  # not before the prompt has been accepted

@@ -1,17 +1,17 @@
-"""Batches of integers for the loop: a list of micro-batches (x, y) for each step, out of whatever the data is.
+"""Turn any data of integers into batches for the training loop: a list of micro-batches (x, y) for each step.
 
     source = open_data(data, model, seed=1337, name="data")       # any data of integers; see `Data`
     for micro_batches in training_steps(source, config):          # of one optimizer step, of this process
         for x, y in micro_batches: ...                            # int32 (B, T) each; a target of -1 is ignored
 
-What can be indexed is visited in an order that follows from the seed alone, each example once per epoch; what can only
-be iterated comes in its own order, and is read no sooner than it is needed. Texts and their files are data.py's.
+Indexable data is visited in an order that depends on the seed alone, each example once per epoch. Data that can only be
+iterated comes in its own order, and is read when it is needed. Texts and their files are in prepare.py and meta.py.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +26,21 @@ Batch = tuple[np.ndarray, np.ndarray]  # x, y
 
 
 class Dataset(Protocol):
-    """What can be indexed, such as a torch Dataset or a list: its items are pairs (x, y) of integers, (T,) each."""
+    """Describe indexable data, such as a torch Dataset or a list, whose items are pairs (x, y) of integers, (T,) each."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-# An array of tokens (n,), of which windows are cut; an array (N, T + 1) of rows, in which each token is to be predicted
-# from those before it; a tuple of two arrays x, y (N, T) each; a Dataset; an iterable of pairs (x, y), each an example
-# (T,) or a batch (B, T) that is taken as it is; a function that returns such a pair whenever it is called.
+# An array of tokens (n,), from which windows are cut; an array of rows (N, T + 1), in which each token is predicted from
+# those before it; a tuple of two arrays x, y (N, T) each; a Dataset; an iterable of pairs (x, y), each an example (T,)
+# or a batch (B, T) that is used as it is; a function that returns such a pair whenever it is called.
 Data = npt.ArrayLike | Dataset | Iterable[Any] | Callable[[], Any]
 
 
 class Limits(Protocol):
-    """What data must fit into; a ModelShape is one."""
+    """Describe what data must fit: tokens per sequence and the size of the vocabulary. A ModelShape is one."""
 
     @property
     def block_size(self) -> int: ...
@@ -50,19 +50,21 @@ class Limits(Protocol):
 
 
 class Examples:
-    """Examples that can be indexed, endlessly, each once per epoch and shuffled, as a function of (seed, index)."""
+    """Serve indexable examples endlessly and shuffled, each once per epoch, as a function of (seed, index)."""
 
     def __init__(self, count: int, at: Callable[[np.ndarray], Batch], seed: int):
+        """Keep `at`, which returns the batch of an array of indices, int64 (B,). Raise UserError if `count` is 0."""
         if count < 1:
             raise UserError(_("the data is empty: it has no example"))
-        self.count, self.at, self.seed = count, at, seed  # `at` gives the batch of an array of indices
+        self.count, self.at, self.seed = count, at, seed
 
     def batch(self, first: int, count: int) -> Batch:
+        """Return examples first .. first + count - 1 of the endless order, int32 (count, T) each for x and y."""
         return self.at(endless_order(first, count, self.count, self.seed)[0].astype(np.int64))
 
 
 def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0) -> Iterator[list[Batch]]:
-    """Yield, for each step from `step` on, this process's share of the global batch, batch_size examples at a time."""
+    """Yield, for each step from `step` on, this rank's micro-batches: its share of the global batch, cut at batch_size."""
     rank, processes = world()
     per_step = config.windows_per_step
     first, end = rank * per_step // processes, (rank + 1) * per_step // processes
@@ -71,16 +73,22 @@ def micro_batches(source: Windows | Examples, config: TrainConfig, step: int = 0
 
 
 class Stream:
-    """Data that can only be iterated or called."""
+    """Read batches from data that can only be iterated or called."""
 
-    def __init__(self, data, model: Limits, name: str):
+    def __init__(self, data: Iterable[Any] | Callable[[], Any], model: Limits, name: str):
+        """Keep the data, the limits that it must fit and the name that errors give it."""
         self.data, self.model, self.name = data, model, name
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield one pass: batches as they are, and examples stacked batch_size at a time. A function is called endlessly."""
-        is_function = not isinstance(self.data, Iterable)
-        items = itertools.starmap(self.data, itertools.repeat(())) if is_function else self.data
-        examples, empty = [], True
+        """Yield the batches of one pass, int32 (B, T) each for x and y; a function is called endlessly.
+
+        Batches stay as they are, and examples are stacked batch_size at a time. Raise UserError if the data is empty or
+        does not fit the model.
+        """
+        data = self.data
+        items = data if isinstance(data, Iterable) else itertools.starmap(data, itertools.repeat(()))
+        examples: list[tuple[Any, Any]] = []
+        empty = True
         for item in items:
             empty = False
             x, y = pair(item, self.name)
@@ -97,7 +105,7 @@ class Stream:
             raise UserError(_("{name} is empty: there is no batch in it").format(name=self.name))
 
     def epochs(self, batch_size: int) -> Iterator[Batch]:
-        """Yield pass after pass; an iterator, which cannot begin again, ends."""
+        """Yield the batches of pass after pass; an iterator cannot start again, so it ends after one."""
         once = isinstance(self.data, Iterator)
         while True:
             yield from self.batches(batch_size)
@@ -106,7 +114,7 @@ class Stream:
 
 
 def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of each step; they end only where an iterator does."""
+    """Return an iterator over the micro-batches of each step; it ends only if the data is an iterator that ends."""
     if not isinstance(source, Stream):
         return micro_batches(source, config)
     count = max(1, config.gradient_accumulation_steps // world()[1])  # each process brings its own data
@@ -115,10 +123,12 @@ def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> 
 
 
 def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> Iterable[Batch]:
-    """Return eval_iters batches to evaluate on, the same every time, or fewer where the data has no more.
+    """Return at most eval_iters batches to evaluate on, the same every time; fewer if the data has no more.
 
-    They cover evenly what can be indexed, and are the first ones of what can only be iterated.
+    They are spread evenly over indexable data, and are the first batches of other data. Raise UserError if they have no
+    target.
     """
+    batches: Iterable[Batch]
     if isinstance(source, Windows):
         tokens, vocab_size = source.tokens, source.vocab_size
         batches = EvaluationBatches(tokens, source.block_size, config.batch_size, config.eval_iters, vocab_size)
@@ -137,8 +147,10 @@ def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name
 
 
 def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Examples | Stream:
-    """Return the examples of any data. Raises UserError, here or when a batch is read, for what is not of integers, of this
-    vocabulary and within this block size.
+    """Return the source of batches for any data; `name` stands for the data in errors.
+
+    Raise UserError if the data is not integers, or does not fit the model's vocabulary and block size. Tokens
+    of a memory-mapped file, and examples of a Dataset or a stream, are checked when they are read.
     """
     if hasattr(data, "__array__") or is_numbers(data):
         tokens = as_integers(data, name)
@@ -164,7 +176,8 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
         return Examples(len(x), lambda i: (x[i], y[i]), seed)
     can_be_indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
     if can_be_indexed and not is_iterable_dataset(data):
-        return Examples(len(data), lambda i: stacked([data[int(k)] for k in i], model, name), seed)
+        dataset = cast(Dataset, data)
+        return Examples(len(dataset), lambda i: stacked([dataset[int(k)] for k in i], model, name), seed)
     if isinstance(data, Mapping) or (not callable(data) and not isinstance(data, Iterable)):
         raise UserError(
             _(
@@ -175,30 +188,34 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
     return Stream(data, model, name)
 
 
-def is_numbers(data) -> bool:
-    """Return whether a list is an array by another name: of integers, or of rows of them."""
+def is_numbers(data: object) -> bool:
+    """Return whether `data` is a list of integers or of rows of integers, which is then read as an array."""
     first = data[0] if isinstance(data, list) and data else None
     if isinstance(first, (list, tuple, np.ndarray)) and len(first):
         first = first[0]
     return isinstance(first, Integral)
 
 
-def is_iterable_dataset(data) -> bool:
-    """torch's IterableDataset inherits a `__getitem__` that only raises; torch itself need not be imported to see it."""
+def is_iterable_dataset(data: object) -> bool:
+    """Return whether `data` is torch's IterableDataset, whose `__getitem__` only raises; torch is not imported for this."""
     return any(cls.__name__ == "IterableDataset" for cls in type(data).__mro__)
 
 
 # ---- one batch ----
 
 
-def pair(item, name: str) -> tuple[Any, Any]:
+def pair(item: object, name: str) -> tuple[Any, Any]:
+    """Return the x and y of a tuple or list of two. Raise UserError for anything else."""
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
         raise UserError(_("{name}: expected pairs (x, y), not {name_2}").format(name=name, name_2=type(item).__name__))
     return item[0], item[1]
 
 
-def stacked(examples: list, model: Limits, name: str) -> Batch:
-    """Return the batch of a list of pairs (x, y), (T,) each."""
+def stacked(examples: list[Any], model: Limits, name: str) -> Batch:
+    """Return the batch of a list of pairs (x, y), (T,) each: int32 (len(examples), T) each for x and y.
+
+    Raise UserError if the items are not such pairs, differ in length or do not fit the model.
+    """
     xs, ys = zip(*(map(np.asarray, pair(example, name)) for example in examples), strict=True)
     shapes = {array.shape for array in (*xs, *ys)}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:
@@ -211,8 +228,8 @@ def stacked(examples: list, model: Limits, name: str) -> Batch:
     return as_batch(np.stack(xs), np.stack(ys), model, name)
 
 
-def as_batch(x, y, model: Limits, name: str) -> Batch:
-    """Return x and y as an engine takes them, int32 (B, T). Raises UserError where they cannot be a batch of this model."""
+def as_batch(x: npt.ArrayLike, y: npt.ArrayLike, model: Limits, name: str) -> Batch:
+    """Return x and y as an engine takes them, int32 (B, T) each. Raise UserError if they are no batch of this model."""
     x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
         raise UserError(
@@ -231,7 +248,11 @@ def as_batch(x, y, model: Limits, name: str) -> Batch:
     return np.ascontiguousarray(x, np.int32), np.ascontiguousarray(y, np.int32)
 
 
-def as_integers(value, name: str) -> np.ndarray:
+def as_integers(value: object, name: str) -> np.ndarray:
+    """Return `value` as an array of integers, in its own dtype and shape; an empty one may have any dtype.
+
+    Raise UserError if it is not an array or not of integers.
+    """
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; a tensor that is on a GPU
@@ -244,6 +265,7 @@ def as_integers(value, name: str) -> np.ndarray:
 
 
 def check_range(array: np.ndarray, low: int, high: int, name: str) -> None:
+    """Raise UserError if an integer is less than `low`, or is `high` or more; the array must not be empty."""
     least, most = int(array.min()), int(array.max())
     if least < low or most >= high:
         wrong = least if least < low else most

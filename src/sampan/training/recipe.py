@@ -1,11 +1,11 @@
-"""What is chosen for a text when nobody chose: the model's size, the steps and the rates, each with its reason.
+"""Choose the settings that nobody gave: the model's size, the steps and the learning rates, each with its reason.
 
     chosen, reasons = choose(data, {"minutes": 5.0}, config, pretrained=None)
 
-One dial, the minutes: from them, from the speed that the engine shows here on a few steps, and from the length of the
-text follow the widths and the number of steps. A model is as large as it can be and still read TOKENS_PER_PARAMETER
-tokens for each of its parameters in that time. The constants below were measured on several texts; docs/LOG.md has
-the measurements, also of what did not help. Nothing here knows how a plan is printed or run (plan.py, loop.py).
+The minutes are the one dial. The widths and the number of steps follow from them, from the engine's speed, measured on
+a few steps, and from the length of the text. The model is the largest that can read TOKENS_PER_PARAMETER tokens for
+each of its parameters in that time. The constants below were measured on several texts; docs/LOG.md has the
+measurements, also of what did not help. This file neither prints a plan nor runs it (plan.py, loop.py).
 """
 
 import math
@@ -28,12 +28,12 @@ Choice = tuple[dict[str, Any], str]  # {setting: value}, and the reason
 CHANNELS_PER_LAYER = 32  # so that one number, the layers, is a model's size
 HEAD_DIM = 32  # 64 from 384 channels on
 
-FAMILY = dict(family="qwen3", norm_eps=1e-6)
-MUON = dict(
+FAMILY: dict[str, Any] = dict(family="qwen3", norm_eps=1e-6)
+MUON: dict[str, Any] = dict(
     optimizer="muon", learning_rate=0.02, momentum=0.85, adamw_lr_ratio=0.2, beta2=0.99, weight_decay=0.1
 )  # fmt: skip
-ADAMW = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
-SCHEDULE = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
+ADAMW: dict[str, Any] = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
+SCHEDULE: dict[str, Any] = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
 BATCH = {"cpu": dict(batch_size=12, block_size=128), "gpu": dict(batch_size=64, block_size=256)}
@@ -52,7 +52,11 @@ STEPS_UNMEASURED = 2000
 def choose(
     data: Data, settings: dict, config: TrainConfig, pretrained: ModelShape | None
 ) -> tuple[dict, dict[str, str]]:
-    """({name: value}, {name: reason}) of what `settings` leave open; what they say takes precedence, and is built on."""
+    """Return ({name: value}, {name: reason}) for the settings that `settings` leave open.
+
+    The given settings take precedence, and the choices build on them; `config` holds their values. `pretrained` is the
+    shape of the model to fine-tune, or None to train from scratch. Raise UserError if no engine can measure the speed.
+    """
     groups = fine_tuning(data, settings, config, pretrained) if pretrained else from_scratch(data, settings, config)
     chosen: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -64,6 +68,7 @@ def choose(
 
 
 def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice]:
+    """Return the choices for a new model, in the order in which they build on each other."""
     machine = "gpu" if has_gpu(config.device) else "cpu"
     rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
     groups: list[Choice] = [
@@ -97,7 +102,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
 
 
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[Choice]:
-    """nanoGPT's recipe for GPT-2: a constant, small rate, and few steps."""
+    """Return the choices for fine-tuning the model `given`: nanoGPT's recipe, a small constant rate and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
     steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
     why = _("fine-tuning: three epochs, but 20 to 200 steps")
@@ -121,23 +126,27 @@ def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelSha
 
 
 def fine_tuning_rates(model: ModelShape) -> dict:
-    """3e-5 from GPT-2's width on, and below it more with the square of the width, up to 1e-3."""
+    """Return the settings of the learning rate: 3e-5 from GPT-2's width on, more for narrower models, at most 1e-3.
+
+    Below GPT-2's 768 channels the rate grows with the inverse square of the width.
+    """
     return dict(learning_rate=float(f"{min(1e-3, 3e-5 * max(1, 768 / model.n_embd) ** 2):.1g}"), decay_lr=False)
 
 
 def replace_open(config: TrainConfig, settings: dict, *chosen: dict) -> TrainConfig:
+    """Return `config` with the chosen values, except for the names that `settings` give. Raise UserError if one is invalid."""
     for values in chosen:
         config = change(config, {name: value for name, value in values.items() if name not in settings})
     return config
 
 
 def fitting_block(data: Data) -> int:
-    """The longest block that leaves each split a window."""
+    """Return the longest block, in tokens, that fits each split at least once."""
     return max(1, min(data.meta.train_tokens, data.meta.val_tokens) - 1)
 
 
 def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: TrainConfig) -> Choice:
-    """The usual batch of the machine, or for a short text one that leaves it steps enough in each epoch."""
+    """Return the machine's usual batch, or for a short text a smaller one, so that an epoch has enough steps."""
     batch_size, block_size = usual["batch_size"], usual["block_size"]
     most = int(SHARE_PER_STEP * data.meta.train_tokens)
     block_size = min(block_size, max(LEAST_BLOCK, most // batch_size), fitting_block(data))
@@ -156,7 +165,10 @@ def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: Tr
 
 
 def shape_of_size(layers: int, config: TrainConfig, settings: dict) -> dict:
-    """Widths of a size; they follow those that `settings` give."""
+    """Return n_layer, n_embd and n_head of a model with `layers` layers; if `settings` give n_layer or n_embd, that one stays.
+
+    The number of heads divides the channels. Channels per head are an even number, except where there is one head.
+    """
     n_layer = config.n_layer if "n_layer" in settings else layers
     n_embd = config.n_embd if "n_embd" in settings else CHANNELS_PER_LAYER * layers
     heads = max(1, n_embd // (HEAD_DIM if n_embd < 384 else 2 * HEAD_DIM))
@@ -165,21 +177,25 @@ def shape_of_size(layers: int, config: TrainConfig, settings: dict) -> dict:
 
 
 def model_of(config: TrainConfig, data: Data, layers: int, settings: dict) -> ModelShape:
+    """Return the shape of a model with `layers` layers for this data. Raise UserError if the settings do not fit."""
     return resolved(replace_open(config, settings, shape_of_size(layers, config, settings)), data)
 
 
 def resolved(config: TrainConfig, data: Data) -> ModelShape:
+    """Return the shape of the configured model; the default vocab_size is the data's. Raise UserError if it is invalid."""
     return resolve(replace(config, vocab_size=config.vocab_size or data.meta.vocab_size))
 
 
 class Speed:
-    """Seconds of a step on this machine: measured for one shape at a time, and from that estimated for others."""
+    """Measure the seconds per step for some shapes on this machine, and estimate them for others."""
 
     def __init__(self, data: Data):
+        """Keep the data, whose vocabulary the models have; measure nothing yet."""
         self.data = data
         self.measured: dict[ModelShape, Costs] = {}
 
     def of(self, config: TrainConfig) -> Costs:
+        """Return the costs of a configuration, in seconds, measured once per shape. Raise UserError if no engine can run."""
         model = resolved(config, self.data)
         if model not in self.measured:
             config = replace(config, compile=False)  # compiling takes longer than what is measured here
@@ -189,6 +205,7 @@ class Speed:
         return self.measured[model]
 
     def estimate(self, model: ModelShape) -> float:
+        """Return the estimated seconds per step: those of the first measured shape, scaled by the FLOPs per token."""
         known, costs = next(iter(self.measured.items()))
         return costs.step * flops_per_token(model) / flops_per_token(known)
 
@@ -196,7 +213,10 @@ class Speed:
 def pick_size(
     config: TrainConfig, data: Data, settings: dict, minutes: float | None, speed: Speed | None
 ) -> tuple[int, str]:
-    """(layers, why). The search goes by FLOPs from one shape that was measured."""
+    """Return (layers, reason): the size asked for, else the largest that `minutes` allow, else small.
+
+    The search scales one measured shape by FLOPs.
+    """
     if config.size is not None:
         return SIZES[config.size], _("size {size}, as asked").format(size=config.size)
     if minutes is None or speed is None:
@@ -220,6 +240,7 @@ def pick_size(
 
 
 def fits(config: TrainConfig, model: ModelShape) -> bool:
+    """Return whether the model can be trained in the memory that --fit allows; without --fit it always can."""
     if config.fit is None:
         return True
     try:
@@ -235,6 +256,7 @@ def fits(config: TrainConfig, model: ModelShape) -> bool:
 def pick_steps(
     config: TrainConfig, data: Data, settings: dict, minutes: float | None, costs: Costs | None
 ) -> tuple[int, str]:
+    """Return (steps, reason): those given, else those that fit into `minutes`, at most EPOCHS epochs of the text."""
     if "max_iters" in settings:
         return config.max_iters, _("as asked")
     if minutes is not None and costs is not None:
@@ -254,7 +276,7 @@ def pick_steps(
 
 
 def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: Costs | None) -> dict:
-    """When to evaluate, on how much, and how long to go on without a better val loss."""
+    """Return the settings of evaluation: the interval in steps, the batches, and the patience in evaluations."""
     count, batches = EVALUATIONS, 20
     if costs is not None:
         allowed = max(EVALUATION_SHARE * config.max_iters * costs.step, 1.0)
