@@ -14,10 +14,12 @@ from sampan.errors import UserError
 from sampan.messages import _
 from sampan.model.shape import ModelShape
 
+Reference = Callable[[np.ndarray], np.ndarray]  # from ids, int (B, T), to logits (B, T, vocab)
+
 # ---- checking ----
 
 
-def reference(model: ModelShape, weights: dict) -> Callable[[np.ndarray], np.ndarray]:
+def reference(model: ModelShape, weights: dict) -> Reference:
     """A function from ids, int (B, T), to what our own engine makes of them in float32: logits (B, T, vocab)."""
     engine = open_engine(model, MachineConfig(device="cpu", dtype="float32"))
     engine.load(weights)

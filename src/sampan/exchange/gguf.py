@@ -12,13 +12,16 @@ Matrices take the type that was asked for; norms, biases and learned positions s
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from sampan.config import ExportConfig
 from sampan.errors import UserError
-from sampan.exchange.check import check_ids, compare_logits
+from sampan.exchange.check import Reference, check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
 from sampan.messages import _
 from sampan.model.family import Gguf, find_family
@@ -49,7 +52,9 @@ def suffix(config: ExportConfig) -> str:
 def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
     gguf = need_library("gguf", "gguf")
     c, kind = model, config.dtype
-    refuse(model, weights, tokenizer, kind)
+    if tokenizer is None:
+        raise UserError(_("a GGUF has its tokenizer inside, and this model has no tokenizer.json"))
+    refuse(model, weights, kind)
     writer = gguf.GGUFWriter(path, llama_cpp_family(model).architecture)
     writer.add_name(path.stem)
     writer.add_context_length(c.block_size)
@@ -68,7 +73,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
         writer.add_value_length(c.head_dim)
         writer.add_rope_dimension_count(c.head_dim)
         writer.add_rope_freq_base(c.rope_theta)
-        if rope_type(c) == "linear":
+        if c.rope_scaling and rope_type(c) == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(c.rope_scaling["factor"])
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -112,11 +117,9 @@ def rope_type(c: ModelShape) -> str:
     return scaling.get("rope_type", scaling.get("type", "default"))
 
 
-def refuse(model: ModelShape, weights: dict, tokenizer: Tokenizer | None, kind: str) -> None:
+def refuse(model: ModelShape, weights: dict, kind: str) -> None:
     """Raises UserError for what llama.cpp or the type cannot carry."""
     c = model
-    if tokenizer is None:
-        raise UserError(_("a GGUF has its tokenizer inside, and this model has no tokenizer.json"))
     known = llama_cpp_family(c)
     for name in ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"):
         if getattr(c, name) and name not in known.biases:
@@ -155,7 +158,7 @@ def refuse(model: ModelShape, weights: dict, tokenizer: Tokenizer | None, kind: 
 # ---- tensors ----
 
 
-def tensors(model: ModelShape, weights: dict):
+def tensors(model: ModelShape, weights: dict) -> Iterator[tuple[str, np.ndarray]]:
     """Pairs (llama.cpp's name, float32 array); a matrix is (out, in) in both."""
     c = model
     top = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
@@ -198,10 +201,12 @@ def interleave(rows: np.ndarray, head_dim: int) -> np.ndarray:
 # ---- tokenizers ----
 
 
-def add_tokenizer(gguf, writer, model: ModelShape, tokenizer: Tokenizer) -> None:
+def add_tokenizer(gguf: ModuleType, writer: Any, model: ModelShape, tokenizer: Tokenizer) -> None:
     described = json.loads(tokenizer.to_json())
-    add = add_characters if isinstance(tokenizer, Characters) else add_byte_level
-    names = add(writer, described, tokenizer)
+    if isinstance(tokenizer, Characters):
+        names = add_characters(writer, described, tokenizer)
+    else:
+        names = add_byte_level(writer, described, tokenizer)
     kinds = [gguf.TokenType.NORMAL] * len(names)
     for added in described["added_tokens"]:
         kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
@@ -217,19 +222,18 @@ def add_tokenizer(gguf, writer, model: ModelShape, tokenizer: Tokenizer) -> None
         writer.add_eos_token_id(tokenizer.end_of_text)
 
 
-def add_characters(writer, described: dict, tokenizer: Tokenizer) -> list[str | None]:
+def add_characters(writer: Any, described: dict, tokenizer: Characters) -> list[str | None]:
     """A vocabulary of characters as one of RWKV's, which takes the longest token that fits and knows no merges.
 
     Of llama.cpp's kinds of vocabulary this alone needs neither bytes nor an end-of-text token. An end of text is
     written as the byte 0xFF, which no text has: its letters in a text are letters, as for our own tokenizer.
     """
     writer.add_tokenizer_model("rwkv")
-    names = [None] * tokenizer.vocab_size
+    names: list[str | None] = [None] * tokenizer.vocab_size
     for symbol, i in described["model"]["vocab"].items():
         names[i] = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}.get(symbol, symbol)
-    if (
-        tokenizer.byte_ids is not None
-    ):  # of a character that is also one byte, the later name, the character's, is taken
+    if tokenizer.byte_ids is not None:
+        # of a character that is also one byte, the later name, the character's, is taken
         for byte, i in enumerate(tokenizer.byte_ids):
             names[i] = f"\\x{byte:02x}"
     for added in described["added_tokens"]:
@@ -237,7 +241,7 @@ def add_characters(writer, described: dict, tokenizer: Tokenizer) -> list[str | 
     return names
 
 
-def add_byte_level(writer, described: dict, tokenizer: Tokenizer) -> list[str | None]:
+def add_byte_level(writer: Any, described: dict, tokenizer: Tokenizer) -> list[str | None]:
     """A byte-level BPE. Raises UserError for another tokenizer, and where llama.cpp would cut words elsewhere."""
     kind, normalizer = described["model"]["type"], described["normalizer"]
     steps = described["pre_tokenizer"] or {}
@@ -258,7 +262,7 @@ def add_byte_level(writer, described: dict, tokenizer: Tokenizer) -> list[str | 
     writer.add_tokenizer_pre(WORD_CUTS[steps])
     merges = described["model"]["merges"]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    names = [None] * tokenizer.vocab_size
+    names: list[str | None] = [None] * tokenizer.vocab_size
     for token, i in described["model"]["vocab"].items():
         names[i] = token
     for added in described["added_tokens"]:
@@ -279,12 +283,12 @@ def word_cut(step: dict) -> tuple:
 
 
 @functools.cache
-def silence(llama_cpp):
+def silence(llama_cpp: ModuleType) -> Any:
     """A C function that logs nothing; the library calls it as long as the process lives."""
     return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def check(path: Path, model: ModelShape, tokenizer: Tokenizer, reference, config: ExportConfig) -> str:
+def check(path: Path, model: ModelShape, tokenizer: Tokenizer, reference: Reference, config: ExportConfig) -> str:
     llama_cpp = find_library("llama_cpp")
     if llama_cpp is None:
         return _("not checked: pip install llama-cpp-python, and export again, to compare its logits with ours")

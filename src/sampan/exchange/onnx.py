@@ -11,12 +11,15 @@ is installed, runs it beside our own engine. A graph has no tokenizer: tokenizer
 
 import math
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from sampan.config import ExportConfig
 from sampan.errors import UserError
-from sampan.exchange.check import check_ids, compare_logits
+from sampan.exchange.check import Reference, check_ids, compare_logits
 from sampan.exchange.staging import find_library, need_library
 from sampan.messages import _
 from sampan.model.rotary import rotary_tables
@@ -53,19 +56,26 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
 class Graph:
     """A graph in the making. Every method that computes adds nodes and returns the name of their result."""
 
-    def __init__(self, onnx, model: ModelShape, weights: dict, config: ExportConfig):
+    def __init__(self, onnx: ModuleType, model: ModelShape, weights: dict, config: ExportConfig):
         self.onnx, self.model, self.weights, self.config = onnx, model, weights, config
-        self.nodes, self.initializers, self.inputs, self.outputs = [], [], [], []
-        self.constants = {}
+        self.nodes: list[Any] = []  # these four hold protocol buffers
+        self.initializers: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.constants: dict[tuple[bytes, tuple[int, ...], np.dtype], str] = {}
 
     # ---- parts ----
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes):
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several results; return their names."""
         names = [f"{kind}_{len(self.nodes)}" + (f"_{i}" if i else "") for i in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
+        return names
 
-    def constant(self, value, dtype=np.int64) -> str:
+    def constant(self, value: ArrayLike, dtype: DTypeLike = np.int64) -> str:
         array = np.array(value, dtype)
         key = (array.tobytes(), array.shape, array.dtype)
         if key not in self.constants:
@@ -114,7 +124,7 @@ class Graph:
 
     # ---- the model, as in torch_model.py ----
 
-    def build(self):
+    def build(self) -> Any:
         c = self.model
         ids = self.declare(self.inputs, "input_ids", "INT64", ["batch", "length"])
         self.declare(self.outputs, "logits", "FLOAT", ["batch", "length", c.vocab_size])
@@ -153,11 +163,11 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node("MatMul", [x, head], ["logits"]))
         return self.onnx.helper.make_graph(self.nodes, "sampan", self.inputs, self.outputs, self.initializers)
 
-    def attention(self, x: str, i: int, mask: str, rotary) -> str:
+    def attention(self, x: str, i: int, mask: str, rotary: list[str] | None) -> str:
         c = self.model
         H, KV, D = c.n_head, c.n_kv_head, c.head_dim
         sizes = self.constant([H * D, KV * D, KV * D])
-        q, k, v = self.op("Split", self.linear(x, f"h.{i}.attn.c_attn"), sizes, axis=2, outputs=3)
+        q, k, v = self.ops("Split", self.linear(x, f"h.{i}.attn.c_attn"), sizes, axis=2, outputs=3)
         heads = [(q, H, "q_norm"), (k, KV, "k_norm"), (v, KV, None)]
         q, k, v = (self.heads(value, count, D, i, norm, rotary) for value, count, norm in heads)
         if self.config.kv_cache:
@@ -172,7 +182,7 @@ class Graph:
         y = self.op("Reshape", self.op("Transpose", y, perm=[0, 2, 1, 3]), self.constant([0, 0, H * D]))
         return self.linear(y, f"h.{i}.attn.c_proj")
 
-    def heads(self, x: str, count: int, D: int, i: int, norm: str | None, rotary) -> str:
+    def heads(self, x: str, count: int, D: int, i: int, norm: str | None, rotary: list[str] | None) -> str:
         """(B, T, count * D) as (B, count, T, D); queries and keys normed and rotated as the model has it."""
         x = self.op("Reshape", x, self.constant([0, 0, count, D]))
         if norm and self.model.qk_norm:
@@ -180,7 +190,7 @@ class Graph:
         x = self.op("Transpose", x, perm=[0, 2, 1, 3])
         if not norm or rotary is None:
             return x
-        (cos, sin), (a, b) = rotary, self.op("Split", x, axis=-1, num_outputs=2, outputs=2)
+        (cos, sin), (a, b) = rotary, self.ops("Split", x, axis=-1, num_outputs=2, outputs=2)
         left = self.op("Sub", self.op("Mul", a, cos), self.op("Mul", b, sin))
         right = self.op("Add", self.op("Mul", b, cos), self.op("Mul", a, sin))
         return self.op("Concat", left, right, axis=-1)
@@ -193,7 +203,7 @@ class Graph:
     def mlp(self, x: str, name: str) -> str:
         h = self.linear(x, f"{name}.c_fc")
         if self.model.gated:
-            gate, up = self.op("Split", h, axis=-1, num_outputs=2, outputs=2)
+            gate, up = self.ops("Split", h, axis=-1, num_outputs=2, outputs=2)
             h = self.op("Mul", self.activation(gate), up)
         else:
             h = self.activation(h)
@@ -212,7 +222,9 @@ class Graph:
 # ---- checking ----
 
 
-def check(path: Path, model: ModelShape, tokenizer: Tokenizer | None, reference, config: ExportConfig) -> str:
+def check(
+    path: Path, model: ModelShape, tokenizer: Tokenizer | None, reference: Reference, config: ExportConfig
+) -> str:
     runtime = find_library("onnxruntime")
     if runtime is None:
         return _("not checked: pip install onnxruntime, and export again, to compare its logits with ours")

@@ -6,6 +6,7 @@ It does not rotate anything; the engines do.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def rotary_frequencies(shape: ModelShape) -> np.ndarray:
         )
 
     def positive(key: str) -> float:
-        value = scaling.get(key)
+        value: Any = scaling.get(key)  # of config.json
         if type(value) not in (int, float) or not 0 < value < 1e30:
             raise UserError(
                 _("rope_scaling: {key} is {value!r}, expected a positive number").format(key=key, value=value)

@@ -20,12 +20,17 @@ from sampan.tokens.bytes import BROKEN, WHOLE
 WIDE = 2048  # tokens; in a vocabulary of more, those that cannot be drawn are left out before the arithmetic
 
 
-def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | None = None, top_p=1.0) -> np.ndarray:
-    """A token for each row of `logits`, float32 (B, V); `uniform` is (B,) in [0, 1). Returns int32 (B,).
+def draw(
+    logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+) -> np.ndarray:
+    """Return a random token for each row of `logits`, float32 (B, V): int32 (B,).
 
-    The logits are divided by `temperature` (0: the likeliest token); only the `top_k` likeliest stay (None or 0: all),
-    with all that equal the last of them; of those only the fewest that hold `top_p` of the probability (Holtzman et
-    al. 2020). Raises UserError for a row with NaN or +inf, or with no finite logit.
+    `uniform`, float (B,) in [0, 1), decides which: the same numbers give the same tokens. `temperature` divides the
+    logits; at 0 the most probable token is taken. `top_k` keeps the k most probable tokens (Fan et al. 2018) and ties
+    with the last of them; None or 0 keeps all. `top_p` is nucleus sampling (Holtzman et al. 2020): of the tokens that
+    top_k keeps, it keeps the smallest set whose probabilities add up to top_p.
+
+    Raise UserError if the largest logit of a row is NaN or infinite.
     """
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
@@ -44,9 +49,8 @@ def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | 
     p = np.exp(scores, out=scores)
     if top_p < 1.0:
         p /= p.sum(axis=1, keepdims=True)
-        if (
-            p.shape[1] > WIDE
-        ):  # tokens below this hold less than 1 - top_p together, after all that are kept: not sorted
+        if p.shape[1] > WIDE:
+            # tokens below this hold less than 1 - top_p together, after all that are kept: not sorted
             likely = np.flatnonzero((p >= (1 - top_p) / p.shape[1]).any(axis=0))
             ids, p = likely if ids is None else ids[likely], p[:, likely]
         order = np.argsort(-p, axis=1, kind="stable")
@@ -63,14 +67,16 @@ def draw(logits: np.ndarray, uniform: np.ndarray, temperature=1.0, top_k: int | 
 def generate(
     engine: Engine, model: ModelShape, ids: np.ndarray, config: SampleConfig, after: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Tokens that follow `ids`, int32 (n,) or a prompt for each sample (num_samples, n): endlessly, int32 (num_samples,)
-    at a time.
+    """Yield the tokens that follow `ids`, without end: the next one of each sample, int32 (num_samples,), at a time.
 
-    With `after`, the `transitions` of the vocabulary, only tokens are drawn that keep the bytes UTF-8; the options of
-    `draw` see no others.
+    `ids` is one prompt for all samples, int32 (n,), or one for each, int32 (num_samples, n); n > 0. Sample i draws
+    from its own random numbers, seeded with (config.seed, i). With `after`, uint8 (states, V) from `transitions`, only
+    tokens that keep the text valid UTF-8 are drawn, and top_k and top_p count only these.
 
-    Beyond block_size the context starts again from its newer half, which costs one pass every block_size / 2
-    tokens; moving it along token by token, as nanoGPT does, would cost one for each.
+    A context that has reached block_size is cut to its newer half and computed again: one pass over the half every
+    block_size / 2 tokens. Cutting off one token at a time, as nanoGPT does, would need a pass for every token.
+
+    Raise UserError if the model's output is NaN or infinite.
     """
     B, block = config.num_samples, model.block_size
     uniforms = [np.random.default_rng([config.seed, i]).random for i in range(B)]

@@ -22,10 +22,10 @@ from sampan.tokens.tokenizer import Tokenizer
 
 
 class Writer:
-    """Turns the tokens of one sample into pieces of text: whole characters, nothing from a stop string on.
+    """Turn the tokens of one sample into text, piece by piece: whole characters, up to the first stop string.
 
-    Of several stop strings the one that is complete first counts, so that it does not matter how the text is cut into
-    tokens. A character that is still incomplete at the end is not shown.
+    The first of several stop strings is the one that is complete first, however the text is cut into tokens. The stop
+    string itself is left out, and so is a character that is incomplete at the end.
     """
 
     def __init__(self, next_text: Callable[[int], str | None], end_of_text: int | None, stop: tuple[str, ...]):
@@ -36,6 +36,7 @@ class Writer:
         self.done = False
 
     def add(self, token: int) -> str:
+        """Append a token and return the text that is new, without an ending that could begin a stop string."""
         if self.done:
             return ""
         if token == self.end_of_text:
@@ -53,13 +54,14 @@ class Writer:
         return piece
 
     def finish(self) -> str:
+        """End the sample and return the text that was held back."""
         self.done = True
         piece, self.held = self.held, ""
         return piece
 
 
 def beginning(stop: str, text: str) -> int:
-    """How much of a stop string, short of the whole, `text` ends with.
+    """Return how many characters of a stop string, fewer than all, `text` ends with.
 
     >>> beginning("\\n\\nROMEO", "Exit.\\n\\n")
     2
@@ -71,9 +73,14 @@ def beginning(stop: str, text: str) -> int:
 def write(
     engine: Engine, model: ModelShape, tokenizer: Tokenizer, prompt: str | None, config: SampleConfig
 ) -> Iterator[tuple[int, str]]:
-    """Pairs (number of the sample, text that it grows by), the prompt of each first.
+    """Yield pairs (number of the sample, text to append to it), beginning with the prompt of each sample.
 
-    Raises UserError for a prompt with an unknown character, and for a model and a tokenizer that do not fit.
+    `prompt` None means `default_prompt`. A sample ends at the end-of-text token, at a stop string of `config`, or after
+    max_new_tokens tokens. Pieces are whole characters, and can be "".
+
+    Raise UserError if the prompt has characters that the vocabulary lacks (unless config.oov allows them) or that are
+    not Unicode, if the tokenizer does not match the model, if valid_utf8 is asked for and cannot be guaranteed, or if
+    the model's output is NaN or infinite.
     """
     prompt = default_prompt(tokenizer) if prompt is None else prompt
     if half := re.search("[\ud800-\udfff]", prompt):  # how Python keeps bytes of a command line that it cannot read
@@ -113,7 +120,11 @@ def write(
 
 
 def keep_valid(table: list[bytes] | None, asked: bool) -> np.ndarray | None:
-    """What `generate` needs to write UTF-8 only; None where every token is whole characters, so that it cannot fail."""
+    """Return the `transitions` that keep a text valid UTF-8, uint8 (states, V), or None if they are not needed or unknown.
+
+    They are not needed if every token is whole characters. `table` is what `token_bytes` returns. Raise UserError if
+    valid UTF-8 was `asked` for and the bytes of the tokens are unknown, or if the vocabulary cannot write a character.
+    """
     if table is None:
         if asked:
             raise UserError(_("valid_utf8: the bytes of this tokenizer's tokens are unknown; leave it at auto"))
@@ -123,7 +134,7 @@ def keep_valid(table: list[bytes] | None, asked: bool) -> np.ndarray | None:
 
 
 def beginning_of_text(tokenizer: Tokenizer) -> np.ndarray:
-    """What an empty prompt begins with, for the model has to be given something: int32 (n,), n > 0."""
+    """Return the tokens to begin with if the prompt is empty, since a model needs at least one: int32 (n,), n > 0."""
     if tokenizer.end_of_text is not None:
         return np.array([tokenizer.end_of_text], np.int32)
     ids = tokenizer.encode(default_prompt(tokenizer), "skip")
@@ -131,5 +142,5 @@ def beginning_of_text(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """A line end, as nanoGPT; the first token where the vocabulary has no line end."""
+    """Return a line end, as nanoGPT does, or the text of token 0 if the vocabulary has no line end."""
     return "\n" if len(tokenizer.encode("\n", "skip")) else tokenizer.decode([0])

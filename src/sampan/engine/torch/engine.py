@@ -11,10 +11,14 @@ import math
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
@@ -56,9 +60,10 @@ class TorchEngine:
         self.step = 0  # updates so far, and micro-batches since: what dropout is keyed by
         self.micro = 0
         self.applied = 0  # of the updates so far, those that changed the weights
-        self.loss_sum = self.targets = 0.0
-        self.forward = self.model
-        self.compiled = None
+        self.loss_sum: float | Tensor = 0.0  # of these micro-batches, in nats; a tensor after the first: no GPU sync
+        self.targets = 0.0  # that these micro-batches have
+        self.forward: nn.Module = self.model
+        self.compiled: nn.Module | None = None
         if optimizer is not None:
             self.begin_training(optimizer)
 
@@ -92,7 +97,9 @@ class TorchEngine:
             {"params": [w for w, p in others if not p.decay], "weight_decay": 0.0},
         ]
         fused = self.device.type in ("cuda", "cpu")
-        self.optimizers = [torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)
+        ]
         if matrices:
             dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
             self.optimizers.append(Muon(matrices, s.momentum, s.weight_decay, dtype))
@@ -109,7 +116,7 @@ class TorchEngine:
         if self.world_size > 1:
             join_processes(self.machine.device, s.backend, s.process_timeout)
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.forward = torch.nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+            self.forward = DistributedDataParallel(self.forward, device_ids=ids)
             before_leaving(self.leave_group)
 
     def leave_group(self) -> None:
@@ -119,7 +126,7 @@ class TorchEngine:
     def try_compile(self, batch_size: int) -> None:
         """Compile, and prove it on one batch; where that fails, one line says so and the model runs as it is."""
         ids = torch.zeros(batch_size, self.config.block_size, dtype=torch.long, device=self.device)
-        compiled = torch.compile(self.model)
+        compiled = cast(nn.Module, torch.compile(self.model))  # declared as a function, but a module of a module
         try:
             with warnings.catch_warnings(), self.autocast():
                 warnings.simplefilter("ignore")
@@ -135,16 +142,16 @@ class TorchEngine:
             self.forward = self.compiled = compiled
         self.model.zero_grad(set_to_none=True)
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def put(self, ids: np.ndarray) -> torch.Tensor:
-        ids = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
-        return (
-            ids.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else ids.to(self.device)
-        )
+    def put(self, ids: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     # ---- weights ----
 
@@ -168,8 +175,10 @@ class TorchEngine:
         if self.config.dropout:
             key = np.random.SeedSequence([self.machine.seed, self.step, self.micro, self.rank])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-        wait = more and self.world_size > 1  # gradients need to meet only once a step
-        with self.forward.no_sync() if wait else contextlib.nullcontext():
+        sync: AbstractContextManager[object] = contextlib.nullcontext()
+        if more and isinstance(self.forward, DistributedDataParallel):
+            sync = self.forward.no_sync()  # gradients need to meet only once a step
+        with sync:
             with self.autocast():
                 loss = self.forward(self.put(x), self.put(y))
             with naming_dead_processes():
@@ -178,7 +187,7 @@ class TorchEngine:
         self.targets += float((y != -1).sum())
         self.micro += 1
 
-    def total(self, value) -> float:
+    def total(self, value: float | Tensor) -> float:
         """The sum of a number over all processes. A CPU-GPU sync point for what is still being computed."""
         if self.world_size == 1:
             return float(value)
@@ -197,7 +206,7 @@ class TorchEngine:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         targets = max(self.total(self.targets), 1.0)
-        grads = [w.grad for w in self.weights]
+        grads = [gradient(w) for w in self.weights]
         if targets != self.full_batch:
             torch._foreach_mul_(grads, self.full_batch / targets)
         norm = torch.nn.utils.get_total_norm(grads)
@@ -227,7 +236,7 @@ class TorchEngine:
             if not weight.isfinite().all():
                 return _("the weights of {name} are not finite").format(name=name)
         for name, weight in pairs:
-            if not weight.grad.isfinite().all():
+            if not gradient(weight).isfinite().all():
                 return _("the gradient of {name} is not finite").format(name=name)
         return _("the norm of the gradient is not finite") if math.isfinite(loss) else _("the loss is not finite")
 
@@ -235,9 +244,11 @@ class TorchEngine:
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         self.model.eval()
         # another shape than training's would be compiled for itself, which costs more than it saves
-        usual = self.compiled is not None and x.shape == (self.recipe.batch_size, self.config.block_size)
+        model = self.compiled
+        if model is None or x.shape != (self.recipe.batch_size, self.config.block_size):
+            model = self.model
         with self.autocast():
-            total = (self.compiled if usual else self.model)(self.put(x), self.put(y))
+            total = model(self.put(x), self.put(y))
         return float(total) / max(int((y != -1).sum()), 1)
 
     # ---- decoding ----
@@ -312,7 +323,13 @@ class TorchSession:
         return logits[:, -1].float().cpu().numpy()
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+def gradient(weight: Tensor) -> Tensor:
+    """Return the gradient of a weight, which exists after `accumulate`."""
+    assert weight.grad is not None, "update without accumulate"
+    return weight.grad
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy().copy()
 
 

@@ -15,14 +15,17 @@ from torch.utils.checkpoint import checkpoint
 from sampan.model.rotary import rotary_tables
 from sampan.model.shape import ModelShape
 
+Rotary = tuple[Tensor, Tensor]  # cosines and sines of T positions, each (T, D/2)
+
 
 class GPT(nn.Module):
+    cos: Tensor  # (block_size, D/2), as sin; with rotary positions only
+    sin: Tensor
+
     def __init__(self, config: ModelShape):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = (
-            False  # keep only what enters a block, and compute the rest again (Chen et al. 2016)
-        )
+        self.gradient_checkpointing = False  # if set, keep what enters a block, and redo the rest (Chen et al. 2016)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -79,7 +82,7 @@ class Block(nn.Module):
         self.ln_2 = norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary, cache) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: "LayerCache | None") -> Tensor:
         x = x + self.attn(self.ln_1(x), rotary, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -101,7 +104,7 @@ class Attention(nn.Module):
             self.q_norm = norm(config, D)
             self.k_norm = norm(config, D)
 
-    def forward(self, x: Tensor, rotary, cache) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: "LayerCache | None") -> Tensor:
         B, T, C = x.size()
         H, KV, D = self.sizes
         q, k, v = self.c_attn(x).split((H * D, KV * D, KV * D), dim=2)
@@ -179,7 +182,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Cache:
     """Keys and values of all layers for B sequences, filled from the left; `position` tokens are in it."""
 
-    def __init__(self, config: ModelShape, batch_size: int, device, dtype):
+    def __init__(self, config: ModelShape, batch_size: int, device: torch.device, dtype: torch.dtype):
         c = config
         self.keys_values = torch.empty(
             c.n_layer, 2, batch_size, c.n_kv_head, c.block_size, c.head_dim, device=device, dtype=dtype

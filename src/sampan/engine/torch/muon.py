@@ -7,7 +7,11 @@ The method is Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. It
 embeddings, head, norms and biases are AdamW's. It does not share its work among processes: each does all of it.
 """
 
+from collections.abc import Iterable
+
 import torch
+
+Part = tuple[torch.Tensor, slice]  # a weight, and those of its rows that are one linear layer
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,10 +20,16 @@ class Muon(torch.optim.Optimizer):
     Each such layer, q apart from k, is orthogonalized by itself; those of one shape together, in `dtype`.
     """
 
-    def __init__(self, matrices, momentum: float, weight_decay: float, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        matrices: Iterable[tuple[torch.Tensor, tuple[int, ...]]],
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__([weight for weight, _ in matrices], dict(lr=0.0, momentum=momentum, weight_decay=weight_decay))
         self.dtype = dtype
-        self.pieces: dict[tuple[int, int], list] = {}  # shape -> the views of weights that have it, and where they are
+        self.pieces: dict[tuple[int, int], list[Part]] = {}  # by the shape of the part
         for weight, rows in matrices:
             self.state[weight]["exp_avg"] = torch.zeros_like(weight)
             first = 0
@@ -28,13 +38,14 @@ class Muon(torch.optim.Optimizer):
                 first += count
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # it takes no closure: the gradients are there
         group = self.param_groups[0]
         lr, momentum, keep = group["lr"], group["momentum"], 1.0 - group["lr"] * group["weight_decay"]
-        for weight in group["params"]:
-            self.state[weight]["exp_avg"].lerp_(weight.grad, 1.0 - momentum)
+        grads = {weight: weight.grad for weight in group["params"]}
+        for weight, grad in grads.items():
+            self.state[weight]["exp_avg"].lerp_(grad, 1.0 - momentum)
         for (rows, columns), pieces in self.pieces.items():
-            gradients = torch.stack([weight.grad[part] for weight, part in pieces])
+            gradients = torch.stack([grads[weight][part] for weight, part in pieces])
             averages = torch.stack([self.state[weight]["exp_avg"][part] for weight, part in pieces])
             nesterov = gradients.lerp(averages, momentum)
             update = orthogonalize(nesterov, self.dtype).mul_(lr * max(1.0, rows / columns) ** 0.5)
