@@ -40,7 +40,7 @@ from sampan.text.characters import Block, blocks_of, split_at
 from sampan.text.sources import find_source
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.characters import characters
-from sampan.tokens.choose import choose_tokenizer
+from sampan.tokens.choose import ALPHABET, CHARACTERS_UP_TO, choose_tokenizer
 from sampan.tokens.kinds import open_tokenizer
 
 TEXT = readable(2000) + "三块木板。\n"
@@ -811,3 +811,11 @@ def test_a_containers_quota_is_whole_cores(tmp_path, groups, files, cores):
     assert count_quota(tmp_path / "cgroup", tmp_path / "root") == cores
     assert count_quota(tmp_path / "missing", tmp_path / "root") == NO_QUOTA
     assert 1 <= count_cores() <= os.cpu_count()
+
+
+def test_the_reasons_name_the_limits_of_the_choice():
+    """They are literals, so that they can be translated."""
+    for count, symbols in ((CHARACTERS_UP_TO + 1, 65), (CHARACTERS_UP_TO, 65), (CHARACTERS_UP_TO, ALPHABET + 1)):
+        kind, reason = choose_tokenizer("auto", count, symbols)
+        assert (f"{CHARACTERS_UP_TO:,}" in reason) == (kind != "char+bytes"), reason
+        assert (f"{ALPHABET} symbols" in reason) == (count <= CHARACTERS_UP_TO), reason

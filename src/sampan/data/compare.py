@@ -122,7 +122,7 @@ def table(comparison: Comparison) -> str:
         note = _(
             "* the choice for this text: {reason}. Measured on {characters:,} characters; the BPEs were trained in "
             "{seconds:.1f} s."
-        ).format(reason=comparison.reason, characters=comparison.characters, seconds=comparison.training_seconds)
+        ).format(reason=_(comparison.reason), characters=comparison.characters, seconds=comparison.training_seconds)
         console.print(fill(note), highlight=False, markup=False)
         for line in skipped:
             console.print(line, highlight=False, markup=False)

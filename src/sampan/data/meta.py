@@ -164,7 +164,8 @@ class Data:
     def summary(self) -> list[str]:
         """Return the lines that `sampan prepare` prints."""
         m = self.meta
-        lines = [f"{m.name}: {m.origin}"]
+        origin = "; ".join(map(_, m.origin.split("; ")))  # meta.json is in English
+        lines = [f"{m.name}: {origin}"]
         counts = [
             _("{characters:,} characters").format(characters=m.characters),
             _("{symbols:,} distinct symbols").format(symbols=m.symbols),
@@ -172,7 +173,11 @@ class Data:
         if m.documents > 1:
             counts.append(_("{documents:,} documents").format(documents=m.documents))
         count = ", ".join(counts)
-        encodings = [name if len(m.encodings) == 1 else f"{n:,} x {name}" for name, n in m.encodings.items()]
+        encodings = []
+        for label, files in m.encodings.items():
+            encoding, _space, how = label.partition(" ")
+            shown = f"{encoding} ({_(how.strip('()'))})" if how else encoding
+            encodings.append(shown if len(m.encodings) == 1 else f"{files:,} x {shown}")
         if m.characters:
             lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
         if m.undecodable:
@@ -181,7 +186,7 @@ class Data:
                     undecodable=m.undecodable, places="; ".join(m.places)
                 )
             )
-        reasons = [m.reason]
+        reasons = [_(m.reason)]
         if m.trained_on:
             reasons.append(_("trained on {trained_on:,} characters of it").format(trained_on=m.trained_on))
         lines.append(

@@ -127,4 +127,4 @@ def corpus_text(corpus: Corpus) -> tuple[str, str]:
         )
     path = fetch(corpus.file, REBUILT.get(corpus.name))
     whole = path.read_bytes().decode("utf-8")  # not read_text, which would turn \r\n into \n
-    return whole, f"{_(corpus.summary)}; {_(corpus.licence)}"
+    return whole, f"{corpus.summary}; {corpus.licence}"

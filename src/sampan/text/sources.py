@@ -89,7 +89,7 @@ class Source:
             for at, line in encoding.places
         ]
         return Findings(
-            dict(Counter(f"{encoding.name} ({_(encoding.how)})" for _where, encoding in found)),
+            dict(Counter(f"{encoding.name} ({encoding.how})" for _where, encoding in found)),
             sum(encoding.bad for _where, encoding in found),
             places[:SHOWN],
         )
@@ -171,7 +171,7 @@ def corpus_source(entry: Corpus, config: DataConfig) -> Source:
         return Source(
             entry.name,
             source_key([entry.name]),
-            _(entry.summary),
+            entry.summary,
             [part],
             config,
             stamp,

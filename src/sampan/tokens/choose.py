@@ -6,7 +6,7 @@ choose_tokenizer("auto", characters=1_115_394, symbols=65)      # ("char", why)
 from pathlib import Path
 
 from sampan.errors import UserError
-from sampan.messages import _
+from sampan.messages import N_, _
 from sampan.tokens.kinds import find_kind, names_of_kinds
 
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
@@ -33,7 +33,7 @@ def check_tokenizer(wanted: str) -> None:
 
 
 def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: str | None = None) -> tuple[str, str]:
-    """Return (a kind such as bpe:8192 or the path of a tokenizer.json, why it was chosen).
+    """Return (a kind such as bpe:8192 or the path of a tokenizer.json, why it was chosen, in English).
 
     >>> choose_tokenizer("auto", 1_115_394, 65)[0]
     'char'
@@ -45,20 +45,16 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     if wanted != "auto":
         path = tokenizer_path(wanted)
         return (
-            (wanted, _("as asked")) if find_kind(wanted) else (str(path), _("of {folder}").format(folder=path.parent))
+            (wanted, N_("as asked")) if find_kind(wanted) else (str(path), _("of {folder}").format(folder=path.parent))
         )
     if corpus_choice:
-        return corpus_choice, _("the corpus's own")
+        return corpus_choice, N_("the corpus's own")
     if characters > CHARACTERS_UP_TO:
         # Where a script has thousands of characters, half of a small vocabulary would only spell them.
         size = 16384 if symbols > 2000 else 8192
-        return f"bpe:{size}", _("the text has more than {characters_up_to:,} characters").format(
-            characters_up_to=CHARACTERS_UP_TO
-        )
+        return f"bpe:{size}", N_("the text has more than 5,000,000 characters")
     if characters < SEEN_ENOUGH * symbols:
-        return "char", _("its symbols are too rare to be spelt in bytes")
+        return "char", N_("its symbols are too rare to be spelt in bytes")
     if symbols > ALPHABET:
-        return "char+bytes", _("with more than {alphabet} symbols, a prompt may have others").format(alphabet=ALPHABET)
-    return "char", _("no more than {alphabet} symbols, and {characters_up_to:,} characters").format(
-        alphabet=ALPHABET, characters_up_to=CHARACTERS_UP_TO
-    )
+        return "char+bytes", N_("with more than 256 symbols, a prompt may have others")
+    return "char", N_("no more than 256 symbols, and 5,000,000 characters")

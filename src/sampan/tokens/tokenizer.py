@@ -38,12 +38,7 @@ class Tokenizer:
 
     def __init__(self, inner: Any, description: dict[str, Any] | None = None):
         self.inner = inner
-        vocabulary = inner.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
-        if self.vocab_size > min(MAX_IDS, len(vocabulary) + MAX_GAPS):  # before the library writes them all out
-            raise UserError(
-                _("token id {vocab_size:,} is more than this program allows").format(vocab_size=self.vocab_size - 1)
-            )
+        self.vocab_size = count_ids(inner)
         inner.no_truncation()
         inner.no_padding()
         ends = (inner.token_to_id(name) for name in END_NAMES)
@@ -150,8 +145,18 @@ class Kind:
 # ---- the library ----
 
 
+def count_ids(inner: Any) -> int:
+    """Return the highest id of a library tokenizer plus one. Raises UserError for a vocabulary that is absurdly large."""
+    vocabulary = inner.get_vocab(with_added_tokens=True)
+    count = max(vocabulary.values(), default=-1) + 1
+    if count > min(MAX_IDS, len(vocabulary) + MAX_GAPS):
+        raise UserError(_("token id {id:,} is more than this program allows").format(id=count - 1))
+    return count
+
+
 def describe(inner: Any) -> dict[str, Any]:
-    """Return a library tokenizer's JSON, parsed."""
+    """Return a library tokenizer's JSON, parsed. Raises UserError for a vocabulary that is absurdly large."""
+    count_ids(inner)  # or the library writes out every id that no token has
     return json.loads(inner.to_str())
 
 
