@@ -102,7 +102,7 @@ def test_messages_are_literals_that_the_catalogue_has(catalogue):
             text = node.args[0]
             where = f"{path.name}:{node.lineno}"
             if node.func.id == "_" and isinstance(text, ast.JoinedStr):
-                raise AssertionError(f"{where}: an f-string cannot be translated; use .format")
+                raise AssertionError(f"{where}: an f-string cannot be translated; give its values as keywords")
             if node.func.id == "UserError" and isinstance(text, (ast.JoinedStr, ast.Constant)):
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 words = " ".join(p.value for p in parts if isinstance(p, ast.Constant))

@@ -150,8 +150,10 @@ class GPT:
         tokenizer = tokenizer or self.tokenizer
         if tokenizer is not None and tokenizer.vocab_size > self.model.vocab_size:
             raise UserError(
-                _("tokenizer has {vocab_size:,} tokens, and the model's vocab_size is {vocab_size_2:,}").format(
-                    vocab_size=tokenizer.vocab_size, vocab_size_2=self.model.vocab_size
+                _(
+                    "tokenizer has {vocab_size:,} tokens, and the model's vocab_size is {vocab_size_2:,}",
+                    vocab_size=tokenizer.vocab_size,
+                    vocab_size_2=self.model.vocab_size,
                 )
             )
         save_model(folder, self.model, self.weights, tokenizer)
@@ -259,8 +261,10 @@ class GPT:
         tokens = self._ids(ids, "ids")
         if tokens.shape[1] > self.model.block_size:
             raise UserError(
-                _("ids has {shape} tokens, and the model's block_size is {block_size}").format(
-                    shape=tokens.shape[1], block_size=self.model.block_size
+                _(
+                    "ids has {shape} tokens, and the model's block_size is {block_size}",
+                    shape=tokens.shape[1],
+                    block_size=self.model.block_size,
                 )
             )
         return self._opened().session(len(tokens)).feed(tokens)
@@ -281,8 +285,10 @@ class GPT:
         array = np.atleast_2d(as_integers(ids, name))
         if array.ndim != 2 or array.size == 0:
             raise UserError(
-                _("{name} has shape {shape}: expected tokens (T,) or (B, T), at least one").format(
-                    name=name, shape=array.shape
+                _(
+                    "{name} has shape {shape}: expected tokens (T,) or (B, T), at least one",
+                    name=name,
+                    shape=array.shape,
                 )
             )
         check_range(array, 0, self.model.vocab_size, name)
@@ -312,8 +318,11 @@ def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls
     for name in settings:
         if name not in known:
             raise UserError(
-                _("{where}: {name} is no setting of it; those are {known}").format(
-                    where=where, name=name, known=", ".join(sorted(known))
+                _(
+                    "{where}: {name} is no setting of it; those are {known}",
+                    where=where,
+                    name=name,
+                    known=", ".join(sorted(known)),
                 )
             )
 
@@ -323,8 +332,10 @@ def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
     table = {p.name: p.shape for p in parameters(model)}
     if missing := sorted(table.keys() ^ weights.keys()):
         raise UserError(
-            _("weights: {missing} is {value}").format(
-                missing=missing[0], value="missing" if missing[0] in table else _("no parameter of this model")
+            _(
+                "weights: {missing} is {value}",
+                missing=missing[0],
+                value="missing" if missing[0] in table else _("no parameter of this model"),
             )
         )
     for name, shape in table.items():
@@ -332,5 +343,5 @@ def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
             given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
             raise UserError(
-                _("weights: {name} is {given}: expected float32 {shape}").format(name=name, given=given, shape=shape)
+                _("weights: {name} is {given}: expected float32 {shape}", name=name, given=given, shape=shape)
             )

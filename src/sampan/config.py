@@ -289,7 +289,7 @@ def convert(cls: type, name: str, value: Any) -> Any:
     if value is None or (optional and not meta["literal"] and str(value).lower() in ("auto", "none")):
         if optional:
             return None
-        raise UserError(_("{name} needs a value").format(name=name))
+        raise UserError(_("{name} needs a value", name=name))
     read, wanted = READERS[kind]
     try:
         result = read(value)
@@ -308,13 +308,13 @@ def check_value(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     about = dict(name=name, value=value, low=low, high=high)
     texts = value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
     if not meta["literal"] and not all(map(is_name, texts)):
-        raise UserError(_("{name}: not a valid path: {texts}").format(name=name, texts=str(value)[:80]))
+        raise UserError(_("{name}: not a valid path: {texts}", name=name, texts=str(value)[:80]))
     if choices and value not in choices:
-        raise UserError(_("{name}={value}: expected one of {choices}").format(choices=", ".join(choices), **about))
+        raise UserError(_("{name}={value}: expected one of {choices}", choices=", ".join(choices), **about))
     if low is not None and high is not None and not low <= value <= high:
-        raise UserError(_("{name}={value}: expected a value from {low} to {high}").format(**about))
+        raise UserError(_("{name}={value}: expected a value from {low} to {high}", **about))
     if low is not None and value < low:
-        raise UserError(_("{name}={value}: expected at least {low}").format(**about))
+        raise UserError(_("{name}={value}: expected at least {low}", **about))
 
 
 # ---- what a flag or a file says, as each type ----
@@ -386,8 +386,8 @@ def check_keys(cls: type, keys: Iterable[str], where: str) -> None:
         near = difflib.get_close_matches(key, known + aliases, n=1, cutoff=0.5)
         if near:
             about = dict(where=where, key=key, near=near[0])
-            raise UserError(_("{where}: unknown setting {key!r}; did you mean {near}?").format(**about))
-        raise UserError(_("{where}: unknown setting {key!r}").format(where=where, key=key))
+            raise UserError(_("{where}: unknown setting {key!r}; did you mean {near}?", **about))
+        raise UserError(_("{where}: unknown setting {key!r}", where=where, key=key))
 
 
 def build(cls: type[Settings], settings: Mapping[str, Any], where: str = "settings") -> Settings:

@@ -37,9 +37,7 @@ def find_file(name: str) -> Path:
             return path
     names = sorted(path.name for path in shipped.glob("*.toml"))
     raise UserError(
-        _("{name}: no such file; the recipes that come with Sampan are {names}").format(
-            name=name, names=", ".join(names)
-        )
+        _("{name}: no such file; the recipes that come with Sampan are {names}", name=name, names=", ".join(names))
     )
 
 
@@ -52,13 +50,11 @@ def read_file(path: str | Path) -> dict:
     try:
         if path.stat().st_size > FILE_BYTES:
             raise UserError(
-                _("{path}: larger than any configuration ({size:,} bytes)").format(path=path, size=path.stat().st_size)
+                _("{path}: larger than any configuration ({size:,} bytes)", path=path, size=path.stat().st_size)
             )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            _("{path}: cannot be read as a configuration ({error})").format(path=path, error=error)
-        ) from None
+        raise UserError(_("{path}: cannot be read as a configuration ({error})", path=path, error=error)) from None
     settings = read_python(text, path) if path.suffix == ".py" else read_toml(text, path)
     check_keys(TrainConfig, settings, str(path))
     for name, value in settings.items():
@@ -71,11 +67,11 @@ def read_file(path: str | Path) -> dict:
 
 def read_toml(text: str, path: Path) -> dict:
     if text.count(".") > 2000:  # a key a.b.c... costs tomllib memory by the square of its parts
-        raise UserError(_("{path}: has more dots than any configuration").format(path=path))
+        raise UserError(_("{path}: has more dots than any configuration", path=path))
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
-        raise UserError(_("{path}: not valid TOML: {error}").format(path=path, error=error)) from None
+        raise UserError(_("{path}: not valid TOML: {error}", path=path, error=error)) from None
 
 
 def read_python(text: str, path: Path) -> dict:
@@ -83,7 +79,7 @@ def read_python(text: str, path: Path) -> dict:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(_("{path}: not valid Python: {error}").format(path=path, error=error)) from None
+        raise UserError(_("{path}: not valid Python: {error}", path=path, error=error)) from None
     settings: dict[str, Any] = {}
     for node in tree.body:
         is_note = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -91,8 +87,10 @@ def read_python(text: str, path: Path) -> dict:
             continue  # finetune_shakespeare.py imports time for its run name; nothing is imported here
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
             raise UserError(
-                _("{path}, line {lineno}: only NAME = VALUE is read from a .py configuration").format(
-                    path=path, lineno=node.lineno
+                _(
+                    "{path}, line {lineno}: only NAME = VALUE is read from a .py configuration",
+                    path=path,
+                    lineno=node.lineno,
                 )
             )
         try:

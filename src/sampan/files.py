@@ -109,13 +109,13 @@ def read_json(path: Path) -> dict:
     try:
         if path.stat().st_size > JSON_BYTES:
             raise UserError(
-                _("{path}: larger than any such file ({size:,} bytes)").format(path=path, size=path.stat().st_size)
+                _("{path}: larger than any such file ({size:,} bytes)", path=path, size=path.stat().st_size)
             )
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(_("{path} is missing").format(path=path)) from None
+        raise UserError(_("{path} is missing", path=path)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(_("{path}: not readable as JSON ({error})").format(path=path, error=error)) from None
+        raise UserError(_("{path}: not readable as JSON ({error})", path=path, error=error)) from None
     if not isinstance(value, dict):
-        raise UserError(_("{path}: expected a JSON object").format(path=path))
+        raise UserError(_("{path}: expected a JSON object", path=path))
     return value

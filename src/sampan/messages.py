@@ -1,7 +1,7 @@
 """The program's words in the user's language: English, or Chinese where --lang or the locale says so.
 
     from sampan.messages import _
-    raise UserError(_("{path}: no such file").format(path=path))
+    raise UserError(_("{path}: no such file", path=path))
 
 `_` takes a literal with named placeholders, so that a translation can put them in another order. English text is the
 key; locale/zh/LC_MESSAGES/sampan.po holds the Chinese, and tools/catalogue.py compiles it. What a text file, a prompt
@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from sampan.errors import UserError
 
@@ -22,9 +23,13 @@ CATALOGUES = Path(__file__).parent / "locale"
 _translation = gettext.NullTranslations()
 
 
-def _(message: str) -> str:
-    """Return a message in the language that was set, or in English where the catalogue lacks it."""
-    return _translation.gettext(message) if message else ""
+def _(message: str, /, **values: Any) -> str:
+    """Return a message in the language that was set, or in English if the catalogue lacks it.
+
+    `values` fill its placeholders, as str.format does; without values, braces stay as they are.
+    """
+    translated = _translation.gettext(message) if message else ""
+    return translated.format(**values) if values else translated
 
 
 def N_(message: str) -> str:

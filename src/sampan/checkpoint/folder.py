@@ -40,13 +40,9 @@ def find_model(name: str) -> Path:
     if mirrored is not None and (mirrored / "config.json").is_file():
         return mirrored
     if Path(name).is_file():
-        raise UserError(
-            _("{name} is a file; give a run's folder, a Hugging Face folder or a hub name").format(name=name)
-        )
+        raise UserError(_("{name} is a file; give a run's folder, a Hugging Face folder or a hub name", name=name))
     if name.startswith((".", "/", "~", "out/")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
-        raise UserError(
-            _("{name}: no such folder{runs_near}").format(name=name, runs_near=runs_near(Path(name).parent))
-        )
+        raise UserError(_("{name}: no such folder{runs_near}", name=name, runs_near=runs_near(Path(name).parent)))
     import huggingface_hub
     from huggingface_hub.utils import HFValidationError
 
@@ -54,22 +50,24 @@ def find_model(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
     except HFValidationError:
-        raise UserError(_("{name}: no such folder, and not a name on the Hugging Face hub").format(name=name)) from None
+        raise UserError(_("{name}: no such folder, and not a name on the Hugging Face hub", name=name)) from None
     except Exception as error:  # the hub's client and what it stands on raise many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             _(
                 "{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({reason}); give the "
                 "path of a downloaded folder, or set SAMPAN_MIRROR to a folder that contains it, or HF_ENDPOINT "
-                "to a mirror of the hub"
-            ).format(name=name, reason=reason)
+                "to a mirror of the hub",
+                name=name,
+                reason=reason,
+            )
         ) from None
 
 
 def runs_near(folder: Path) -> str:
     """Return the end of a sentence that names the runs in a folder; "" if there are none."""
     names = sorted(str(path.parent) for path in folder.glob("*/run.json"))
-    return _("; the runs here are {names}").format(names=", ".join(names[:8])) if names else ""
+    return _("; the runs here are {names}", names=", ".join(names[:8])) if names else ""
 
 
 def load_model_config(folder: str | Path) -> ModelShape:
@@ -77,8 +75,10 @@ def load_model_config(folder: str | Path) -> ModelShape:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(
-            _("{folder} is not a model's folder: it has no config.json{runs_near}").format(
-                folder=folder, runs_near=runs_near(Path(folder))
+            _(
+                "{folder} is not a model's folder: it has no config.json{runs_near}",
+                folder=folder,
+                runs_near=runs_near(Path(folder)),
             )
         )
     return from_hf_config(read_json(path), str(path))
@@ -100,8 +100,11 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
         return config
     if block_size > config.block_size:
         raise UserError(
-            _("block_size={block_size}: {where} has {block_size_2}, which can be cropped but not extended").format(
-                block_size=block_size, where=where, block_size_2=config.block_size
+            _(
+                "block_size={block_size}: {where} has {block_size_2}, which can be cropped but not extended",
+                block_size=block_size,
+                where=where,
+                block_size_2=config.block_size,
             )
         )
     return replace(config, block_size=block_size)
@@ -111,7 +114,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the tokenizer in a folder's tokenizer.json. Raise UserError if it is missing or cannot be read."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise UserError(_("{folder} has no tokenizer.json").format(folder=folder))
+        raise UserError(_("{folder} has no tokenizer.json", folder=folder))
     return read_tokenizer(path)
 
 

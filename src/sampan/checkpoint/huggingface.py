@@ -41,8 +41,11 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
     name = hf.get("model_type")
     if name not in FAMILIES:
         raise UserError(
-            _("{where}: model_type {name} is none of {families}").format(
-                where=where, name=reprlib.repr(name), families=", ".join(FAMILIES)
+            _(
+                "{where}: model_type {name} is none of {families}",
+                where=where,
+                name=reprlib.repr(name),
+                families=", ".join(FAMILIES),
             )
         )
     family = find_family(name)
@@ -50,8 +53,12 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
         value = hf.get(fixed.theirs, fixed.default)
         if value != fixed.value:
             raise UserError(
-                _("{where}: {theirs} {value} is not supported (only {value_2!r})").format(
-                    where=where, theirs=fixed.theirs, value=reprlib.repr(value), value_2=fixed.value
+                _(
+                    "{where}: {theirs} {value} is not supported (only {value_2!r})",
+                    where=where,
+                    theirs=fixed.theirs,
+                    value=reprlib.repr(value),
+                    value_2=fixed.value,
                 )
             )
     try:
@@ -62,8 +69,7 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
         raise UserError(
             _(
                 "{where}: max_position_embeddings {block_size} with heads {head_dim} wide asks for too large a "
-                "table of positions; set it to {rotary_angles} or less"
-            ).format(
+                "table of positions; set it to {rotary_angles} or less",
                 where=where,
                 block_size=shape.block_size,
                 head_dim=shape.head_dim,
@@ -82,7 +88,7 @@ def settings_in(family: Family, hf: dict) -> dict:
             continue
         value = hf.get(key.theirs)
         if value is None and key.required:
-            raise UserError(_("{theirs} is missing").format(theirs=key.theirs))
+            raise UserError(_("{theirs} is missing", theirs=key.theirs))
         if value is None:
             value = key.default
         if isinstance(value, str):
@@ -91,14 +97,19 @@ def settings_in(family: Family, hf: dict) -> dict:
         if choices and value not in choices:
             allowed = " or ".join(map(repr, (*choices, *key.aliases)))
             raise UserError(
-                _("{theirs} {value} is not supported (only {allowed})").format(
-                    theirs=key.theirs, value=reprlib.repr(value), allowed=allowed
+                _(
+                    "{theirs} {value} is not supported (only {allowed})",
+                    theirs=key.theirs,
+                    value=reprlib.repr(value),
+                    allowed=allowed,
                 )
             )
         if settings.setdefault(key.ours, value) != value:
             raise UserError(
-                _("{read_from} and {theirs} differ, which is not supported").format(
-                    read_from=read_from[key.ours], theirs=key.theirs
+                _(
+                    "{read_from} and {theirs} differ, which is not supported",
+                    read_from=read_from[key.ours],
+                    theirs=key.theirs,
                 )
             )
         read_from[key.ours] = key.theirs
@@ -160,7 +171,7 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
         for name, rows in stored_tensors(family, p):
             found = next((n for n in (name, name.removeprefix(family.optional_prefix)) if n in tensors), None)
             if found is None:
-                raise UserError(_("{where}: tensor {name} is missing").format(where=where, name=name))
+                raise UserError(_("{where}: tensor {name} is missing", where=where, name=name))
             left.discard(found)
             value = tensors[found].T if is_transposed else tensors[found]
             expected = (rows, *p.shape[1:])
@@ -168,7 +179,8 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
                 value = value[:rows]  # a cropped block_size
             if value.shape != expected:
                 raise UserError(
-                    _("{where}: tensor {found} has shape {shape}, expected {expected}").format(
+                    _(
+                        "{where}: tensor {found} has shape {shape}, expected {expected}",
                         where=where,
                         found=found,
                         shape=tensors[found].shape,
@@ -182,8 +194,11 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
         is_zero_bias = name.endswith(".bias") and not shape.qkv_bias and not tensors[name].any()
         if not (name.endswith(family.ignored) or is_tied or is_zero_bias):
             raise UserError(
-                _("{where}: tensor {name} has no place in a {family} model of this configuration").format(
-                    where=where, name=reprlib.repr(name), family=shape.family
+                _(
+                    "{where}: tensor {name} has no place in a {family} model of this configuration",
+                    where=where,
+                    name=reprlib.repr(name),
+                    family=shape.family,
                 )
             )
     return weights

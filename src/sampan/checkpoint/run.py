@@ -65,17 +65,17 @@ class Run:
     def settings(self) -> TrainConfig:
         """Return every setting of the run, as resolved when it began. Raise UserError if there is no run."""
         if not self.exists():
-            raise UserError(_("{folder} holds no run (run.json is missing)").format(folder=self.folder))
+            raise UserError(_("{folder} holds no run (run.json is missing)", folder=self.folder))
         settings = read_json(self.about).get("settings")
         if not isinstance(settings, dict):
-            raise UserError(_("{path}: it has no settings").format(path=self.about))
+            raise UserError(_("{path}: it has no settings", path=self.about))
         return build(TrainConfig, settings, str(self.about))
 
     def data(self) -> dict[str, Any]:
         """Return what run.json records of the data. Raise UserError if that is damaged."""
         data = read_json(self.about).get("data") or {}
         if not isinstance(data, dict) or not is_name(str(data.get("folder", ""))):
-            raise UserError(_("{path}: its data is not a table with a folder").format(path=self.about))
+            raise UserError(_("{path}: its data is not a table with a folder", path=self.about))
         return data
 
     def job(self) -> str | None:
@@ -117,9 +117,7 @@ class Run:
             for key in p.moments(self.settings().optimizer):
                 name = f"{key}.{p.name}"
                 if name not in state or state[name].shape != p.shape:
-                    raise UserError(
-                        _("{path}: {name} is missing or has another shape").format(path=optimizer, name=name)
-                    )
+                    raise UserError(_("{path}: {name} is missing or has another shape", path=optimizer, name=name))
         _model, weights = load_model(self.last)
         return weights, state, Progress(**{f.name: progress.get(f.name, f.default) for f in fields(Progress)})
 
@@ -129,10 +127,13 @@ class Run:
         paths = {"best": self.folder / WEIGHTS, "last": self.last / WEIGHTS}
         notes = {name: read_note(path) if path.exists() else {} for name, path in paths.items()}
         if "step" not in notes[which]:
-            return _("{which}, written by another program").format(which=_(which))
+            return _("{which}, written by another program", which=_(which))
         lines = [
-            _("{which}, step {step}, val {loss:.4f}").format(
-                which=_(name), step=notes[name]["step"], loss=notes[name].get("val_loss", math.nan)
+            _(
+                "{which}, step {step}, val {loss:.4f}",
+                which=_(name),
+                step=notes[name]["step"],
+                loss=notes[name].get("val_loss", math.nan),
             )
             for name in (which, other)
             if "step" in notes[name] and (name == which or notes[name]["step"] != notes[which]["step"])
@@ -154,7 +155,7 @@ def read_note(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         is_sound = False
     if not is_sound:
-        raise UserError(_("{path}: its note of the run's progress is damaged").format(path=path))
+        raise UserError(_("{path}: its note of the run's progress is damaged", path=path))
     return note
 
 
@@ -171,7 +172,7 @@ def read_state(path: Path) -> Arrays:
     with open_safetensors(path) as file:
         state = {name: file.get_slice(name) for name in file.keys()}
         if any(entry.get_dtype() not in ("F32", "F64", "I64") for entry in state.values()):
-            raise UserError(_("{path}: it holds tensors of a type that no optimizer has").format(path=path))
+            raise UserError(_("{path}: it holds tensors of a type that no optimizer has", path=path))
         if "step" not in state or (state["step"].get_dtype(), state["step"].get_shape()) != ("I64", []):
-            raise UserError(_("{path}: the step is missing").format(path=path))
+            raise UserError(_("{path}: the step is missing", path=path))
         return {name: file.get_tensor(name) for name in state}

@@ -39,12 +39,14 @@ class Tensors(Mapping[str, np.ndarray]):
             if not isinstance(shards, dict) or not all(
                 isinstance(v, str) and Path(v).name == v for v in shards.values()
             ):
-                raise UserError(_("{offset}: not an index of shards in this folder").format(offset=index))
+                raise UserError(_("{offset}: not an index of shards in this folder", offset=index))
             paths = [folder / name for name in sorted(set(shards.values()))]
         else:
             raise UserError(
-                _("{folder} has no {weights}; it is not a model's folder (pickled weights are never read)").format(
-                    folder=folder, weights=WEIGHTS
+                _(
+                    "{folder} has no {weights}; it is not a model's folder (pickled weights are never read)",
+                    folder=folder,
+                    weights=WEIGHTS,
                 )
             )
         self.opened = contextlib.ExitStack()  # one reading: a run that saves meanwhile does not mix two steps into it
@@ -61,8 +63,11 @@ class Tensors(Mapping[str, np.ndarray]):
             return read_bfloat16(path, name)
         if kind not in ("F32", "F16", "F64"):
             raise UserError(
-                _("{path}: tensor {name} is of type {kind}; only float tensors are read").format(
-                    path=path, name=reprlib.repr(name), kind=kind
+                _(
+                    "{path}: tensor {name} is of type {kind}; only float tensors are read",
+                    path=path,
+                    name=reprlib.repr(name),
+                    kind=kind,
                 )
             )
         with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
@@ -81,9 +86,9 @@ def open_safetensors(path: Path) -> Iterator[safetensors.safe_open]:
     try:
         file = safetensors.safe_open(path, "numpy")
     except FileNotFoundError:
-        raise UserError(_("{path} is missing").format(path=path)) from None
+        raise UserError(_("{path} is missing", path=path)) from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:  # ValueError: no name of a file
-        raise UserError(_("{path}: not a whole safetensors file ({error})").format(path=path, error=error)) from None
+        raise UserError(_("{path}: not a whole safetensors file ({error})", path=path, error=error)) from None
     with file as opened:
         yield opened
 
@@ -101,7 +106,7 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
             (begin, end), shape = entry["data_offsets"], entry["shape"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                _("{path}: tensor {name} is described in an unusual way").format(path=path, name=reprlib.repr(name))
+                _("{path}: tensor {name} is described in an unusual way", path=path, name=reprlib.repr(name))
             ) from None
         file.seek(8 + header_size + begin)
         raw = np.frombuffer(file.read(end - begin), np.uint16)

@@ -71,7 +71,7 @@ def make_parser(name: str, command: Command, everything: bool = True) -> argpars
         ]
     if command.first and not everything:
         notes.append(
-            _("{count} more flags: sampan {name} --help all").format(count=len(shown) - len(command.first), name=name)
+            _("{count} more flags: sampan {name} --help all", count=len(shown) - len(command.first), name=name)
         )
         shown = list(command.first)
     parser.epilog = "\n".join(notes)
@@ -122,7 +122,7 @@ def default_words(field: dataclasses.Field[Any]) -> str:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(_("{message}; see {prog} --help").format(message=message, prog=self.prog))
+        raise UserError(_("{message}; see {prog} --help", message=message, prog=self.prog))
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -141,10 +141,8 @@ def run_command(argv: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         if near:
-            raise UserError(_("unknown command {name!r}; did you mean {near}?").format(name=name, near=near[0]))
-        raise UserError(
-            _("unknown command {name!r}; the commands are {known}").format(name=name, known=", ".join(COMMANDS))
-        )
+            raise UserError(_("unknown command {name!r}; did you mean {near}?", name=name, near=near[0]))
+        raise UserError(_("unknown command {name!r}; the commands are {known}", name=name, known=", ".join(COMMANDS)))
     if {"-h", "--help"} & set(words):
         print(make_parser(name, COMMANDS[name], everything="all" in words).format_help(), end="")
         return 0
@@ -171,7 +169,7 @@ def check_unknown(name: str, unknown: list[str]) -> None:
         return
     if unknown[0].startswith("--"):
         check_keys(COMMANDS[name].settings, [unknown[0][2:].split("=")[0]], _("command line"))
-    raise UserError(_("unexpected argument {word!r}; see sampan {name} --help").format(word=unknown[0], name=name))
+    raise UserError(_("unexpected argument {word!r}; see sampan {name} --help", word=unknown[0], name=name))
 
 
 def overview() -> str:

@@ -22,5 +22,5 @@ def run(source: list[str], flags: dict) -> int:
     try:
         print("\n".join(baseline_lines(data, measure_baselines(data))))
     except UserError as error:  # the files are made all the same
-        print(_("not looked at: {error}").format(error=error))
+        print(_("not looked at: {error}", error=error))
     return 0

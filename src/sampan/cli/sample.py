@@ -26,7 +26,7 @@ def read_prompt(start: str, standard_input: TextIO) -> str:
         try:
             return standard_input.read()
         except UnicodeDecodeError as error:
-            raise UserError(_("standard input cannot be read as a prompt ({error})").format(error=error)) from None
+            raise UserError(_("standard input cannot be read as a prompt ({error})", error=error)) from None
     if not start.startswith("FILE:"):
         return start
     path = Path(start.removeprefix("FILE:"))
@@ -34,8 +34,10 @@ def read_prompt(start: str, standard_input: TextIO) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            _("{path}: cannot be read as a prompt ({expected})").format(
-                path=path, expected=getattr(error, "strerror", None) or error
+            _(
+                "{path}: cannot be read as a prompt ({expected})",
+                path=path,
+                expected=getattr(error, "strerror", None) or error,
             )
         ) from None
 

@@ -47,7 +47,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
                 show(record)
         if stop.received is not None:
             command = f"sampan train --resume --out_dir {shlex.quote(plan.config.out_dir)}"
-            print("\n" + _("stopped; continue with: {command}").format(command=command))
+            print("\n" + _("stopped; continue with: {command}", command=command))
             return 128 + stop.received
         if is_first and not plan.config.eval_only:
             print_sample(plan, engine)
@@ -62,7 +62,7 @@ def print_sample(plan: Plan, engine: Engine) -> None:
     folder = plan.config.out_dir
     model, weights = load_model(folder)
     engine.load(weights)
-    line = _("{folder}: {weights}. A sample:").format(folder=folder, weights=Run(folder).describe("best"))
+    line = _("{folder}: {weights}. A sample:", folder=folder, weights=Run(folder).describe("best"))
     print("\n" + fill(line) + "\n")
     settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=plan.config.seed)
     begun = False
@@ -81,7 +81,7 @@ def print_results(plan: Plan, loss: float, tokens: int) -> None:
     except UserError as error:  # the run itself is complete
         about = _("Val loss of the best weights ({tokens:,} tokens): {loss:.4f} nats per token.")
         print(about.format(tokens=tokens, loss=loss))
-        print(_("no comparison: {reason}").format(reason=error))
+        print(_("no comparison: {reason}", reason=error))
         return
     windows = plan.config.eval_iters * plan.config.batch_size * plan.config.block_size
     if windows < tokens:
@@ -91,7 +91,7 @@ def print_results(plan: Plan, loss: float, tokens: int) -> None:
     print(about.format(tokens=tokens, windows=windows) + "\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
     print("\n".join(verdict(plan, evaluations_of(folder), loss, seen)))
-    print("\n" + _("More samples: {command}").format(command=f"sampan sample {folder}"))
+    print("\n" + _("More samples: {command}", command=f"sampan sample {folder}"))
     if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
         command = f"sampan sample {folder} --weights last"
-        print(_("With the last weights instead of the best: {command}").format(command=command))
+        print(_("With the last weights instead of the best: {command}", command=command))

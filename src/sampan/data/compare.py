@@ -72,8 +72,8 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig, progres
             rows.append(
                 Row(
                     f"bpe:{size}",
-                    left_out=_("the text has no more than {vocab_size:,} tokens to learn").format(
-                        vocab_size=largest.vocab_size
+                    left_out=_(
+                        "the text has no more than {vocab_size:,} tokens to learn", vocab_size=largest.vocab_size
                     ),
                 )
             )
@@ -112,7 +112,7 @@ def table(comparison: Comparison) -> str:
     for row in comparison.rows:
         mark = "*" if row.name == comparison.recommended else ""
         if row.left_out:
-            skipped.append(_("{name} is left out: {left_out}").format(name=row.name, left_out=row.left_out))
+            skipped.append(_("{name} is left out: {left_out}", name=row.name, left_out=row.left_out))
             continue
         figures = f"{row.vocab_size:,}", f"{row.characters_per_token:.2f}", f"{row.used:.1%}", f"{row.seconds:.2f} s"
         grid.add_row(mark, row.name, *figures)
@@ -121,8 +121,11 @@ def table(comparison: Comparison) -> str:
         console.print(grid)
         note = _(
             "* the choice for this text: {reason}. Measured on {characters:,} characters; the BPEs were trained in "
-            "{seconds:.1f} s."
-        ).format(reason=_(comparison.reason), characters=comparison.characters, seconds=comparison.training_seconds)
+            "{seconds:.1f} s.",
+            reason=_(comparison.reason),
+            characters=comparison.characters,
+            seconds=comparison.training_seconds,
+        )
         console.print(fill(note), highlight=False, markup=False)
         for line in skipped:
             console.print(line, highlight=False, markup=False)

@@ -102,7 +102,7 @@ class Stream:
         if examples:
             yield stacked(examples, self.model, self.name)
         if empty:
-            raise UserError(_("{name} is empty: there is no batch in it").format(name=self.name))
+            raise UserError(_("{name} is empty: there is no batch in it", name=self.name))
 
     def epochs(self, batch_size: int) -> Iterator[Batch]:
         """Yield the batches of pass after pass; an iterator cannot start again, so it ends after one."""
@@ -139,7 +139,7 @@ def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name
     else:
         batches = list(itertools.islice(source.batches(config.batch_size), config.eval_iters))
     if not any((y != -1).any() for _, y in batches):
-        raise UserError(_("{name} has no target: nothing can be evaluated on it").format(name=name))
+        raise UserError(_("{name} has no target: nothing can be evaluated on it", name=name))
     return batches
 
 
@@ -158,14 +158,20 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
             return open_data((tokens[:, :-1], tokens[:, 1:]), model, seed, name)
         if tokens.ndim != 1:
             raise UserError(
-                _("{name} has {ndim} dimensions: expected tokens (n,) or rows of them (N, T + 1)").format(
-                    name=name, ndim=tokens.ndim
+                _(
+                    "{name} has {ndim} dimensions: expected tokens (n,) or rows of them (N, T + 1)",
+                    name=name,
+                    ndim=tokens.ndim,
                 )
             )
         if len(tokens) < model.block_size + 1:
             raise UserError(
-                _("{name} has {count:,} tokens, and a window of block_size={block_size} needs {block_size_2:,}").format(
-                    name=name, count=len(tokens), block_size=model.block_size, block_size_2=model.block_size + 1
+                _(
+                    "{name} has {count:,} tokens, and a window of block_size={block_size} needs {block_size_2:,}",
+                    name=name,
+                    count=len(tokens),
+                    block_size=model.block_size,
+                    block_size_2=model.block_size + 1,
                 )
             )
         if not isinstance(tokens, np.memmap):  # a file is looked at as it is read
@@ -182,8 +188,10 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
         raise UserError(
             _(
                 "{name} is a {name_2}: expected an array of integers, a pair of them, a Dataset, an iterable of "
-                "(x, y) or a function that returns (x, y)"
-            ).format(name=name, name_2=type(data).__name__)
+                "(x, y) or a function that returns (x, y)",
+                name=name,
+                name_2=type(data).__name__,
+            )
         )
     return Stream(data, model, name)
 
@@ -207,7 +215,7 @@ def is_iterable_dataset(data: object) -> bool:
 def pair(item: object, name: str) -> tuple[Any, Any]:
     """Return the x and y of a tuple or list of two. Raise UserError for anything else."""
     if not (isinstance(item, (tuple, list)) and len(item) == 2):
-        raise UserError(_("{name}: expected pairs (x, y), not {name_2}").format(name=name, name_2=type(item).__name__))
+        raise UserError(_("{name}: expected pairs (x, y), not {name_2}", name=name, name_2=type(item).__name__))
     return item[0], item[1]
 
 
@@ -222,8 +230,10 @@ def stacked(examples: list[Any], model: Limits, name: str) -> Batch:
         raise UserError(
             _(
                 "{name}: examples of shapes {map}: expected x and y (T,), all of one length; fill short ones up, "
-                "with targets of -1"
-            ).format(name=name, map=" and ".join(map(str, sorted(shapes))))
+                "with targets of -1",
+                name=name,
+                map=" and ".join(map(str, sorted(shapes))),
+            )
         )
     return as_batch(np.stack(xs), np.stack(ys), model, name)
 
@@ -233,14 +243,20 @@ def as_batch(x: npt.ArrayLike, y: npt.ArrayLike, model: Limits, name: str) -> Ba
     x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
         raise UserError(
-            _("{name}: x and y have shapes {shape} and {shape_2}: expected two of the same (N, T)").format(
-                name=name, shape=x.shape, shape_2=y.shape
+            _(
+                "{name}: x and y have shapes {shape} and {shape_2}: expected two of the same (N, T)",
+                name=name,
+                shape=x.shape,
+                shape_2=y.shape,
             )
         )
     if x.shape[1] > model.block_size:
         raise UserError(
-            _("{name} has sequences of {shape} tokens, and the model's block_size is {block_size}").format(
-                name=name, shape=x.shape[1], block_size=model.block_size
+            _(
+                "{name} has sequences of {shape} tokens, and the model's block_size is {block_size}",
+                name=name,
+                shape=x.shape[1],
+                block_size=model.block_size,
             )
         )
     check_range(x, 0, model.vocab_size, f"{name}'s x")
@@ -257,10 +273,10 @@ def as_integers(value: object, name: str) -> np.ndarray:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; a tensor that is on a GPU
         raise UserError(
-            _("{name} cannot be read as an array: {error}").format(name=name, error=str(error).splitlines()[0])
+            _("{name} cannot be read as an array: {error}", name=name, error=str(error).splitlines()[0])
         ) from None
     if array.dtype.kind not in "iu" and array.size:
-        raise UserError(_("{name} is of {dtype}: expected integers").format(name=name, dtype=array.dtype))
+        raise UserError(_("{name} is of {dtype}: expected integers", name=name, dtype=array.dtype))
     return array
 
 
@@ -270,7 +286,12 @@ def check_range(array: np.ndarray, low: int, high: int, name: str) -> None:
     if least < low or most >= high:
         wrong = least if least < low else most
         raise UserError(
-            _("{name} has {wrong}: expected {low} to {high}, the vocabulary{value}").format(
-                name=name, wrong=wrong, low=low, high=high - 1, value=" or -1" * (low < 0)
+            _(
+                "{name} has {wrong}: expected {low} to {high}, the vocabulary{value}",
+                name=name,
+                wrong=wrong,
+                low=low,
+                high=high - 1,
+                value=" or -1" * (low < 0),
             )
         )

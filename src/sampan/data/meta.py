@@ -135,12 +135,15 @@ class Data:
             size = path.stat().st_size
         except OSError as error:
             raise UserError(
-                _("{path}: cannot be read ({reason}); prepare the text again").format(path=path, reason=error.strerror)
+                _("{path}: cannot be read ({reason}); prepare the text again", path=path, reason=error.strerror)
             ) from None
         if size != expected:
             raise UserError(
-                _("{path} has {size} bytes, meta.json says {expected}; prepare the text again").format(
-                    path=path, size=size, expected=expected
+                _(
+                    "{path} has {size} bytes, meta.json says {expected}; prepare the text again",
+                    path=path,
+                    size=size,
+                    expected=expected,
                 )
             )
         return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
@@ -167,11 +170,11 @@ class Data:
         origin = "; ".join(map(_, m.origin.split("; ")))  # meta.json is in English
         lines = [f"{m.name}: {origin}"]
         counts = [
-            _("{characters:,} characters").format(characters=m.characters),
-            _("{symbols:,} distinct symbols").format(symbols=m.symbols),
+            _("{characters:,} characters", characters=m.characters),
+            _("{symbols:,} distinct symbols", symbols=m.symbols),
         ]
         if m.documents > 1:
-            counts.append(_("{documents:,} documents").format(documents=m.documents))
+            counts.append(_("{documents:,} documents", documents=m.documents))
         count = ", ".join(counts)
         encodings = []
         for label, files in m.encodings.items():
@@ -182,21 +185,30 @@ class Data:
             lines.append(f"{count}; {', '.join(encodings)}" if encodings else count)
         if m.undecodable:
             lines.append(
-                _("{undecodable:,} bytes could not be decoded and became U+FFFD: {places}").format(
-                    undecodable=m.undecodable, places="; ".join(m.places)
+                _(
+                    "{undecodable:,} bytes could not be decoded and became U+FFFD: {places}",
+                    undecodable=m.undecodable,
+                    places="; ".join(m.places),
                 )
             )
         reasons = [_(m.reason)]
         if m.trained_on:
-            reasons.append(_("trained on {trained_on:,} characters of it").format(trained_on=m.trained_on))
+            reasons.append(_("trained on {trained_on:,} characters of it", trained_on=m.trained_on))
         lines.append(
-            _("tokenizer {tokenizer} ({reasons}): vocabulary {vocab_size:,}").format(
-                tokenizer=m.tokenizer, reasons=", ".join(reasons), vocab_size=m.vocab_size
+            _(
+                "tokenizer {tokenizer} ({reasons}): vocabulary {vocab_size:,}",
+                tokenizer=m.tokenizer,
+                reasons=", ".join(reasons),
+                vocab_size=m.vocab_size,
             )
         )
         lines.append(
-            _("{train_tokens:,} train tokens, {val_tokens:,} val tokens, in {folder}{sep}").format(
-                train_tokens=m.train_tokens, val_tokens=m.val_tokens, folder=self.folder, sep=os.sep
+            _(
+                "{train_tokens:,} train tokens, {val_tokens:,} val tokens, in {folder}{sep}",
+                train_tokens=m.train_tokens,
+                val_tokens=m.val_tokens,
+                folder=self.folder,
+                sep=os.sep,
             )
         )
         return [fill(line, 80, "  ") for line in lines]
@@ -206,7 +218,7 @@ def open_folder(folder: str | Path) -> Data:
     """Return a data folder as it is. Raises UserError where it is none."""
     meta = read_meta(Path(folder))
     if meta is None:
-        raise UserError(_("{folder} is not a prepared data folder; run sampan prepare").format(folder=folder))
+        raise UserError(_("{folder} is not a prepared data folder; run sampan prepare", folder=folder))
     return Data(Path(folder), meta)
 
 

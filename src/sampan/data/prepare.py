@@ -106,9 +106,7 @@ def folder_of(key: Key, train: Source, facts: Facts, config: DataConfig) -> Path
     folder = Path("data") / f"{name}-{train.key}"
     if not folder.exists():
         taken = Path("data") / name
-        log.warning(
-            _("{taken} holds another text of this name; this one goes to {folder}").format(taken=taken, folder=folder)
-        )
+        log.warning(_("{taken} holds another text of this name; this one goes to {folder}", taken=taken, folder=folder))
     return folder
 
 
@@ -124,8 +122,9 @@ def refuse_foreign(folder: Path) -> None:
         raise UserError(
             _(
                 "{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import "
-                "{folder}; otherwise move it away or choose another --data_dir"
-            ).format(folder=folder)
+                "{folder}; otherwise move it away or choose another --data_dir",
+                folder=folder,
+            )
         )
 
 
@@ -136,7 +135,7 @@ def preparation_lock(folder: Path) -> Iterator[None]:
     path = path.with_name(f".{path.name}.lock")  # not in the folder, which may not even be made
 
     def waiting(holder: str) -> None:
-        log.warning(_("{folder} is being prepared by {holder}; waiting").format(folder=folder, holder=holder))
+        log.warning(_("{folder} is being prepared by {holder}; waiting", folder=folder, holder=holder))
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # no place for a lock: files are replaced whole anyway
@@ -151,7 +150,7 @@ def make_folder(
     """Make the tokenizer, encode the text and write the folder."""
     meta = read_meta(folder)
     if meta and meta.sha256 != key.sha256:
-        log.warning(_("{folder} was made from another text; preparing it again").format(folder=folder))
+        log.warning(_("{folder} was made from another text; preparing it again", folder=folder))
     cut, facts = cut_of(survey, train, val, config), survey.facts
     wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
     tokenizer = make_tokenizer(wanted, survey, cut)
@@ -287,8 +286,11 @@ def write_folder(
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
         raise UserError(
-            _("{folder}: cannot be written ({reason}); {outcome}").format(
-                folder=folder, reason=error.strerror, outcome=outcome
+            _(
+                "{folder}: cannot be written ({reason}); {outcome}",
+                folder=folder,
+                reason=error.strerror,
+                outcome=outcome,
             )
         ) from None
     finally:

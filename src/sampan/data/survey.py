@@ -76,7 +76,7 @@ def read_through(train: Source, val: Source | None, progress: Progress = silent)
             for number, block in enumerate(source.blocks(tick)):
                 reading.take(number, block)
             if not reading.characters:
-                raise UserError(_("{origin} is empty: there is nothing to learn from").format(origin=source.origin))
+                raise UserError(_("{origin} is empty: there is nothing to learn from", origin=source.origin))
     found = [source.findings() for source in sources]
     digests = [reading.sha256() for reading in readings]
     counts = np.sum([reading.counts for reading in readings], axis=0)

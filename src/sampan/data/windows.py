@@ -34,8 +34,10 @@ class Windows:
             raise UserError(
                 _(
                     "the train split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size or "
-                    "give more text"
-                ).format(count=len(tokens), block_size=block_size + 1)
+                    "give more text",
+                    count=len(tokens),
+                    block_size=block_size + 1,
+                )
             )
         self.tokens, self.block_size, self.seed, self.vocab_size = tokens, block_size, seed, vocab_size
         self.per_epoch = max(1, (len(tokens) - block_size) // block_size)
@@ -118,8 +120,10 @@ class EvaluationBatches:
             raise UserError(
                 _(
                     "the val split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size, raise "
-                    "--val_fraction or give more text"
-                ).format(count=len(tokens), block_size=block_size + 1)
+                    "--val_fraction or give more text",
+                    count=len(tokens),
+                    block_size=block_size + 1,
+                )
             )
         self.tokens, self.block_size, self.batch_size, self.vocab_size = tokens, block_size, batch_size, vocab_size
         count = min(available, batch_size * batches)
@@ -153,8 +157,10 @@ def cut_windows(
     if vocab_size is not None and (rows.max() >= vocab_size or rows.min() < 0):
         wrong = rows.max() if rows.max() >= vocab_size else rows.min()
         raise UserError(
-            _("the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again").format(
-                wrong=wrong, vocab_size=vocab_size
+            _(
+                "the data has token {wrong}, and the vocabulary {vocab_size}; prepare the text again",
+                wrong=wrong,
+                vocab_size=vocab_size,
             )
         )
     return rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)

@@ -103,9 +103,7 @@ def load_library() -> ctypes.CDLL:
         library = ctypes.CDLL(os.fspath(library_path()))
     except OSError as error:
         raise UserError(
-            _("the C engine is not here ({error}); install with a C compiler, or use --engine torch").format(
-                error=error
-            )
+            _("the C engine is not here ({error}); install with a C compiler, or use --engine torch", error=error)
         ) from None
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, f"sampan_{name}")
@@ -148,7 +146,7 @@ def memory(
     sizes, message = MemorySizes(), ctypes.create_string_buffer(256)
     config = c_config(shape, machine, optimizer)
     if load_library().sampan_memory(byref(config), batch, tokens, byref(sizes), message, len(message)):
-        raise UserError(_("the C engine cannot run this model: {value}").format(value=message.value.decode()))
+        raise UserError(_("the C engine cannot run this model: {value}", value=message.value.decode()))
     return {name: getattr(sizes, name) for name, _ in MemorySizes._fields_}
 
 
@@ -157,9 +155,7 @@ class CEngine:
         self.config, self.optimizer = config, optimizer
         self.lib = load_library()
         if machine.device not in ("auto", "cpu"):
-            raise UserError(
-                _("device={device}: the C engine runs on cpu; use --engine torch").format(device=machine.device)
-            )
+            raise UserError(_("device={device}: the C engine runs on cpu; use --engine torch", device=machine.device))
         if world()[1] > 1:
             raise UserError(_("the C engine is one process; under torchrun use --engine torch"))
         self.pointer, self.process = c_void_p(), os.getpid()
@@ -167,7 +163,7 @@ class CEngine:
         if self.lib.sampan_create(
             byref(self.pointer), byref(c_config(config, machine, optimizer)), message, len(message)
         ):
-            raise UserError(_("the C engine cannot run this model: {value}").format(value=message.value.decode()))
+            raise UserError(_("the C engine cannot run this model: {value}", value=message.value.decode()))
         self.close = weakref.finalize(self, destroy, self.lib, self.pointer, self.process)
         self.table = parameters(config)
         self.check_table()

@@ -47,14 +47,15 @@ def pick_engine(machine: MachineConfig) -> str:
         raise UserError(
             _(
                 "no engine is installed: the C engine needs a C compiler when Sampan is installed (get one and "
-                "install again); or run {command}"
-            ).format(command=install("torch"))
+                "install again); or run {command}",
+                command=install("torch"),
+            )
         )
     if wanted == "c":
         raise UserError(
             _("the C engine was not built: install Sampan again where there is a C compiler, or use --engine torch")
         )
-    raise UserError(_("this needs the torch engine: {command}").format(command=install("torch")))
+    raise UserError(_("this needs the torch engine: {command}", command=install("torch")))
 
 
 def open_engine(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None) -> Engine:

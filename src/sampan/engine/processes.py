@@ -40,7 +40,7 @@ def first_process_first(settings: TrainConfig) -> Iterator[None]:
         yield
         return
     if "torch" not in engines_here():
-        raise UserError(_("several processes need PyTorch: {command}").format(command=install("torch")))
+        raise UserError(_("several processes need PyTorch: {command}", command=install("torch")))
     from sampan.engine.torch.processes import join_processes, tell_others, wait_for_all, wait_for_first
 
     join_processes(settings.device, settings.backend, settings.process_timeout)

@@ -45,9 +45,14 @@ def compare_logits(theirs: np.ndarray, ours: np.ndarray, allowed: float, runtime
         raise UserError(
             _(
                 "{runtime} computes other logits than Sampan: they differ by {error:.1e} of the largest, and "
-                "{allowed:.0e} is what rounding explains; nothing was written"
-            ).format(runtime=runtime, error=error, allowed=allowed)
+                "{allowed:.0e} is what rounding explains; nothing was written",
+                runtime=runtime,
+                error=error,
+                allowed=allowed,
+            )
         )
-    return _("checked with {runtime}: its logits differ from ours by {error:.1e} of the largest").format(
-        runtime=runtime, error=error
+    return _(
+        "checked with {runtime}: its logits differ from ours by {error:.1e} of the largest",
+        runtime=runtime,
+        error=error,
     )

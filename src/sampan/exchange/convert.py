@@ -30,14 +30,12 @@ IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is w
 
 def import_path(path: str, config: ImportConfig) -> list[str]:
     if not Path(path).exists():
-        raise UserError(_("{path}: no such file or folder").format(path=path))
+        raise UserError(_("{path}: no such file or folder", path=path))
     for name in IMPORTS:
         module = importlib.import_module(f"sampan.exchange.{name}")
         if module.claims(Path(path)):
             return module.import_path(Path(path), config)
-    raise UserError(
-        _("{path}: not of a format that can be imported; sampan import --help lists them").format(path=path)
-    )
+    raise UserError(_("{path}: not of a format that can be imported; sampan import --help lists them", path=path))
 
 
 def export_model(folder: str, config: ExportConfig) -> list[str]:

@@ -108,7 +108,7 @@ def llama_cpp_family(c: ModelShape) -> Gguf:
     """Return what llama.cpp has of the model's family. Raises UserError where it has none."""
     known = find_family(c.family).gguf
     if known is None:
-        raise UserError(_("llama.cpp has no family that computes what {family} does").format(family=c.family))
+        raise UserError(_("llama.cpp has no family that computes what {family} does", family=c.family))
     return known
 
 
@@ -124,20 +124,26 @@ def refuse(model: ModelShape, weights: dict, kind: str) -> None:
     for name in ("qkv_bias", "attn_proj_bias", "mlp_bias", "norm_bias"):
         if getattr(c, name) and name not in known.biases:
             raise UserError(
-                _("llama.cpp's {architecture} lacks a part of this model: {name}").format(
-                    architecture=known.architecture, name=name
+                _(
+                    "llama.cpp's {architecture} lacks a part of this model: {name}",
+                    architecture=known.architecture,
+                    name=name,
                 )
             )
     if c.activation != find_family(c.family).activation:
         raise UserError(
-            _("llama.cpp's {architecture} does not compute {activation}, and this model does").format(
-                architecture=known.architecture, activation=c.activation
+            _(
+                "llama.cpp's {architecture} does not compute {activation}, and this model does",
+                architecture=known.architecture,
+                activation=c.activation,
             )
         )
     if c.positions == "rotary" and rope_type(c) not in known.stretches:
         raise UserError(
-            _("llama.cpp's {architecture} cannot scale positions by the {rope_type} rule").format(
-                architecture=known.architecture, rope_type=rope_type(c)
+            _(
+                "llama.cpp's {architecture} cannot scale positions by the {rope_type} rule",
+                architecture=known.architecture,
+                rope_type=rope_type(c),
             )
         )
     matrices = {name: w for name, w in weights.items() if w.ndim == 2 and name != "wpe.weight"}
@@ -145,14 +151,16 @@ def refuse(model: ModelShape, weights: dict, kind: str) -> None:
         for name, matrix in matrices.items():
             if matrix.shape[1] % 32:
                 raise UserError(
-                    _("q8_0 packs 32 numbers of a row, and a row of {name} has {shape}; take f16").format(
-                        name=name, shape=matrix.shape[1]
+                    _(
+                        "q8_0 packs 32 numbers of a row, and a row of {name} has {shape}; take f16",
+                        name=name,
+                        shape=matrix.shape[1],
                     )
                 )
     if kind == "f16":
         for name, matrix in matrices.items():
             if np.abs(matrix).max() > 65504:
-                raise UserError(_("{name} has numbers beyond float16's 65504; take bf16").format(name=name))
+                raise UserError(_("{name} has numbers beyond float16's 65504; take bf16", name=name))
 
 
 # ---- tensors ----
@@ -251,8 +259,10 @@ def add_byte_level(writer: Any, described: dict, tokenizer: Tokenizer) -> list[s
             _(
                 "its tokenizer ({kind}, words cut by {value}) is none that llama.cpp has exactly: those are "
                 "characters, and the byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen, lower case left alone "
-                "and no space put before the first word"
-            ).format(kind=kind, value=", ".join((str(name) for name, _ in steps)))
+                "and no space put before the first word",
+                kind=kind,
+                value=", ".join((str(name) for name, _ in steps)),
+            )
         )
     if tokenizer.end_of_text is None:
         raise UserError(
@@ -299,7 +309,7 @@ def check(path: Path, model: ModelShape, tokenizer: Tokenizer, reference: Refere
         llama = llama_cpp.Llama(str(path), logits_all=True, verbose=False, type_k=0, type_v=0, **options)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
-            _("llama.cpp cannot load what was written ({error}); nothing was written").format(error=error)
+            _("llama.cpp cannot load what was written ({error}); nothing was written", error=error)
         ) from None
     added = {token["id"] for token in json.loads(tokenizer.to_json())["added_tokens"]}
     text = tokenizer.decode([i for i in ids.flatten() if i < tokenizer.vocab_size and i not in added])

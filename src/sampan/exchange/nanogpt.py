@@ -67,7 +67,7 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
     if path.suffix == ".pkl":
         path = path.parent
     if path.is_dir():
-        return [*import_data(path).summary(), _("train on it with: sampan train {path}").format(path=path)]
+        return [*import_data(path).summary(), _("train on it with: sampan train {path}", path=path)]
     saved = read_checkpoint(path)
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
         return import_nanogpt(path, saved, config)
@@ -81,7 +81,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     """Make a run of a checkpoint and its data, or a model's folder if the data are missing; return lines to print."""
     arguments, settings = (saved.get(key) or {} for key in ("model_args", "config"))
     if not isinstance(arguments, dict) or not isinstance(settings, dict):
-        raise UserError(_("{path}: not a checkpoint of nanoGPT's train.py").format(path=path))
+        raise UserError(_("{path}: not a checkpoint of nanoGPT's train.py", path=path))
     tensors = named(path, saved["model"])
     dropout = arguments.get("dropout", settings.get("dropout", 0.0))
     model = shape_of_tensors(path, tensors, arguments.get("n_head") or config.n_head, dropout)
@@ -89,8 +89,12 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
     for name in ("n_layer", "n_embd", "block_size", "vocab_size", "bias"):
         if arguments.get(name, getattr(shown, name)) != getattr(shown, name):
             raise UserError(
-                _("{path}: model_args has {name}={arguments!r}, but its tensors have {expected}").format(
-                    path=path, name=name, arguments=arguments[name], expected=getattr(shown, name)
+                _(
+                    "{path}: model_args has {name}={arguments!r}, but its tensors have {expected}",
+                    path=path,
+                    name=name,
+                    arguments=arguments[name],
+                    expected=getattr(shown, name),
                 )
             )
     weights = weights_of(path, model, tensors)
@@ -117,12 +121,17 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
         run.save_last(model, weights, state, progress)
     return [
         describe(folder, model, tokenizer),
-        _("step {step:,}, val loss {val_loss:.4f}, with the optimizer; data in {folder}").format(
-            step=progress.step, val_loss=progress.val_loss, folder=data.folder
+        _(
+            "step {step:,}, val loss {val_loss:.4f}, with the optimizer; data in {folder}",
+            step=progress.step,
+            val_loss=progress.val_loss,
+            folder=data.folder,
         ),
         note,
-        _("continue with: sampan train --resume --out_dir {folder} (it ends at step {max_iters:,})").format(
-            folder=folder, max_iters=train.max_iters
+        _(
+            "continue with: sampan train --resume --out_dir {folder} (it ends at step {max_iters:,})",
+            folder=folder,
+            max_iters=train.max_iters,
         ),
     ]
 
@@ -138,7 +147,7 @@ def progress_of(path: Path, saved: dict) -> Progress:
     try:
         step, loss = int(saved["iter_num"]), float(saved["best_val_loss"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(_("{path}: iter_num or best_val_loss is missing or not a number").format(path=path)) from None
+        raise UserError(_("{path}: iter_num or best_val_loss is missing or not a number", path=path)) from None
     return Progress(step=step, val_loss=loss, best_step=step, best_val_loss=loss)
 
 
@@ -157,8 +166,12 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer: Any
             raise UserError(
                 _(
                     "{path}: its optimizer has groups of {groups} parameters, but this model has {matrices} matrices "
-                    "and {count} vectors"
-                ).format(path=path, groups=groups, matrices=matrices, count=len(names) - matrices)
+                    "and {count} vectors",
+                    path=path,
+                    groups=groups,
+                    matrices=matrices,
+                    count=len(names) - matrices,
+                )
             )
         steps = {float(moments[i]["step"]) for i in range(len(names))} if moments else {0.0}
         state = dict.fromkeys(("step", "applied_steps"), np.array(int(steps.pop()), dtype=np.int64))
@@ -167,15 +180,20 @@ def optimizer_state(path: Path, model: ModelShape, tensors: dict, optimizer: Any
                 value = moments[i][key] if moments else np.zeros(tensors[name].shape, np.float32)
                 if value.shape != tensors[name].shape:
                     raise UserError(
-                        _("{path}: {key} of {name} has shape {shape}, not {shape_2}").format(
-                            path=path, key=key, name=name, shape=value.shape, shape_2=tensors[name].shape
+                        _(
+                            "{path}: {key} of {name} has shape {shape}, not {shape_2}",
+                            path=path,
+                            key=key,
+                            name=name,
+                            shape=value.shape,
+                            shape_2=tensors[name].shape,
                         )
                     )
                 state[f"{key}.{name}"] = np.ascontiguousarray(value, dtype=np.float32)
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(_("{path}: its optimizer is not the AdamW of nanoGPT's train.py").format(path=path)) from None
+        raise UserError(_("{path}: its optimizer is not the AdamW of nanoGPT's train.py", path=path)) from None
     if steps:
-        raise UserError(_("{path}: its optimizer's parameters are at different steps").format(path=path))
+        raise UserError(_("{path}: its optimizer's parameters are at different steps", path=path))
     return state
 
 
@@ -204,7 +222,7 @@ def import_mingpt(path: Path, saved: Any, config: ImportConfig) -> list[str]:
 def named(path: Path, tensors: Any) -> dict[str, np.ndarray]:
     """Return a state dict under our names, which are theirs without prefixes, and without the causal masks."""
     if not isinstance(tensors, dict) or not all(isinstance(v, np.ndarray) for v in tensors.values()):
-        raise UserError(_("{path}: neither a checkpoint of nanoGPT nor a model of minGPT").format(path=path))
+        raise UserError(_("{path}: neither a checkpoint of nanoGPT nor a model of minGPT", path=path))
     found = {}
     for name, tensor in tensors.items():
         name = str(name).removeprefix("_orig_mod.").removeprefix("module.").removeprefix("transformer.")
@@ -219,11 +237,9 @@ def shape_of_tensors(path: Path, tensors: dict[str, np.ndarray], n_head: Any, dr
         (vocab_size, n_embd), block_size = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
         n_inner = len(tensors["h.0.mlp.c_fc.weight"])
     except (KeyError, ValueError, TypeError):
-        raise UserError(
-            _("{path}: does not contain the tensors of a nanoGPT or minGPT model").format(path=path)
-        ) from None
+        raise UserError(_("{path}: does not contain the tensors of a nanoGPT or minGPT model", path=path)) from None
     if n_head is None:
-        raise UserError(_("{path} does not record the number of attention heads; give --n_head").format(path=path))
+        raise UserError(_("{path} does not record the number of attention heads; give --n_head", path=path))
     head = tensors.get("lm_head.weight")
     tied = head is None or np.array_equal(head, tensors["wte.weight"])
     shape = dict(n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}), n_head=n_head)
@@ -238,9 +254,7 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
     left = set(tensors) - {p.name for p in table} - {"lm_head.weight"}
     if left:
         raise UserError(
-            _("{path}: tensor {left} is unexpected in a nanoGPT or minGPT model").format(
-                path=path, left=sorted(left)[0]
-            )
+            _("{path}: tensor {left} is unexpected in a nanoGPT or minGPT model", path=path, left=sorted(left)[0])
         )
     weights = {}
     for p in table:
@@ -248,8 +262,12 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
         if found is None or found.shape != p.shape or found.dtype.kind != "f":
             what = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
             raise UserError(
-                _("{path}: tensor {name} is {what}; expected floats of shape {shape}").format(
-                    path=path, name=p.name, what=what, shape=p.shape
+                _(
+                    "{path}: tensor {name} is {what}; expected floats of shape {shape}",
+                    path=path,
+                    name=p.name,
+                    what=what,
+                    shape=p.shape,
                 )
             )
         weights[p.name] = np.ascontiguousarray(found, dtype=np.float32)
@@ -258,8 +276,13 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
 
 def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> str:
     """Return a line about a new model's folder."""
-    line = _("{folder}: gpt2, {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}").format(
-        folder=folder, n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd, block_size=model.block_size
+    line = _(
+        "{folder}: gpt2, {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}",
+        folder=folder,
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        n_embd=model.n_embd,
+        block_size=model.block_size,
     )
     if tokenizer is None:
         return f"{line}; " + _("it has no vocabulary: import it with --tokenizer to add one")
@@ -291,15 +314,16 @@ def import_data(folder: Path) -> Data:
                 digest.update(ids[start : start + (1 << 24)].tobytes())
                 highest = max(highest, int(ids[start : start + (1 << 24)].max()))
     except (OSError, ValueError) as error:
-        raise UserError(
-            _("{folder}: not a data folder of nanoGPT ({error})").format(folder=folder, error=error)
-        ) from None
+        raise UserError(_("{folder}: not a data folder of nanoGPT ({error})", folder=folder, error=error)) from None
     pickled = folder / "meta.pkl"
     tokenizer = from_meta(pickled) if pickled.is_file() else fetch_gpt2_tokenizer()  # nanoGPT's rule
     if highest >= tokenizer.vocab_size:
         raise UserError(
-            _("{folder}: token {highest} is outside its vocabulary of {vocab_size}").format(
-                folder=folder, highest=highest, vocab_size=tokenizer.vocab_size
+            _(
+                "{folder}: token {highest} is outside its vocabulary of {vocab_size}",
+                folder=folder,
+                highest=highest,
+                vocab_size=tokenizer.vocab_size,
             )
         )
     digest.update(tokenizer.to_json().encode())
@@ -324,9 +348,7 @@ def import_data(folder: Path) -> Data:
         write_text(folder / "tokenizer.json", tokenizer.to_json())
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
-        raise UserError(
-            _("{folder}: cannot be written ({reason})").format(folder=folder, reason=error.strerror)
-        ) from None
+        raise UserError(_("{folder}: cannot be written ({reason})", folder=folder, reason=error.strerror)) from None
     return Data(folder, meta)
 
 
@@ -335,11 +357,11 @@ def from_meta(path: Path) -> Tokenizer:
     meta = read_pickle(path)
     names = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
-        raise UserError(_("{path}: it has no itos that numbers the tokens from 0").format(path=path))
+        raise UserError(_("{path}: it has no itos that numbers the tokens from 0", path=path))
     symbols = [names[i] for i in range(len(names))]
     if not all(isinstance(s, str) and len(s) == 1 for s in symbols) or len(set(symbols)) < len(symbols):
         raise UserError(
-            _("{path}: its tokens are not distinct single characters, so they cannot be imported").format(path=path)
+            _("{path}: its tokens are not distinct single characters, so they cannot be imported", path=path)
         )
     return from_symbols(symbols)
 
@@ -367,6 +389,9 @@ def check_vocabulary(path: Path, model: ModelShape, tokenizer: Tokenizer | None)
         raise UserError(
             _(
                 "{path}: the model has {vocab_size:,} tokens, but the vocabulary has {vocab_size_2:,}. Give the "
-                "one that the model was trained with."
-            ).format(path=path, vocab_size=model.vocab_size, vocab_size_2=tokenizer.vocab_size)
+                "one that the model was trained with.",
+                path=path,
+                vocab_size=model.vocab_size,
+                vocab_size_2=tokenizer.vocab_size,
+            )
         )

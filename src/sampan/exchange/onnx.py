@@ -38,8 +38,9 @@ def suffix(config: ExportConfig) -> str:
 def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | None, config: ExportConfig) -> list[str]:
     if config.dtype not in ALLOWED:
         raise UserError(
-            _("dtype={dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it").format(
-                dtype=config.dtype
+            _(
+                "dtype={dtype}: an ONNX file has f32, f16 or bf16; onnxruntime's own tools quantize it",
+                dtype=config.dtype,
             )
         )
     onnx = need_library("onnx", "onnx")
@@ -50,7 +51,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     large = sum(tensor.ByteSize() for tensor in graph.initializers) > LARGEST
     outside = dict(save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024) if large else {}
     onnx.save_model(made, path, **outside)
-    return [_("the weights are in {name}.data, which belongs beside it").format(name=path.name)] if large else []
+    return [_("the weights are in {name}.data, which belongs beside it", name=path.name)] if large else []
 
 
 class Graph:
@@ -96,7 +97,7 @@ class Graph:
             return self.store(name, np.ascontiguousarray(weight.T if transposed else weight))
         kind = {"f16": "FLOAT16", "bf16": "BFLOAT16"}[self.config.dtype]
         if kind == "FLOAT16" and np.abs(weight).max() > 65504:
-            raise UserError(_("{name} has numbers beyond float16's 65504; take bf16").format(name=name))
+            raise UserError(_("{name} has numbers beyond float16's 65504; take bf16", name=name))
         stored = self.onnx.helper.tensor_dtype_to_np_dtype(getattr(self.onnx.TensorProto, kind))
         self.store(name, np.ascontiguousarray((weight.T if transposed else weight).astype(stored)))
         return self.op("Cast", name, to=self.onnx.TensorProto.FLOAT)
@@ -216,7 +217,7 @@ class Graph:
             return self.op("Mul", x, self.op("Sigmoid", x))
         if self.model.activation == "relu2":
             return self.op("Mul", self.op("Relu", x), self.op("Relu", x))
-        raise UserError(_("activation={activation}: the ONNX export lacks it").format(activation=self.model.activation))
+        raise UserError(_("activation={activation}: the ONNX export lacks it", activation=self.model.activation))
 
 
 # ---- checking ----
@@ -234,7 +235,7 @@ def check(
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class
         raise UserError(
-            _("onnxruntime cannot load what was written ({error}); nothing was written").format(error=error)
+            _("onnxruntime cannot load what was written ({error}); nothing was written", error=error)
         ) from None
     ids = check_ids(model)
     cut = ids.shape[1] // 3 if config.kv_cache else 0  # with a cache: a first part, then the rest

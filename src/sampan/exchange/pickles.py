@@ -63,7 +63,7 @@ def find_global(module: str, name: str) -> Global:
         return Global(full, known[full])
     if module == "torch" and name in STORAGES:
         return Global(full)
-    raise Refused(_("it asks for {full}").format(full=full[:80]))
+    raise Refused(_("it asks for {full}", full=full[:80]))
 
 
 def ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
@@ -71,7 +71,7 @@ def ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key, value in pairs:
         if not isinstance(key, PLAIN_KEYS):
-            raise Damaged(_("a key of type {name}").format(name=type(key).__name__))
+            raise Damaged(_("a key of type {name}", name=type(key).__name__))
         result[key] = value
     return result
 
@@ -84,9 +84,7 @@ def rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple,
     count, last = math.prod(size), offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if len(size) > 8 or count > len(storage) or (count and last >= len(storage)):
         raise Damaged(
-            _("a tensor of shape {size} is larger than its storage of {count} numbers").format(
-                size=size, count=len(storage)
-            )
+            _("a tensor of shape {size} is larger than its storage of {count} numbers", size=size, count=len(storage))
         )
     strides = [s * storage.itemsize for s in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
@@ -134,7 +132,7 @@ class Machine:
     def reduce(self) -> None:
         function, arguments = self.pop(2)
         if expect(function, Global).call is None:
-            raise Refused(_("it calls {name}").format(name=function.name))
+            raise Refused(_("it calls {name}", name=function.name))
         self.push(function.call(*expect(arguments, tuple)))
 
     def ignore_state(self) -> None:
@@ -198,7 +196,7 @@ def interpret(data: bytes, load_storage: Callable[..., np.ndarray] | None = None
         if opcode.name == "STOP":
             return machine.pop(1)[0]
         if opcode.name not in OPCODES:
-            raise Refused(_("it uses the operation {name}, which plain data does not need").format(name=opcode.name))
+            raise Refused(_("it uses the operation {name}, which plain data does not need", name=opcode.name))
         OPCODES[opcode.name](machine, argument)
     raise Damaged(_("it has no end"))
 
@@ -206,7 +204,7 @@ def interpret(data: bytes, load_storage: Callable[..., np.ndarray] | None = None
 def expect(value: Any, kind: type) -> Any:
     """Return `value`. Raises Damaged if it is not of that type."""
     if not isinstance(value, kind):
-        raise Damaged(_("{name} where {name_2} is expected").format(name=type(value).__name__, name_2=kind.__name__))
+        raise Damaged(_("{name} where {name_2} is expected", name=type(value).__name__, name_2=kind.__name__))
     return value
 
 
@@ -255,7 +253,7 @@ def interpret_archive(archive: zipfile.ZipFile, file_size: int) -> Any:
             dtype = STORAGES[expect(storage_type, Global).name.removeprefix("torch.")]
             array = from_bfloat16(raw) if dtype == "bfloat16" else np.frombuffer(raw, dtype)
             if len(array) < count:
-                raise Damaged(_("storage {key} is shorter than the checkpoint says").format(key=key))
+                raise Damaged(_("storage {key} is shorter than the checkpoint says", key=key))
             storages[key] = array
         return storages[key]
 
@@ -273,17 +271,11 @@ def errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise UserError(
-            _("{path}: refused, and nothing in it was executed: {error}").format(path=path, error=error)
-        ) from None
+        raise UserError(_("{path}: refused, and nothing in it was executed: {error}", path=path, error=error)) from None
     except Damaged as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
-        raise UserError(
-            _("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror or error)
-        ) from None
+        raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror or error)) from None
     except HARMLESS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise UserError(
-            _("{path}: damaged, or of another format ({reason})").format(path=path, reason=reason)
-        ) from None
+        raise UserError(_("{path}: damaged, or of another format ({reason})", path=path, reason=reason)) from None

@@ -23,7 +23,7 @@ def need_library(library: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise UserError(_("this needs {library}: {command}").format(library=library, command=install(extra))) from None
+        raise UserError(_("this needs {library}: {command}", library=library, command=install(extra))) from None
 
 
 def find_library(library: str) -> ModuleType | None:
@@ -38,7 +38,7 @@ def find_library(library: str) -> ModuleType | None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to `folder` at the end. Raises UserError if that is in use."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(_("{folder} already exists; move it away, or choose another --out_dir").format(folder=folder))
+        raise UserError(_("{folder} already exists; move it away, or choose another --out_dir", folder=folder))
     with beside(folder) as staged:
         yield staged
         os.replace(staged, folder)
@@ -63,8 +63,6 @@ def beside(path: Path) -> Iterator[Path]:
         staged.mkdir()
         yield staged
     except OSError as error:
-        raise UserError(
-            _("{path}: cannot be written ({reason})").format(path=path, reason=error.strerror or error)
-        ) from None
+        raise UserError(_("{path}: cannot be written ({reason})", path=path, reason=error.strerror or error)) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)

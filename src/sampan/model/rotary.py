@@ -26,16 +26,12 @@ def rotary_frequencies(shape: ModelShape) -> np.ndarray:
     if kind == "default":
         return frequencies
     if kind not in ("linear", "llama3"):
-        raise UserError(
-            _("rope_scaling of type {kind!r} is not supported; default, linear and llama3 are").format(kind=kind)
-        )
+        raise UserError(_("rope_scaling of type {kind!r} is not supported; default, linear and llama3 are", kind=kind))
 
     def positive(key: str) -> float:
         value: Any = scaling.get(key)  # of config.json
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            raise UserError(
-                _("rope_scaling: {key} is {value!r}, expected a positive number").format(key=key, value=value)
-            )
+            raise UserError(_("rope_scaling: {key} is {value!r}, expected a positive number", key=key, value=value))
         return float(value)
 
     factor = positive("factor")
@@ -44,7 +40,7 @@ def rotary_frequencies(shape: ModelShape) -> np.ndarray:
     low, high = positive("low_freq_factor"), positive("high_freq_factor")
     if low >= high:
         raise UserError(
-            _("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}").format(low=low, high=high)
+            _("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}", low=low, high=high)
         )
     # slow waves are stretched, fast ones kept, those between blended
     turns = positive("original_max_position_embeddings") * frequencies / (2 * math.pi)

@@ -50,34 +50,34 @@ def resolve(settings: ModelSettings) -> ModelShape:
     if s.vocab_size is None:
         raise UserError(_("vocab_size is not known: it comes from a tokenizer, or is given"))
     if s.n_embd % s.n_head and (s.head_dim is None or family.whole_heads):
-        raise UserError(
-            _("n_embd={n_embd} is not a multiple of n_head={n_head}").format(n_embd=s.n_embd, n_head=s.n_head)
-        )
+        raise UserError(_("n_embd={n_embd} is not a multiple of n_head={n_head}", n_embd=s.n_embd, n_head=s.n_head))
     head_dim = s.head_dim or s.n_embd // s.n_head
     n_kv_head = s.n_kv_head or s.n_head
     if s.n_head % n_kv_head:
         raise UserError(
-            _("n_head={n_head} is not a multiple of n_kv_head={n_kv_head}").format(n_head=s.n_head, n_kv_head=n_kv_head)
+            _("n_head={n_head} is not a multiple of n_kv_head={n_kv_head}", n_head=s.n_head, n_kv_head=n_kv_head)
         )
     if family.fused and (n_kv_head != s.n_head or head_dim * s.n_head != s.n_embd):
         raise UserError(
             _(
-                "{family} has as many key heads as heads, each n_embd / n_head wide; use another family, such as llama"
-            ).format(family=s.family)
+                "{family} has as many key heads as heads, each n_embd / n_head wide; use another family, such as llama",
+                family=s.family,
+            )
         )
     if family.positions == "rotary" and head_dim % 2:
         raise UserError(
-            _("head_dim={head_dim}: rotary positions need an even width; change n_head or n_embd").format(
-                head_dim=head_dim
-            )
+            _("head_dim={head_dim}: rotary positions need an even width; change n_head or n_embd", head_dim=head_dim)
         )
     # 8/3 gives the three matrices of a gated MLP the size of the two others (Shazeer 2020); rounded up for the hardware
     n_inner = 32 * math.ceil(8 * s.n_embd / 3 / 32) if family.gated else 4 * s.n_embd
     bias = family.bias[0] if s.bias is None else s.bias
     if bias not in family.bias:
         raise UserError(
-            _("bias={bias}: {family} is always {bias_2}; leave it out, or use another family").format(
-                bias=bias, family=s.family, bias_2=family.bias[0]
+            _(
+                "bias={bias}: {family} is always {bias_2}; leave it out, or use another family",
+                bias=bias,
+                family=s.family,
+                bias_2=family.bias[0],
             )
         )
     return ModelShape(

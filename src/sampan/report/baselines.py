@@ -81,8 +81,9 @@ def measure_text(data: Data) -> dict[str, Any]:
     val = "".join(first_pieces(data, "val"))
     if not val:
         raise UserError(
-            _("{folder} has an empty val split; prepare the text again with a larger --val_fraction").format(
-                folder=data.folder
+            _(
+                "{folder} has an empty val split; prepare the text again with a larger --val_fraction",
+                folder=data.folder,
             )
         )
     known = np.zeros(sys.maxunicode + 1, bool)
@@ -132,28 +133,33 @@ def bits_with_xz(train: str, val: str) -> int:
 def baseline_lines(data: Data, seen: Baselines) -> list[str]:
     """Return what `sampan prepare` prints below the counts, in lines of 80 columns."""
     per_token = seen.characters / seen.tokens
-    text = [_("{per_token:.2f} characters per token").format(per_token=per_token)]
+    text = [_("{per_token:.2f} characters per token", per_token=per_token)]
     if seen.unused:
         text.append(
-            _("{unused:,} of the {vocab_size:,} ids of the vocabulary never occur").format(
-                unused=seen.unused, vocab_size=seen.vocab_size
+            _(
+                "{unused:,} of the {vocab_size:,} ids of the vocabulary never occur",
+                unused=seen.unused,
+                vocab_size=seen.vocab_size,
             )
         )
     if seen.unseen > 0:
         text.append(
-            _("{percent} of the val characters are symbols that do not occur in train").format(
-                percent=percent(seen.unseen)
-            )
+            _("{percent} of the val characters are symbols that do not occur in train", percent=percent(seen.unseen))
         )
     if seen.overlap > 0.01:
         text.append(
-            _("{percent} of val is copied verbatim from train, in runs of {overlap} characters or more").format(
-                percent=percent(seen.overlap), overlap=OVERLAP
+            _(
+                "{percent} of val is copied verbatim from train, in runs of {overlap} characters or more",
+                percent=percent(seen.overlap),
+                overlap=OVERLAP,
             )
         )
     text.append(
-        _("baselines on val, in bits per character: uniform {uniform:.2f}, unigram {unigram:.2f}, xz {xz:.2f}").format(
-            uniform=seen.uniform, unigram=seen.unigram, xz=seen.xz
+        _(
+            "baselines on val, in bits per character: uniform {uniform:.2f}, unigram {unigram:.2f}, xz {xz:.2f}",
+            uniform=seen.uniform,
+            unigram=seen.unigram,
+            xz=seen.xz,
         )
     )
     return [part for line in text for part in wrap(line, 80, "  ")]

@@ -65,7 +65,7 @@ class Metrics:
             self.file.write(json.dumps(values).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            message = _("{path}: cannot write ({reason})").format(path=self.path, reason=error.strerror)
+            message = _("{path}: cannot write ({reason})", path=self.path, reason=error.strerror)
             raise UserError(message) from None
 
     def close(self) -> None:

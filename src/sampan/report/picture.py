@@ -45,9 +45,7 @@ class Picture:
             if curves.evaluations:
                 write_text(self.path, draw(curves))
         except OSError as error:
-            raise UserError(
-                _("{path}: cannot write ({reason})").format(path=self.path, reason=error.strerror)
-            ) from None
+            raise UserError(_("{path}: cannot write ({reason})", path=self.path, reason=error.strerror)) from None
         end = time.perf_counter()
         self.outdated, self.again = False, end + (end - start) / SHARE
 
@@ -106,7 +104,7 @@ def draw(curves: Curves) -> str:
     step, loss = curves.best
     chart = pygal.XY(
         style=style, js=(), width=900, height=540, legend_at_bottom=True, legend_at_bottom_columns=4, dots_size=2.5,
-        title=_("best val loss {loss:.4f} at step {step}").format(loss=loss, step=step),
+        title=_("best val loss {loss:.4f} at step {step}", loss=loss, step=step),
         x_title=_("step"), y_title=_("loss (nats per token)"), show_x_guides=False, truncate_legend=-1,
         x_value_formatter=lambda x: f"{x:,.0f}", value_formatter=lambda y: f"{y:.2f}",
     )  # fmt: skip

@@ -67,7 +67,7 @@ class Live:
             n = len(self.recent)
             loss, mfu = sum(r.loss for r in self.recent) / n, sum(r.mfu for r in self.recent) / n
             speed = sum(r.tokens_per_second for r in self.recent) / n
-            state = _("loss {loss:.4f}  {speed:,.0f} tok/s  {mfu:.0%} of peak").format(loss=loss, speed=speed, mfu=mfu)
+            state = _("loss {loss:.4f}  {speed:,.0f} tok/s  {mfu:.0%} of peak", loss=loss, speed=speed, mfu=mfu)
             self.progress.update(self.task, completed=record.step + 1, state=state)
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            message = _("tensorboard needs a library: {command}").format(command=install("tensorboard"))
+            message = _("tensorboard needs a library: {command}", command=install("tensorboard"))
             raise UserError(message) from None
         self.folder, self.make = Path(plan.config.out_dir) / "tensorboard", SummaryWriter
         self.writer: Any = None

@@ -63,21 +63,20 @@ def training_data(config: SampleConfig) -> Data:
     """Return the data that a run was trained on. Raises UserError if it is unknown, missing or has changed."""
     run = Run(config.out_dir if config.init_from == "resume" else config.init_from)
     if not run.exists():
-        raise UserError(_("check: {folder} has no run.json, so its training text is unknown").format(folder=run.folder))
+        raise UserError(_("check: {folder} has no run.json, so its training text is unknown", folder=run.folder))
     recorded = run.data()
     folder = Path(str(recorded.get("folder", "")))
     if not (folder / "meta.json").is_file():
         raise UserError(
             _(
                 "check: cannot find {folder}, the training data of this run. Run this in the folder where it was "
-                "trained, or prepare the text again."
-            ).format(folder=folder)
+                "trained, or prepare the text again.",
+                folder=folder,
+            )
         )
     data = open_folder(folder)
     if not data.is_recorded(recorded):
-        raise UserError(
-            _("check: {folder} no longer contains the text that this run was trained on").format(folder=folder)
-        )
+        raise UserError(_("check: {folder} no longer contains the text that this run was trained on", folder=folder))
     return data
 
 
@@ -94,18 +93,22 @@ def verbatim_report(written: list[str], data: Data) -> list[str]:
     share = sum(covered.sum() for covered in found.covered[:-1]) / length
     text = _(
         "check: {share:.1%} of the {length:,} characters written are copied verbatim from the training "
-        "text, in runs of {least} or more."
-    ).format(share=share, length=length, least=least)
+        "text, in runs of {least} or more.",
+        share=share,
+        length=length,
+        least=least,
+    )
     lines = wrap(text, 80)
     if held_out:
-        lines += wrap(
-            _("For comparison, {mean:.1%} of held-out text occurs there.").format(mean=found.covered[-1].mean()), 80
-        )
+        lines += wrap(_("For comparison, {mean:.1%} of held-out text occurs there.", mean=found.covered[-1].mean()), 80)
     if found.longest:
         number, start, count, place, line = found.longest
         text = _(
-            "The longest run has {count:,} characters, from character {place:,} (line {line:,}) of that text:"
-        ).format(count=count, place=place + 1, line=line)
+            "The longest run has {count:,} characters, from character {place:,} (line {line:,}) of that text:",
+            count=count,
+            place=place + 1,
+            line=line,
+        )
         quote = written[number][start : start + count]
         quote = quote if count <= QUOTED else quote[:QUOTED] + "..."
         lines += wrap(text, 80)
@@ -121,9 +124,7 @@ def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[str]:
     table = token_bytes(data.tokenizer, data.meta.vocab_size)
     if table is None:
         raise UserError(
-            _("{folder}: its tokenizer cannot restore the exact text, so it cannot be searched").format(
-                folder=data.folder
-            )
+            _("{folder}: its tokenizer cannot restore the exact text, so it cannot be searched", folder=data.folder)
         )
     if data.tokenizer.end_of_text is not None:
         table[data.tokenizer.end_of_text] = b"\xff"  # never in UTF-8
@@ -133,8 +134,11 @@ def pieces_of(data: Data, split: str, size: int = PIECE) -> Iterator[str]:
         ids = tokens[i : i + size]
         if ids.max() >= len(table):
             raise UserError(
-                _("{folder}: token {id} is outside its vocabulary of {count}; prepare it again").format(
-                    folder=data.folder, id=ids.max(), count=len(table)
+                _(
+                    "{folder}: token {id} is outside its vocabulary of {count}; prepare it again",
+                    folder=data.folder,
+                    id=ids.max(),
+                    count=len(table),
                 )
             )
         yield decode(b"".join(map(table.__getitem__, ids.tolist())))

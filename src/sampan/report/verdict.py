@@ -68,8 +68,11 @@ def explain_early_stop(plan: Plan, evaluations: Sequence[Evaluation]) -> list[st
     return [
         _(
             "Stopped at step {step:,} of {steps:,}: the val loss did not improve in {patience} evaluations. "
-            "To continue anyway: --resume --patience none."
-        ).format(step=evaluations[-1].step, steps=steps, patience=patience)
+            "To continue anyway: --resume --patience none.",
+            step=evaluations[-1].step,
+            steps=steps,
+            patience=patience,
+        )
     ]
 
 
@@ -82,35 +85,38 @@ def judge_losses(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str]:
         return judge_rise(plan, best, last)
     if last.val_loss < NOTHING:
         return [
-            _("There is nothing left to learn in this text: the val loss is {val_loss:.2f}.").format(
-                val_loss=last.val_loss
-            )
+            _("There is nothing left to learn in this text: the val loss is {val_loss:.2f}.", val_loss=last.val_loss)
         ]
     if last.val_loss > first.val_loss * (1 - RISE):
         return [
             _(
                 "The val loss has hardly moved, from {val_loss:.2f} to {val_loss_2:.2f}. Train longer, or try "
-                "another --learning_rate."
-            ).format(val_loss=first.val_loss, val_loss_2=last.val_loss)
+                "another --learning_rate.",
+                val_loss=first.val_loss,
+                val_loss_2=last.val_loss,
+            )
         ]
     if last.train_loss * (1 + CLOSE) > last.val_loss:
         if plan.config.minutes:
             return [
-                _("The train and val losses were still falling. Train longer: --minutes {value:g}.").format(
-                    value=2 * plan.config.minutes
+                _(
+                    "The train and val losses were still falling. Train longer: --minutes {value:g}.",
+                    value=2 * plan.config.minutes,
                 )
             ]
         return [_("The train and val losses were still falling. Train longer, with a larger --max_iters.")]
     if best is last:
         lowest = _("The val loss was lowest at the end.")
     else:
-        lowest = _("The val loss was lowest at step {step:,} and has hardly changed since.").format(step=best.step)
+        lowest = _("The val loss was lowest at step {step:,} and has hardly changed since.", step=best.step)
     return [
         lowest,
         _(
             "The train loss ({train_loss:.2f}) is far below the val loss ({val_loss:.2f}): more text would "
-            "help more than more steps. Or try --dropout 0.1."
-        ).format(train_loss=last.train_loss, val_loss=last.val_loss),
+            "help more than more steps. Or try --dropout 0.1.",
+            train_loss=last.train_loss,
+            val_loss=last.val_loss,
+        ),
     ]
 
 
@@ -121,8 +127,7 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
             _(
                 "Diverged: since step {step:,} the val loss rose from {val_loss:.2f} to {val_loss_2:.2f} and the "
                 "train loss from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept. Try a lower "
-                "--learning_rate."
-            ).format(
+                "--learning_rate.",
                 step=best.step,
                 val_loss=best.val_loss,
                 val_loss_2=last.val_loss,
@@ -133,8 +138,7 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
     found = [
         _(
             "Overfitted since step {step:,}: the val loss rose from {val_loss:.2f} to {val_loss_2:.2f} while "
-            "the train loss fell from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept."
-        ).format(
+            "the train loss fell from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept.",
             step=best.step,
             val_loss=best.val_loss,
             val_loss_2=last.val_loss,
@@ -148,8 +152,11 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
         found.append(
             _(
                 "The text is too small for this model: {tokens:,} tokens for {parameters:,} parameters. Use "
-                "about {times:,.0f} times as much text, a smaller --size, or --dropout 0.2."
-            ).format(tokens=tokens, parameters=parameters, times=times)
+                "about {times:,.0f} times as much text, a smaller --size, or --dropout 0.2.",
+                tokens=tokens,
+                parameters=parameters,
+                times=times,
+            )
         )
     return found
 
@@ -160,14 +167,16 @@ def judge_val(seen: Baselines) -> list[str]:
         return [
             _(
                 "{percent} of val is copied verbatim from train, so the val loss mostly measures memorization "
-                "and says little about new text."
-            ).format(percent=percent(seen.overlap))
+                "and says little about new text.",
+                percent=percent(seen.overlap),
+            )
         ]
     if seen.unseen < UNSEEN:
         return []
     return [
         _(
             "{percent} of the val characters are symbols that do not occur in train, so no model can predict "
-            "them. More text would make the val loss meaningful."
-        ).format(percent=percent(seen.unseen))
+            "them. More text would make the val loss meaningful.",
+            percent=percent(seen.unseen),
+        )
     ]

@@ -85,9 +85,7 @@ def write(
     prompt = default_prompt(tokenizer) if prompt is None else prompt
     if half := re.search("[\ud800-\udfff]", prompt):  # how Python keeps bytes of a command line that it cannot read
         raise UserError(
-            _("character {start} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8").format(
-                start=half.start() + 1
-            )
+            _("character {start} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8", start=half.start() + 1)
         )
     ids = tokenizer.encode(prompt, config.oov)
     if len(ids) == 0 and prompt:
@@ -97,8 +95,10 @@ def write(
     if ids.max() >= model.vocab_size:
         raise UserError(
             _(
-                "this tokenizer does not match the model: it has token {id}, but the model has only {vocab_size} tokens"
-            ).format(id=ids.max(), vocab_size=model.vocab_size)
+                "this tokenizer does not match the model: it has token {id}, but the model has only {vocab_size} tokens",
+                id=ids.max(),
+                vocab_size=model.vocab_size,
+            )
         )
     shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt
     table = token_bytes(tokenizer, model.vocab_size)

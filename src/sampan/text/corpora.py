@@ -108,12 +108,8 @@ def unknown_corpus(name: str) -> str:
     """Return the message for a name that is neither a corpus nor a file."""
     names = [known for corpus in CORPORA for known in (corpus.name, *corpus.aliases)]
     if nearest := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
-        return _("{name}: no such corpus, file or folder; did you mean {nearest}?").format(
-            name=name, nearest=nearest[0]
-        )
-    return _("{name}: no such corpus, file or folder; the corpora are {names}").format(
-        name=name, names=", ".join(names)
-    )
+        return _("{name}: no such corpus, file or folder; did you mean {nearest}?", name=name, nearest=nearest[0])
+    return _("{name}: no such corpus, file or folder; the corpora are {names}", name=name, names=", ".join(names))
 
 
 def corpus_text(corpus: Corpus) -> tuple[str, str]:
@@ -123,7 +119,7 @@ def corpus_text(corpus: Corpus) -> tuple[str, str]:
     """
     if corpus.file is None:
         raise UserError(
-            _("{name} does not fit in memory and must be streamed: sampan prepare {name}").format(name=corpus.name)
+            _("{name} does not fit in memory and must be streamed: sampan prepare {name}", name=corpus.name)
         )
     path = fetch(corpus.file, REBUILT.get(corpus.name))
     whole = path.read_bytes().decode("utf-8")  # not read_text, which would turn \r\n into \n

@@ -42,7 +42,7 @@ def check_encoding(name: str | None) -> None:
             codecs.getincrementaldecoder(name)("replace")
     except (LookupError, ValueError, TypeError, AssertionError):
         raise UserError(
-            _("encoding={name}: unknown encoding; examples: gb18030, big5, utf-16, cp1252").format(name=name)
+            _("encoding={name}: unknown encoding; examples: gb18030, big5, utf-16, cp1252", name=name)
         ) from None
 
 
@@ -86,20 +86,25 @@ def undecodable(part: Part, found: Encoding) -> UserError:
     offset, line = found.places[0]
     with part.open() as file:
         likely = guess(lines_with_high_bytes(file.read(READ_BYTES)))
-    what = _("{where} cannot be read as {name}: {bad:,} of the first {total:,} bytes do not fit").format(
-        where=part.where, name=found.name, bad=found.bad, total=found.total
+    what = _(
+        "{where} cannot be read as {name}: {bad:,} of the first {total:,} bytes do not fit",
+        where=part.where,
+        name=found.name,
+        bad=found.bad,
+        total=found.total,
     )
-    where = _("the first at offset {offset:,}, line {line:,}").format(offset=offset, line=line)
+    where = _("the first at offset {offset:,}, line {line:,}", offset=offset, line=line)
     if likely and likely != found.name:
         return UserError(
-            _("{what}, {where}; it looks like {likely}: give the encoding with --encoding {likely}").format(
-                what=what, where=where, likely=likely
+            _(
+                "{what}, {where}; it looks like {likely}: give the encoding with --encoding {likely}",
+                what=what,
+                where=where,
+                likely=likely,
             )
         )
     return UserError(
-        _("{what}, {where}; give the encoding with --encoding, such as gb18030, big5 or cp1252").format(
-            what=what, where=where
-        )
+        _("{what}, {where}; give the encoding with --encoding, such as gb18030, big5 or cp1252", what=what, where=where)
     )
 
 
@@ -136,8 +141,10 @@ def find_encoding(part: Part, asked: str | None, tick: Tick) -> Encoding:
         if wide := guess_wide(head[:EVIDENCE]):
             return Encoding(wide, N_("detected"))
         raise UserError(
-            _("{where} is binary: it has a zero byte at offset {offset}; give a text file").format(
-                where=part.where, offset=head.index(0)
+            _(
+                "{where} is binary: it has a zero byte at offset {offset}; give a text file",
+                where=part.where,
+                offset=head.index(0),
             )
         )
     sample = lines_with_high_bytes(first_not_utf8(part, tick))

@@ -39,8 +39,10 @@ def read_jsonl(part: Part, config: DataConfig, tick: Tick) -> Iterator[Document]
             text = json.loads(line)[name]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                _('{where}: expected an object with a "{name}" field (--text_field names another)').format(
-                    where=where, name=name
+                _(
+                    '{where}: expected an object with a "{name}" field (--text_field names another)',
+                    where=where,
+                    name=name,
                 )
             ) from None
         yield record(text, where, config)
@@ -53,9 +55,7 @@ def read_parquet(part: Part, config: DataConfig, tick: Tick) -> Iterator[Documen
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError(
-            _("{where}: .parquet is read by the pyarrow library: {command}").format(
-                where=part.where, command=install("hf")
-            )
+            _("{where}: .parquet is read by the pyarrow library: {command}", where=part.where, command=install("hf"))
         ) from None
     name = config.text_field
     with reading(part.where), part.open() as raw:
@@ -64,8 +64,11 @@ def read_parquet(part: Part, config: DataConfig, tick: Tick) -> Iterator[Documen
             if name not in file.schema_arrow.names:
                 there = ", ".join(file.schema_arrow.names)
                 raise UserError(
-                    _('{where} has no column "{name}"; choose one with --text_field: {there}').format(
-                        where=part.where, name=name, there=there
+                    _(
+                        '{where} has no column "{name}"; choose one with --text_field: {there}',
+                        where=part.where,
+                        name=name,
+                        there=there,
                     )
                 )
             rows = file.metadata.num_rows
@@ -75,7 +78,7 @@ def read_parquet(part: Part, config: DataConfig, tick: Tick) -> Iterator[Documen
                 tick(part.size * batch.num_rows // max(rows, 1))
         except pa.ArrowException as error:
             raise UserError(
-                _("{where}: cannot be read ({error})").format(where=part.where, error=str(error).splitlines()[0])
+                _("{where}: cannot be read ({error})", where=part.where, error=str(error).splitlines()[0])
             ) from None
 
 
@@ -90,28 +93,31 @@ def hub_documents(name: str, config: DataConfig) -> Iterator[str]:
     """Yield the texts of NAME[:CONFIG[:SPLIT]], a dataset of the Hugging Face Hub or a folder that the library reads."""
     path, subset, split = (*name.split(":"), "", "")[:3]
     if is_offline() and not Path(path).exists():
-        raise UserError(_("{name} is streamed from the network: unset SAMPAN_OFFLINE to read it").format(name=name))
+        raise UserError(_("{name} is streamed from the network: unset SAMPAN_OFFLINE to read it", name=name))
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(
-            _("{name} is read by the datasets library: {command}").format(name=name, command=install("hf"))
+            _("{name} is read by the datasets library: {command}", name=name, command=install("hf"))
         ) from None
     try:
         for row in load_dataset(path, subset or None, split=split or "train", streaming=True):
             if config.text_field not in row:
                 raise UserError(
-                    _('{name} has no field "{text_field}"; choose one with --text_field: {row}').format(
-                        name=name, text_field=config.text_field, row=", ".join(row)
+                    _(
+                        '{name} has no field "{text_field}"; choose one with --text_field: {row}',
+                        name=name,
+                        text_field=config.text_field,
+                        row=", ".join(row),
                     )
                 )
             yield "".join(record(row[config.text_field], name, config))
     except (OSError, RuntimeError, ValueError) as error:  # datasets' own errors are among these
-        why = _("{name} cannot be read from the Hugging Face Hub ({error})").format(
-            name=name, error=str(error).splitlines()[0]
+        why = _(
+            "{name} cannot be read from the Hugging Face Hub ({error})", name=name, error=str(error).splitlines()[0]
         )
         raise UserError(
-            _("{why}: check the name, try again, or set HF_ENDPOINT to a mirror of the hub").format(why=why)
+            _("{why}: check the name, try again, or set HF_ENDPOINT to a mirror of the hub", why=why)
         ) from None
 
 
@@ -126,12 +132,12 @@ READERS = {
 def record(text: object, where: str, config: DataConfig) -> Document:
     """Return a record's text as a document. Raises UserError where it is not text."""
     if not isinstance(text, str):
-        raise UserError(_('{where}: "{text_field}" is not a string').format(where=where, text_field=config.text_field))
+        raise UserError(_('{where}: "{text_field}" is not a string', where=where, text_field=config.text_field))
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            _('{where}: "{text_field}" has half of a surrogate pair').format(where=where, text_field=config.text_field)
+            _('{where}: "{text_field}" has half of a surrogate pair', where=where, text_field=config.text_field)
         ) from None
     return clean([text], config.normalize)
 

@@ -95,4 +95,4 @@ def reading(where: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(_("{where}: cannot be read ({why})").format(where=where, why=why)) from None
+        raise UserError(_("{where}: cannot be read ({why})", where=where, why=why)) from None

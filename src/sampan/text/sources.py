@@ -84,7 +84,7 @@ class Source:
         """Return what the last reading found."""
         found = [(part.where, part.encoding) for part in self.parts if part.encoding is not None]
         places = [
-            _("byte {at:,}, line {line:,} of {where}").format(at=at, line=line, where=where)
+            _("byte {at:,}, line {line:,} of {where}", at=at, line=line, where=where)
             for where, encoding in found
             for at, line in encoding.places
         ]
@@ -112,7 +112,7 @@ def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Pat
         parts += parts_of(name, seen, config)
     stamp, changed = stamp_of_parts(parts, config)
     said = [_("standard input") if name == "-" else name for name in names]
-    origin = ", ".join(said) if len(said) < 4 else _("{first} to {last}").format(first=said[0], last=said[-1])
+    origin = ", ".join(said) if len(said) < 4 else _("{first} to {last}", first=said[0], last=said[-1])
     if [part.where for part in parts] != said:
         many = _("{count:,} files of {names}") if len(parts) > 1 else _("1 file of {names}")
         origin = many.format(count=len(parts), names=origin)
@@ -206,14 +206,16 @@ def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
         paths = [p for p in paths if runs.isdisjoint(p.parents)]
         if not paths:
             raise UserError(
-                _("{path} has no text ({suffixes}); for other names give a glob: '{path}/**/*.py'").format(
-                    path=path, suffixes=", ".join(SUFFIXES)
+                _(
+                    "{path} has no text ({suffixes}); for other names give a glob: '{path}/**/*.py'",
+                    path=path,
+                    suffixes=", ".join(SUFFIXES),
                 )
             )
     elif is_glob(name):
         paths = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
         if not paths:
-            raise UserError(_("{name}: no file matches").format(name=name))
+            raise UserError(_("{name}: no file matches", name=name))
     elif path.exists():
         paths = [path]
     else:
@@ -235,7 +237,7 @@ def file_part(path: Path) -> Part:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
+        raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
     if not path.is_file():  # a pipe, such as bash's <(command)
         return Part(str(path), "text", kept(lambda: path.open("rb")))
     return Part(str(path), kind_of(path.name), lambda: open_file(path), size)
@@ -263,9 +265,9 @@ def archive_parts(path: Path) -> list[Part]:
         members = sorted(archive.infolist(), key=lambda m: m.filename)
     members = [m for m in members if m.filename.endswith(IN_ARCHIVES) and "__MACOSX" not in m.filename]
     if not members:
-        raise UserError(_("{path} holds no text ({in_archives})").format(path=path, in_archives=", ".join(IN_ARCHIVES)))
+        raise UserError(_("{path} holds no text ({in_archives})", path=path, in_archives=", ".join(IN_ARCHIVES)))
     if any(m.flag_bits & 1 for m in members):
-        raise UserError(_("{path} is encrypted; unpack it first").format(path=path))
+        raise UserError(_("{path} is encrypted; unpack it first", path=path))
     return [
         Part(f"{path}/{m.filename}", kind_of(m.filename), partial(archive.open, m), m.compress_size) for m in members
     ]

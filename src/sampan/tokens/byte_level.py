@@ -112,8 +112,10 @@ def check_size(vocab_size: int) -> None:
     """Raise UserError where no byte-level BPE has that size: 256 bytes and the end of text are the least."""
     if not 256 < vocab_size <= MAX_IDS:
         raise UserError(
-            _("bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {max_ids:,}").format(
-                vocab_size=vocab_size, max_ids=MAX_IDS
+            _(
+                "bpe:{vocab_size}: a byte-level vocabulary has at least 257 entries, and at most {max_ids:,}",
+                vocab_size=vocab_size,
+                max_ids=MAX_IDS,
             )
         )
 

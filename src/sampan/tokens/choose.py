@@ -26,8 +26,10 @@ def check_tokenizer(wanted: str) -> None:
         found[0].check_size(found[1])
     elif wanted != "auto" and not found and not tokenizer_path(wanted).is_file():
         raise UserError(
-            _("tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a tokenizer.json").format(
-                wanted=wanted, names_of_kinds=names_of_kinds()
+            _(
+                "tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a tokenizer.json",
+                wanted=wanted,
+                names_of_kinds=names_of_kinds(),
             )
         )
 
@@ -44,9 +46,7 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     """
     if wanted != "auto":
         path = tokenizer_path(wanted)
-        return (
-            (wanted, N_("as asked")) if find_kind(wanted) else (str(path), _("of {folder}").format(folder=path.parent))
-        )
+        return (wanted, N_("as asked")) if find_kind(wanted) else (str(path), _("of {folder}", folder=path.parent))
     if corpus_choice:
         return corpus_choice, N_("the corpus's own")
     if characters > CHARACTERS_UP_TO:

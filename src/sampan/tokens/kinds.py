@@ -54,6 +54,6 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         with library_errors(_("not a tokenizer.json of the tokenizers library")):
             return open_tokenizer(Inner.from_str(text))
     except OSError as error:
-        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
+        raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None

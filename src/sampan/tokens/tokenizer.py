@@ -46,7 +46,7 @@ class Tokenizer:
         description = describe(inner) if description is None else description
         if growth([description["normalizer"], description["decoder"]]) > MAX_GROWTH:
             raise UserError(
-                _("its replacements make a text more than {max_growth:,} times as long").format(max_growth=MAX_GROWTH)
+                _("its replacements make a text more than {max_growth:,} times as long", max_growth=MAX_GROWTH)
             )
         self.decoder: dict[str, Any] = description["decoder"] or {}
         named = description["model"].get("unk_token")
@@ -150,7 +150,7 @@ def count_ids(inner: Any) -> int:
     vocabulary = inner.get_vocab(with_added_tokens=True)
     count = max(vocabulary.values(), default=-1) + 1
     if count > min(MAX_IDS, len(vocabulary) + MAX_GAPS):
-        raise UserError(_("token id {id:,} is more than this program allows").format(id=count - 1))
+        raise UserError(_("token id {id:,} is more than this program allows", id=count - 1))
     return count
 
 
@@ -186,6 +186,10 @@ def unknown_character(c: str, position: int, vocab_size: int) -> UserError:
         _(
             "the vocabulary of {vocab_size} has no {shown} (U+{ord:04X}), character {position:,} of the "
             "text; leave it out (sampan sample --oov skip does), or train from scratch with --tokenizer "
-            "char+bytes"
-        ).format(vocab_size=vocab_size, shown=shown, ord=ord(c), position=position + 1)
+            "char+bytes",
+            vocab_size=vocab_size,
+            shown=shown,
+            ord=ord(c),
+            position=position + 1,
+        )
     )

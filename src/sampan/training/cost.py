@@ -144,7 +144,7 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
     try:
         limit = bytes_of(str(config.fit))
     except (ValueError, OverflowError):
-        raise UserError(_("fit={fit!r}: expected a size such as 2GB or 750MB").format(fit=config.fit)) from None
+        raise UserError(_("fit={fit!r}: expected a size such as 2GB or 750MB", fit=config.fit)) from None
     windows = config.windows_per_step
     for again in dict.fromkeys((config.gradient_checkpointing, True)):
         for count in range(micro_batch(config), 0, -1):
@@ -155,10 +155,12 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
             )
             need = total_memory(model, changed)
             if need <= limit:
-                return changed, _("the largest micro-batch that fits into {size_of}").format(size_of=size_of(limit))
+                return changed, _("the largest micro-batch that fits into {size_of}", size_of=size_of(limit))
     raise UserError(
-        _("fit={fit}: one window at a time needs {size_of}; choose a smaller model or block_size").format(
-            fit=config.fit, size_of=size_of(need)
+        _(
+            "fit={fit}: one window at a time needs {size_of}; choose a smaller model or block_size",
+            fit=config.fit,
+            size_of=size_of(need),
         )
     )
 

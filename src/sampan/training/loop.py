@@ -154,7 +154,7 @@ def evaluated(progress: Progress, losses: dict[str, float], writer: RunWriter | 
     """Return the progress after an evaluation. Raise UserError if a loss is NaN or infinite."""
     if not all(map(math.isfinite, losses.values())):
         found = ", ".join(f"{split} {loss}" for split, loss in losses.items())
-        raise diverged(_("losses after step {step}: {found}").format(step=progress.step, found=found), writer)
+        raise diverged(_("losses after step {step}: {found}", step=progress.step, found=found), writer)
     # a resume begins with the evaluation that it was saved at, and finds the same best
     if losses["val"] < progress.best_val_loss or progress.step == progress.best_step:
         progress = replace(progress, best_step=progress.step, best_val_loss=losses["val"])
@@ -168,11 +168,11 @@ def stepped(progress: Progress, update: Update, config: TrainConfig, writer: Run
         return after
     about = dict(step=progress.step, reason=update.refused, loss=update.loss, count=after.refused)
     if after.refused >= MOST_REFUSED:
-        raise diverged(_("step {step}: {reason} (loss {loss}), {count} bad steps in a row").format(**about), writer)
+        raise diverged(_("step {step}: {reason} (loss {loss}), {count} bad steps in a row", **about), writer)
     if config.on_nan == "stop":
-        raise diverged(_("step {step}: {reason} (loss {loss})").format(**about), writer)
+        raise diverged(_("step {step}: {reason} (loss {loss})", **about), writer)
     if world()[0] == 0:
-        warnings.warn(_("skipped step {step}: {reason} (loss {loss})").format(**about), stacklevel=2)
+        warnings.warn(_("skipped step {step}: {reason} (loss {loss})", **about), stacklevel=2)
     return after
 
 

@@ -246,9 +246,7 @@ def plan_resume(asked: Asked, progress: Progress = silent) -> Plan:
         config, _why = fit_memory(config, model)
     step = read_note(run.last / WEIGHTS).get("step", 0)
     if config.max_iters < step:
-        raise UserError(
-            _("{folder} is at step {step:,} already: raise --max_iters").format(folder=run.folder, step=step)
-        )
+        raise UserError(_("{folder} is at step {step:,} already: raise --max_iters", folder=run.folder, step=step))
     return Plan(config, model, data, resume=True, start_step=step)
 
 
@@ -267,10 +265,10 @@ def find_run(asked: Asked) -> Run:
         run.check_unchanged()
         return run
     if "out_dir" not in asked:
-        raise UserError(_("{folder} holds nothing to resume; name the run with --out_dir").format(folder=folder))
+        raise UserError(_("{folder} holds nothing to resume; name the run with --out_dir", folder=folder))
     if folder.is_dir():
-        raise UserError(_("{folder} holds nothing to resume").format(folder=folder))
-    raise UserError(_("{folder}: no such folder").format(folder=folder))
+        raise UserError(_("{folder} holds nothing to resume", folder=folder))
+    raise UserError(_("{folder}: no such folder", folder=folder))
 
 
 def check_text(asked: Asked, before: TrainConfig, run: Run) -> None:

@@ -88,7 +88,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     minutes = config.minutes
     if minutes is None and not ({"max_iters", "size"} & settings.keys()):
         minutes = MINUTES[machine]
-        groups.append(({"minutes": minutes}, _("default for a {machine}").format(machine=machine.upper())))
+        groups.append(({"minutes": minutes}, _("default for a {machine}", machine=machine.upper())))
     speed = Speed(data) if engines_here() and world()[1] == 1 else None
     size, why = pick_size(base, data, settings, minutes, speed)
     groups.append((shape_of_size(size, base, settings), why))
@@ -155,7 +155,7 @@ def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: Tr
     batch_size = max(1, min(batch_size, most // block_size))
     chosen = dict(batch_size=batch_size, block_size=block_size, gradient_accumulation_steps=1)
     if chosen.items() >= usual.items():
-        return chosen, _("default for a {machine}").format(machine=machine.upper())
+        return chosen, _("default for a {machine}", machine=machine.upper())
     if most >= block_size:
         return chosen, _("a step reads at most a tenth of the text")
     return chosen, _("a step reads at most a tenth of the text, or one window")
@@ -218,7 +218,7 @@ def pick_size(
     The search scales one measured shape by FLOPs.
     """
     if config.size is not None:
-        return SIZES[config.size], _("size {size}, as asked").format(size=config.size)
+        return SIZES[config.size], _("size {size}, as asked", size=config.size)
     if minutes is None or speed is None:
         return SIZES["small"], _("size small: no training time is given")
     fitting = (n for n in (SIZES[name] for name in MEASURED) if fits(config, model_of(config, data, n, settings)))
@@ -234,8 +234,12 @@ def pick_size(
     return layers, (
         _(
             "size {name}: the largest that reads {tokens_per_parameter:g} tokens for each parameter in "
-            "{duration} and {epochs} epochs"
-        ).format(name=name, tokens_per_parameter=TOKENS_PER_PARAMETER, duration=duration(60 * minutes), epochs=EPOCHS)
+            "{duration} and {epochs} epochs",
+            name=name,
+            tokens_per_parameter=TOKENS_PER_PARAMETER,
+            duration=duration(60 * minutes),
+            epochs=EPOCHS,
+        )
     )
 
 
@@ -262,16 +266,16 @@ def pick_steps(
     if minutes is not None and costs is not None:
         steps, why = (
             60 * minutes * TRAINING_SHARE / costs.step,
-            _("{duration} at {step:.1f} ms a step").format(duration=duration(60 * minutes), step=costs.step * 1000),
+            _("{duration} at {step:.1f} ms a step", duration=duration(60 * minutes), step=costs.step * 1000),
         )
     elif config.size is not None:
         steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step
-        why = _("{tokens_per_parameter:g} tokens for each parameter").format(tokens_per_parameter=TOKENS_PER_PARAMETER)
+        why = _("{tokens_per_parameter:g} tokens for each parameter", tokens_per_parameter=TOKENS_PER_PARAMETER)
     else:
         steps, why = STEPS_UNMEASURED, _("no training time is given")
     most = EPOCHS * data.meta.train_tokens / config.tokens_per_step
     if steps > most:
-        steps, why = most, _("{epochs} epochs: more would only memorize the text").format(epochs=EPOCHS)
+        steps, why = most, _("{epochs} epochs: more would only memorize the text", epochs=EPOCHS)
     return max(1, int(steps)), why
 
 

@@ -20,23 +20,25 @@ def pick_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps").format(wanted=wanted)) from None
+        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps", wanted=wanted)) from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps").format(wanted=wanted))
+        raise UserError(_("device={wanted}: expected auto, cpu, cuda, cuda:N or mps", wanted=wanted))
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(_("device={wanted}: this PyTorch sees no CUDA GPU; use --device cpu").format(wanted=wanted))
+            raise UserError(_("device={wanted}: this PyTorch sees no CUDA GPU; use --device cpu", wanted=wanted))
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise UserError(
-                _("device={wanted}: this machine has {device_count} GPU(s)").format(
-                    wanted=wanted, device_count=torch.cuda.device_count()
+                _(
+                    "device={wanted}: this machine has {device_count} GPU(s)",
+                    wanted=wanted,
+                    device_count=torch.cuda.device_count(),
                 )
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(_("device={wanted}: this PyTorch sees no Apple GPU; use --device cpu").format(wanted=wanted))
+        raise UserError(_("device={wanted}: this PyTorch sees no Apple GPU; use --device cpu", wanted=wanted))
     return device
 
 

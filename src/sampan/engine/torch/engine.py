@@ -48,8 +48,10 @@ class TorchEngine:
             self.model = GPT(config).to(self.device)
         except (RuntimeError, MemoryError) as error:
             raise UserError(
-                _("the model does not fit into the memory of {device}: {first_line}").format(
-                    device=self.device, first_line=first_line(error)
+                _(
+                    "the model does not fit into the memory of {device}: {first_line}",
+                    device=self.device,
+                    first_line=first_line(error),
                 )
             ) from None
         self.names = [p.name for p in parameters(config)]
@@ -133,9 +135,7 @@ class TorchEngine:
                 compiled(ids, ids).backward()
         except Exception as error:  # a compiler can fail in any way, and none of them need stop a run
             warnings.warn(
-                _("torch.compile cannot run here ({first_line}); continuing without it").format(
-                    first_line=first_line(error)
-                ),
+                _("torch.compile cannot run here ({first_line}); continuing without it", first_line=first_line(error)),
                 stacklevel=2,
             )
         else:
@@ -234,10 +234,10 @@ class TorchEngine:
         pairs = list(zip(self.names, self.weights, strict=True))
         for name, weight in pairs:
             if not weight.isfinite().all():
-                return _("the weights of {name} are not finite").format(name=name)
+                return _("the weights of {name} are not finite", name=name)
         for name, weight in pairs:
             if not gradient(weight).isfinite().all():
-                return _("the gradient of {name} is not finite").format(name=name)
+                return _("the gradient of {name} is not finite", name=name)
         return _("the norm of the gradient is not finite") if math.isfinite(loss) else _("the loss is not finite")
 
     @torch.no_grad()

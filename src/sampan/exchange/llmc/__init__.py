@@ -46,19 +46,22 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
         return read_data(path, Path(config.out_dir or Path("data", name)), config.tokenizer).summary()
     if magic != MODEL:
         raise UserError(
-            _("{path} contains {kind}; only weights and tokens can be imported").format(path=path, kind=_(KINDS[magic]))
+            _("{path} contains {kind}; only weights and tokens can be imported", path=path, kind=_(KINDS[magic]))
         )
     out = Path(config.out_dir or Path("out", f"llmc-{path.stem}"))
     if (out / WEIGHTS).exists():
-        raise UserError(_("{out} already contains a model; choose another folder").format(out=out))
+        raise UserError(_("{out} already contains a model; choose another folder", out=out))
     model, weights = read_weights(path)
     tokenizer = find_tokenizer(config.tokenizer, path)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             _(
                 "{path} has {vocab_size:,} tokens, but the tokenizer has {vocab_size_2:,}. Give its own "
-                "tokenizer with --tokenizer: a tokenizer.json or a tokenizer file of llm.c."
-            ).format(path=path, vocab_size=model.vocab_size, vocab_size_2=tokenizer.vocab_size)
+                "tokenizer with --tokenizer: a tokenizer.json or a tokenizer file of llm.c.",
+                path=path,
+                vocab_size=model.vocab_size,
+                vocab_size_2=tokenizer.vocab_size,
+            )
         )
     save_model(out, model, weights, tokenizer)
     about = _("{folder}: gpt2, {n_layer} layers, width {n_embd}, vocabulary {vocab_size:,}")
@@ -85,14 +88,14 @@ def export_path(source: str, config: ExportConfig) -> list[str]:
             paths = write_model(find_model(source), out, config)
         return [f"{path}: {path.stat().st_size / 1e6:,.1f} MB" for path in paths]
     except OSError as error:
-        raise UserError(_("{out}: cannot be written ({reason})").format(out=out, reason=error.strerror)) from None
+        raise UserError(_("{out}: cannot be written ({reason})", out=out, reason=error.strerror)) from None
 
 
 def write_model(folder: Path, out: Path, config: ExportConfig) -> list[Path]:
     """Write a model under the names that llm.c's programs open, whatever its size; return the files."""
     if config.dtype not in DTYPES:
         raise UserError(
-            _("dtype={dtype}: llm.c's weights are {dtypes}").format(dtype=config.dtype, dtypes=" or ".join(DTYPES))
+            _("dtype={dtype}: llm.c's weights are {dtypes}", dtype=config.dtype, dtypes=" or ".join(DTYPES))
         )
     model, weights = as_llmc(*load_model(folder), str(folder))
     data: Data | None = open_folder(config.data_dir) if config.data_dir else None

@@ -39,16 +39,17 @@ def read_header(path: Path, *magics: int) -> list[int]:
         with path.open("rb") as file:
             raw = file.read(4 * HEADER)
     except OSError as error:
-        raise UserError(_("{path}: cannot be read ({reason})").format(path=path, reason=error.strerror)) from None
+        raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
     header = list(struct.unpack(f"<{HEADER}i", raw)) if len(raw) == 4 * HEADER else [0]
     if header[0] not in KINDS:
-        raise UserError(
-            _("{path} is not a file of llm.c: it does not begin with one of its magic numbers").format(path=path)
-        )
+        raise UserError(_("{path} is not a file of llm.c: it does not begin with one of its magic numbers", path=path))
     if magics and header[0] not in magics:
         raise UserError(
-            _("{path} contains {kind}, not {expected}").format(
-                path=path, kind=_(KINDS[header[0]]), expected=_(KINDS[magics[0]])
+            _(
+                "{path} contains {kind}, not {expected}",
+                path=path,
+                kind=_(KINDS[header[0]]),
+                expected=_(KINDS[magics[0]]),
             )
         )
     return header
@@ -59,8 +60,11 @@ def check_size(path: Path, expected: int) -> None:
     size = path.stat().st_size
     if size != expected:
         raise UserError(
-            _("{path} has {size:,} bytes, but its header implies {expected:,}; it is incomplete or damaged").format(
-                path=path, size=size, expected=expected
+            _(
+                "{path} has {size:,} bytes, but its header implies {expected:,}; it is incomplete or damaged",
+                path=path,
+                size=size,
+                expected=expected,
             )
         )
 

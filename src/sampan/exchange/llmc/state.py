@@ -49,16 +49,22 @@ def state_batch(model: ModelShape, data: Data | None) -> tuple[np.ndarray, np.nd
         ids = np.random.default_rng(1337).integers(model.vocab_size, size=B * T + 1)
     elif len(data.val) <= B * T:
         raise UserError(
-            _("{folder}: a debug state needs {b} val tokens, but there are only {count}").format(
-                folder=data.folder, b=B * T + 1, count=len(data.val)
+            _(
+                "{folder}: a debug state needs {b} val tokens, but there are only {count}",
+                folder=data.folder,
+                b=B * T + 1,
+                count=len(data.val),
             )
         )
     else:
         ids = data.val[: B * T + 1]
         if ids.max() >= model.vocab_size:
             raise UserError(
-                _("{folder}: token {id} is outside the model's vocabulary of {vocab_size}").format(
-                    folder=data.folder, id=ids.max(), vocab_size=model.vocab_size
+                _(
+                    "{folder}: token {id} is outside the model's vocabulary of {vocab_size}",
+                    folder=data.folder,
+                    id=ids.max(),
+                    vocab_size=model.vocab_size,
                 )
             )
     ids = ids.astype(np.int32)
@@ -85,8 +91,12 @@ def read_state(path: Path, model: ModelShape) -> State:
     _magic, version, B, T = read_header(path, STATE)[:4]
     if version != 2 or B < 1 or not 0 < T <= model.block_size:
         raise UserError(
-            _("{path}: not a debug state of this model (version {version}, {b} sequences of {t} tokens)").format(
-                path=path, version=version, b=B, t=T
+            _(
+                "{path}: not a debug state of this model (version {version}, {b} sequences of {t} tokens)",
+                path=path,
+                version=version,
+                b=B,
+                t=T,
             )
         )
     padded = padded_vocabulary(model)

@@ -47,8 +47,12 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     raw = path.read_bytes()[4 * HEADER :]
     if version not in (1, 2) or not 0 < count <= len(raw) // 2:
         raise UserError(
-            _("{path}: not a tokenizer (version {version} with {count} tokens in {count_2} bytes)").format(
-                path=path, version=version, count=count, count_2=len(raw)
+            _(
+                "{path}: not a tokenizer (version {version} with {count} tokens in {count_2} bytes)",
+                path=path,
+                version=version,
+                count=count,
+                count_2=len(raw),
             )
         )
     tokens, at = [], 0
@@ -58,21 +62,17 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     end = GPT2_END if version == 1 else end
     if at != len(raw) or len(tokens) != count or len(set(tokens)) != count or not 0 <= end < count:
         raise UserError(
-            _("{path}: its header promises {count} different tokens, which it does not contain").format(
-                path=path, count=count
-            )
+            _("{path}: its header promises {count} different tokens, which it does not contain", path=path, count=count)
         )
     try:
         tokenizer = build_tokenizer(tokens, tokens[end] == END)
     except ValueError as error:
         raise UserError(
-            _("{path}: cannot reconstruct its tokenizer ({error}); give a tokenizer.json").format(
-                path=path, error=error
-            )
+            _("{path}: cannot reconstruct its tokenizer ({error}); give a tokenizer.json", path=path, error=error)
         ) from None
     if token_bytes(tokenizer, tokenizer.vocab_size) != tokens:
         raise UserError(
-            _("{path}: cannot reconstruct its tokenizer (other ids come out); give a tokenizer.json").format(path=path)
+            _("{path}: cannot reconstruct its tokenizer (other ids come out); give a tokenizer.json", path=path)
         )
     return tokenizer
 
@@ -112,15 +112,16 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
     tokens = token_bytes(tokenizer, tokenizer.vocab_size)
     if tokens is None:
         raise UserError(
-            _("{path}: llm.c's tokenizer file needs the bytes of each token, which this tokenizer lacks").format(
-                path=path
-            )
+            _("{path}: llm.c's tokenizer file needs the bytes of each token, which this tokenizer lacks", path=path)
         )
     for i, token in enumerate(tokens):
         if not 0 < len(token) < 256:
             raise UserError(
-                _("{path}: token {i} has {count} bytes; llm.c's tokenizer file supports 1 to 255").format(
-                    path=path, i=i, count=len(token)
+                _(
+                    "{path}: token {i} has {count} bytes; llm.c's tokenizer file supports 1 to 255",
+                    path=path,
+                    i=i,
+                    count=len(token),
                 )
             )
     begin = tokenizer.end_of_text

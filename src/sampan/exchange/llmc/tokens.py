@@ -43,8 +43,12 @@ def read_tokens(path: Path) -> np.ndarray:
     expected, dtype = FORMATS[magic]
     if version != expected or count < 1:
         raise UserError(
-            _("{path}: unsupported token file (version {version}, {count} tokens); expected version {expected}").format(
-                path=path, version=version, count=count, expected=expected
+            _(
+                "{path}: unsupported token file (version {version}, {count} tokens); expected version {expected}",
+                path=path,
+                version=version,
+                count=count,
+                expected=expected,
             )
         )
     check_size(path, 4 * HEADER + count * dtype.itemsize)
@@ -76,10 +80,10 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
     files = sibling_files(path)
     ids = {split: [read_tokens(p) for p in paths] for split, paths in files.items()}
     if (out / "train.bin").exists():
-        raise UserError(_("{out} already contains data; choose another folder").format(out=out))
+        raise UserError(_("{out} already contains data; choose another folder", out=out))
     if read_header(path)[0] == TOKENS_LLAMA3 and tokenizer == "auto":
         raise UserError(
-            _("{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer").format(path=path)
+            _("{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer", path=path)
         )
     found = find_tokenizer(tokenizer, path)
     counts = {split: sum(map(len, arrays)) for split, arrays in ids.items()}
@@ -107,8 +111,11 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
                 for piece in pieces(array):
                     if piece.max() >= found.vocab_size:
                         raise UserError(
-                            _("{file}: token {id} is outside the vocabulary of {vocab_size:,}").format(
-                                file=file, id=piece.max(), vocab_size=found.vocab_size
+                            _(
+                                "{file}: token {id} is outside the vocabulary of {vocab_size:,}",
+                                file=file,
+                                id=piece.max(),
+                                vocab_size=found.vocab_size,
                             )
                         )
                     yield split, piece
@@ -121,9 +128,7 @@ def sibling_files(path: Path) -> dict[str, list[Path]]:
     parts = re.fullmatch(r"(.*_)?(train|val)(_\d+)?\.bin", path.name)
     if not parts:
         raise UserError(
-            _("{path}: cannot tell train from val; rename the files to NAME_train.bin and NAME_val.bin").format(
-                path=path
-            )
+            _("{path}: cannot tell train from val; rename the files to NAME_train.bin and NAME_val.bin", path=path)
         )
     pattern = re.compile(re.escape(parts[1] or "") + r"(train|val)(_\d+)?\.bin")
     files: dict[str, list[Path]] = {"train": [], "val": []}
@@ -133,9 +138,7 @@ def sibling_files(path: Path) -> dict[str, list[Path]]:
     for split, found in files.items():
         if not found:
             raise UserError(
-                _("{path}: there is no {parts}{split}.bin beside it").format(
-                    path=path, parts=parts[1] or "", split=split
-                )
+                _("{path}: there is no {parts}{split}.bin beside it", path=path, parts=parts[1] or "", split=split)
             )
     return files
 
@@ -146,9 +149,7 @@ def write_data(data: Data, out: Path) -> list[Path]:
     for split, ids in splits.items():
         if not len(ids):
             raise UserError(
-                _("{folder}: its {split} split is empty, which llm.c cannot read").format(
-                    folder=data.folder, split=split
-                )
+                _("{folder}: its {split} split is empty, which llm.c cannot read", folder=data.folder, split=split)
             )
     return write_splits(out, data.meta.name, splits, data.meta.vocab_size)
 
@@ -172,13 +173,16 @@ def write_text(text: str, out: Path) -> list[Path]:
     """
     source = find_source([text], DataConfig())
     if any(part.kind == "hub" for part in source.parts):
-        raise UserError(_("{text} is streamed; prepare it first, then export its data folder").format(text=text))
+        raise UserError(_("{text} is streamed; prepare it first, then export its data folder", text=text))
     tokenizer = fetch_gpt2_tokenizer()
     ids = encode_sections("\n\n".join(filter(None, map("".join, source.documents()))), tokenizer)
     if len(ids) <= VAL_TOKENS:
         raise UserError(
-            _("{text}: too short; llm.c takes {val_tokens:,} tokens for val, and there are only {count:,}").format(
-                text=text, val_tokens=VAL_TOKENS, count=len(ids)
+            _(
+                "{text}: too short; llm.c takes {val_tokens:,} tokens for val, and there are only {count:,}",
+                text=text,
+                val_tokens=VAL_TOKENS,
+                count=len(ids),
             )
         )
     splits = {"train": ids[VAL_TOKENS:], "val": ids[:VAL_TOKENS]}

@@ -55,12 +55,14 @@ def read_config(path: Path) -> tuple[ModelShape, np.dtype, int]:
     dtype = next((number for known, number, _ in DTYPES.values() if known == version), None)
     if dtype is None:
         raise UserError(
-            _("{path}: unsupported version {version} of llm.c's weights; expected 3 (float32) or 5 (bfloat16)").format(
-                path=path, version=version
+            _(
+                "{path}: unsupported version {version} of llm.c's weights; expected 3 (float32) or 5 (bfloat16)",
+                path=path,
+                version=version,
             )
         )
     if not all(0 < n < 1 << 28 for n in (block_size, vocab_size, n_layer, n_head, n_embd)) or padded < vocab_size:
-        raise UserError(_("{path}: its header has an impossible size").format(path=path))
+        raise UserError(_("{path}: its header has an impossible size", path=path))
     config = ModelSettings(family="gpt2", bias=True, norm_eps=1e-5, block_size=block_size, vocab_size=vocab_size,
                          n_layer=n_layer, n_head=n_head, n_embd=n_embd)  # fmt: skip
     check_size(path, 4 * HEADER + dtype.itemsize * count_numbers(config, padded))
@@ -89,8 +91,10 @@ def read_tensors(numbers: np.ndarray, config: ModelShape, padded: int, path: Pat
             padding = numbers[start : start + (padded - config.vocab_size) * config.n_embd]
             if padding.any():
                 raise UserError(
-                    _("{path}: the rows beyond its vocabulary of {vocab_size:,} are not zero").format(
-                        path=path, vocab_size=config.vocab_size
+                    _(
+                        "{path}: the rows beyond its vocabulary of {vocab_size:,} are not zero",
+                        path=path,
+                        vocab_size=config.vocab_size,
                     )
                 )
             start += len(padding)
@@ -141,21 +145,19 @@ def as_llmc(c: ModelShape, weights: Mapping[str, np.ndarray], source: str) -> tu
     Raises UserError if there is none.
     """
     reasons = {
-        _("it is a {family} model, and llm.c supports only gpt2").format(family=c.family): c.norm != "layernorm"
+        _("it is a {family} model, and llm.c supports only gpt2", family=c.family): c.norm != "layernorm"
         or c.positions != "learned"
         or c.gated,
-        _("its activation function is {activation}, and llm.c's is gelu_new").format(
-            activation=c.activation
-        ): c.activation != "gelu_new",
+        _("its activation function is {activation}, and llm.c's is gelu_new", activation=c.activation): c.activation
+        != "gelu_new",
         _("its head does not share the token embedding, as llm.c's does"): not c.tie_word_embeddings,
-        _("its MLP is {n_inner} wide, and llm.c's is 4 x {n_embd}").format(
-            n_inner=c.n_inner, n_embd=c.n_embd
-        ): c.n_inner != 4 * c.n_embd,
-        _("its norm_eps is {norm_eps:g}, and llm.c's is 1e-05").format(norm_eps=c.norm_eps): np.float32(c.norm_eps or 0)
+        _("its MLP is {n_inner} wide, and llm.c's is 4 x {n_embd}", n_inner=c.n_inner, n_embd=c.n_embd): c.n_inner
+        != 4 * c.n_embd,
+        _("its norm_eps is {norm_eps:g}, and llm.c's is 1e-05", norm_eps=c.norm_eps): np.float32(c.norm_eps or 0)
         != np.float32(1e-5),
     }
     for reason, applies in reasons.items():
         if applies:
-            raise UserError(_("{source} cannot be written for llm.c: {reason}").format(source=source, reason=reason))
+            raise UserError(_("{source} cannot be written for llm.c: {reason}", source=source, reason=reason))
     full = resolve(replace(settings_of(c), bias=True, dropout=0.0))
     return full, {p.name: weights.get(p.name, np.zeros(p.shape, np.float32)) for p in parameters(full)}
