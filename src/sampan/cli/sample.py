@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import textwrap
 from pathlib import Path
 from typing import TextIO
 
@@ -13,7 +12,7 @@ from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig, build
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
-from sampan.messages import _
+from sampan.messages import _, fill
 from sampan.model.shape import ModelShape
 from sampan.report.verbatim import training_data, verbatim_report
 from sampan.sampling.write import write
@@ -71,7 +70,7 @@ def run(source: list[str], flags: dict) -> int:
     try:
         for number, piece in write(engine, model, tokenizer, prompt, settings):
             if line:  # not before the prompt has been accepted
-                print(textwrap.fill(line, 80), file=sys.stderr, flush=True)
+                print(fill(line), file=sys.stderr, flush=True)
                 line = ""
             parts[number].append(piece)
             if number == 0:  # the first is streamed, the others follow

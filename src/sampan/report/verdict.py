@@ -122,6 +122,9 @@ def judge_losses(plan: Plan, evaluations: Sequence[Evaluation]) -> list[str]:
 
 def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
     """Return sentences about a val loss that rose: the run diverged if the train loss rose too, else it overfitted."""
+    losses = dict(
+        val_loss=best.val_loss, val_loss_2=last.val_loss, train_loss=best.train_loss, train_loss_2=last.train_loss
+    )
     if last.train_loss > best.train_loss:
         return [
             _(
@@ -129,10 +132,7 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
                 "train loss from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept. Try a lower "
                 "--learning_rate.",
                 step=best.step,
-                val_loss=best.val_loss,
-                val_loss_2=last.val_loss,
-                train_loss=best.train_loss,
-                train_loss_2=last.train_loss,
+                **losses,
             )
         ]
     found = [
@@ -140,10 +140,7 @@ def judge_rise(plan: Plan, best: Evaluation, last: Evaluation) -> list[str]:
             "Overfitted since step {step:,}: the val loss rose from {val_loss:.2f} to {val_loss_2:.2f} while "
             "the train loss fell from {train_loss:.2f} to {train_loss_2:.2f}. The best weights are kept.",
             step=best.step,
-            val_loss=best.val_loss,
-            val_loss_2=last.val_loss,
-            train_loss=best.train_loss,
-            train_loss_2=last.train_loss,
+            **losses,
         )
     ]
     tokens, parameters = plan.data.meta.train_tokens, count_parameters(plan.model)
