@@ -142,7 +142,7 @@ DAMAGES = {
     "a size of another type": (lambda f: edit_config(f, n_layer="many"), "n_layer"),
     "sizes of another model": (lambda f: edit_config(f, vocab_size=99), "shape"),
     "more layers than weights": (lambda f: edit_config(f, n_layer=2), "missing"),
-    "weights are missing": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "weights are missing": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors"),
     "weights are cut": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
         "not a whole",
@@ -150,7 +150,14 @@ DAMAGES = {
     "weights are empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole"),
     "an absurd header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "not a whole"),
     "weights are a pickle": (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({})), "not a whole"),
-    "a tensor too many": (lambda f: rewrite_weights(f, lambda t: t.update(extra=np.ones(1, np.float32))), "no place"),
+    "a tensor too many in a block": (
+        lambda f: rewrite_weights(f, lambda t: t.update({"transformer.h.0.gate.weight": np.ones(1, np.float32)})),
+        "gate.weight' has no place",
+    ),
+    "a tensor too many in a module": (
+        lambda f: rewrite_weights(f, lambda t: t.update({"lm_head.bias": np.ones(9, np.float32)})),
+        "lm_head.bias' has no place",
+    ),
     "integers for weights": (
         lambda f: rewrite_weights(f, lambda t: t.update({"transformer.wte.weight": np.ones((9, 8), np.int32)})),
         "float",
@@ -174,6 +181,15 @@ def test_a_damaged_folder_is_refused_with_one_sentence(damage, tmp_path):
     with pytest.raises(UserError, match=word) as error:
         load_model(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_tensors_outside_of_the_model_are_named(tmp_path):
+    save_model(tmp_path, CONFIG, weights(1), TOKENIZER)
+    blocks_left = {"transformer.h.1.ln_1.weight": np.ones(8, np.float32)}  # config.json has one block
+    rewrite_weights(tmp_path, lambda t: t.update(blocks_left | {"v_head.summary.weight": np.ones((1, 8), np.float32)}))
+    with pytest.warns(UserWarning, match=r"2 tensors .*'transformer.h.1.ln_1.weight', 'v_head.summary.weight'"):
+        _, loaded = load_model(tmp_path)
+    assert all(np.array_equal(loaded[name], value) for name, value in weights(1).items())
 
 
 def test_an_optimizer_of_another_step_is_refused(run):

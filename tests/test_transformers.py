@@ -4,13 +4,16 @@ The reference is computed live by AutoModelForCausalLM on a folder that we wrote
 parameter, biases and norms too.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import tiny_config
 from helpers import TOLERANCE, random_config, random_weights, relative_error
+from safetensors.numpy import load_file, save_file
 
 from sampan.checkpoint.folder import load_model, load_model_config, save_model
 from sampan.checkpoint.huggingface import to_hf_weights
@@ -97,6 +100,52 @@ def test_half_precision_and_shards_are_read(tmp_path):
     _, loaded = load_model(tmp_path / "theirs")
     for name, weight in weights.items():
         assert np.array_equal(loaded[name], torch.from_numpy(weight).bfloat16().float().numpy()), name
+
+
+def logits_of_both(folder, ids=((1, 2, 3, 4, 5),)):
+    """Our logits of a folder and those of transformers, float32 (V,) each."""
+    model, weights = load_model(folder)
+    engine = open_engine(model, MachineConfig(engine="torch", device="cpu", dtype="float32"))
+    engine.load(weights)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(torch.tensor(ids)).logits[:, -1]
+    return engine.session(len(ids)).feed(np.array(ids, np.int32))[0], theirs[0].detach().numpy()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("stored", ["its own head", "the head alone", "the same twice"])
+def test_the_head_is_the_one_in_the_file(family, stored, tmp_path):
+    """config.json says tied, and the file decides, as in transformers."""
+    config = tiny_config(family, tie_word_embeddings=True)
+    save_model(tmp_path, config, random_weights(config, 0), None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(n for n in tensors if n.endswith(("wte.weight", "embed_tokens.weight")))
+    tensors["lm_head.weight"] = tensors[name] * np.float32(2 if stored == "its own head" else 1)
+    if stored == "the head alone":
+        del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert load_model_config(tmp_path).tie_word_embeddings == (stored != "its own head")
+    assert relative_error(*logits_of_both(tmp_path)) < TOLERANCE
+    save_model(tmp_path / "again", *load_model(tmp_path), None)
+    ours, theirs = logits_of_both(tmp_path / "again")
+    assert relative_error(ours, logits_of_both(tmp_path)[1]) < TOLERANCE and relative_error(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", ["archive", "before 1.6", "shards", "half precision"])
+def test_a_folder_of_pickled_weights_is_read_as_torch_reads_it(form, tmp_path):
+    config, weights, reference, _ = both(0 if form == "before 1.6" else 1, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tensors = reference.to(torch.bfloat16 if form == "half precision" else torch.float32).state_dict()
+    if form == "shards":
+        index = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(tensors)}
+        for file in set(index.values()):
+            torch.save({name: t for name, t in tensors.items() if index[name] == file}, tmp_path / file)
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    else:
+        torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=form != "before 1.6")
+    loaded = load_model(tmp_path)[1]
+    for name, weight in weights.items():
+        expected = torch.from_numpy(weight).bfloat16().float().numpy() if form == "half precision" else weight
+        assert np.array_equal(loaded[name], expected), name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     model, weights = load_model("out/shakespeare")          # or any folder of a known family
     save_model("copy", model, weights, tokenizer)
 
-No pickle is read or written, and nothing in a folder is executed. Runs that can be resumed are in run.py.
+Nothing in a folder is executed, and no pickle is written. Runs that can be resumed are in run.py.
 """
 
 import contextlib
@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from sampan.checkpoint.huggingface import from_hf_config, from_hf_weights, to_hf_config, to_hf_weights
+from sampan.checkpoint.huggingface import (
+    from_hf_config,
+    from_hf_weights,
+    to_hf_config,
+    to_hf_weights,
+    with_stored_head,
+)
 from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
 from sampan.errors import UserError
 from sampan.fetch import mirror_folder
@@ -25,6 +31,9 @@ from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.tokens.kinds import read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
+
+# What is fetched of a model on the hub, and pytorch_model.bin where there are no safetensors
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
 
 # ---- model folders ----
 
@@ -46,9 +55,11 @@ def find_model(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub.utils import HFValidationError
 
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, etag_timeout=5))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED, etag_timeout=5))
+        if not any(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, allow_patterns=["pytorch_model*.bin"], etag_timeout=5)
+        return folder
     except HFValidationError:
         raise UserError(_("{name}: no such folder, and not a name on the Hugging Face hub", name=name)) from None
     except Exception as error:  # the hub's client and what it stands on raise many kinds
@@ -71,6 +82,11 @@ def runs_near(folder: Path) -> str:
 
 
 def load_model_config(folder: str | Path) -> ModelShape:
+    """Return the shape of a folder's model. Raise UserError if it is missing or not of a known family."""
+    return with_stored_head(read_shape(folder), Tensors(Path(folder)))
+
+
+def read_shape(folder: str | Path) -> ModelShape:
     """Return the shape that a folder's config.json describes. Raise UserError if it is missing or not of a known family."""
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -90,8 +106,9 @@ def load_model(folder: str | Path, block_size: int | None = None) -> tuple[Model
     `block_size`, in tokens, crops the context. Raise UserError if the folder is not a model's, its files are damaged, or
     `block_size` is more than the model's.
     """
-    config = crop(load_model_config(folder), block_size, str(folder))
-    return config, from_hf_weights(config, Tensors(Path(folder)), str(folder))
+    shape, tensors = read_shape(folder), Tensors(Path(folder))
+    shape = crop(with_stored_head(shape, tensors), block_size, str(folder))
+    return shape, from_hf_weights(shape, tensors, str(folder))
 
 
 def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:

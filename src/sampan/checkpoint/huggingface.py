@@ -6,7 +6,9 @@ No file is read or written here (folder.py).
 """
 
 import reprlib
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -157,10 +159,25 @@ def to_hf_weights(shape: ModelShape, weights: Mapping[str, np.ndarray]) -> dict[
     return tensors
 
 
-def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """Return our parameters, float32, out of Hugging Face's tensors.
+def find_stored(family: Family, name: str, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Return the name that Hugging Face's tensor `name` has in this file, or None if it is missing."""
+    return next((n for n in (name, name.removeprefix(family.optional_prefix)) if n in tensors), None)
 
-    Raises UserError for a tensor that is missing, has another shape, or has no place in the model.
+
+def with_stored_head(shape: ModelShape, tensors: Mapping[str, np.ndarray]) -> ModelShape:
+    """Return the shape with a head of its own if the tensors have one, whatever config.json says (as transformers 5 does)."""
+    family = find_family(shape.family)
+    stored = [find_stored(family, f"{family.tensors[module][0]}.weight", tensors) for module in ("wte", "lm_head")]
+    if not shape.tie_word_embeddings or None in stored:
+        return shape
+    embedding, head = (tensors[name] for name in stored if name)
+    return replace(shape, tie_word_embeddings=np.array_equal(embedding, head))
+
+
+def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """Return our parameters, float32, out of Hugging Face's tensors. Warn of tensors outside of the model, by name.
+
+    Raises UserError for a tensor that is missing, has another shape, or is in the model where ours has none.
     """
     family = find_family(shape.family)
     left = set(tensors)
@@ -169,7 +186,9 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
         is_transposed = family.transposed and bool(p.pieces)
         pieces = []
         for name, rows in stored_tensors(family, p):
-            found = next((n for n in (name, name.removeprefix(family.optional_prefix)) if n in tensors), None)
+            found = find_stored(family, name, tensors)
+            if found is None and p.name == "wte.weight" and shape.tie_word_embeddings:
+                found = find_stored(family, f"{family.tensors['lm_head'][0]}.weight", tensors)  # one name of the two
             if found is None:
                 raise UserError(_("{where}: tensor {name} is missing", where=where, name=name))
             left.discard(found)
@@ -189,10 +208,13 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
                 )
             pieces.append(value)
         weights[p.name] = np.concatenate(pieces).astype(np.float32, copy=False)
+    unused = []
     for name in sorted(left):
         is_tied = name == "lm_head.weight" and shape.tie_word_embeddings
         is_zero_bias = name.endswith(".bias") and not shape.qkv_bias and not tensors[name].any()
-        if not (name.endswith(family.ignored) or is_tied or is_zero_bias):
+        if name.endswith(family.ignored) or is_tied or is_zero_bias:
+            continue
+        if is_inside(shape, name):
             raise UserError(
                 _(
                     "{where}: tensor {name} has no place in a {family} model of this configuration",
@@ -201,4 +223,27 @@ def from_hf_weights(shape: ModelShape, tensors: Mapping[str, np.ndarray], where:
                     family=shape.family,
                 )
             )
+        unused.append(reprlib.repr(name))
+    if unused:
+        message = _(
+            "{where}: left out {count} tensors that are not part of this {family} model: {names}",
+            where=where,
+            count=len(unused),
+            family=shape.family,
+            names=", ".join(unused[:4]) + (", ..." if len(unused) > 4 else ""),
+        )
+        warnings.warn(message, stacklevel=2)
     return weights
+
+
+def is_inside(shape: ModelShape, name: str) -> bool:
+    """Return whether a tensor would be in the model: in one of its blocks, or in another of its modules."""
+    family = find_family(shape.family)
+    modules = [stored.removeprefix(family.optional_prefix) for names in family.tensors.values() for stored in names]
+    name = name.removeprefix(family.optional_prefix)
+    blocks = {module.partition("{}")[0] for module in modules if "{}" in module}
+    for block in blocks:
+        if name.startswith(block):
+            number = name.removeprefix(block).partition(".")[0]
+            return not number.isdecimal() or int(number) < shape.n_layer
+    return name.rpartition(".")[0] in modules

@@ -2,7 +2,7 @@
 
     tensors = Tensors(Path("out/shakespeare")); tensors["transformer.wte.weight"]
 
-No pickle is read or written.
+Folders of other programs may have a pytorch_model.bin instead, which pickles.py reads; none is written.
 """
 
 import contextlib
@@ -16,52 +16,42 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from sampan.checkpoint.pickles import read_checkpoint
 from sampan.errors import UserError
 from sampan.files import read_json, sync_folder
 from sampan.messages import _
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+PICKLED = "pytorch_model.bin"
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Map names to the tensors of a model folder, in one file or several shards; each is read when it is asked for.
+    """Map names to the tensors of a model folder, in one file or several shards.
 
-    Every tensor comes as float32; the files may hold float16, bfloat16, float32 or float64.
+    Every tensor comes as float32; the files may hold float16, bfloat16, float32 or float64. A tensor of a safetensors file
+    is read when it is asked for. Where there is none, pytorch_model.bin is read at once, as plain data.
     """
 
     def __init__(self, folder: Path):
         """Open the folder's files. Raise UserError if they are missing or damaged, or the index of shards is invalid."""
-        index, single = folder / "model.safetensors.index.json", folder / WEIGHTS
-        if single.is_file():
-            paths = [single]
-        elif index.is_file():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(
-                isinstance(v, str) and Path(v).name == v for v in shards.values()
-            ):
-                raise UserError(_("{offset}: not an index of shards in this folder", offset=index))
-            paths = [folder / name for name in sorted(set(shards.values()))]
-        else:
-            raise UserError(
-                _(
-                    "{folder} has no {weights}; it is not a model's folder (pickled weights are never read)",
-                    folder=folder,
-                    weights=WEIGHTS,
-                )
-            )
         self.opened = contextlib.ExitStack()  # one reading: a run that saves meanwhile does not mix two steps into it
-        self.where: dict[str, tuple[Path, safetensors.safe_open]] = {}
-        for path in paths:
-            file = self.opened.enter_context(open_safetensors(path))
-            self.where.update(dict.fromkeys(file.keys(), (path, file)))
+        self.where: dict[str, tuple[Path, safetensors.safe_open | None]] = {}
+        self.unpickled: dict[str, np.ndarray] = {}
+        for path in weight_files(folder):
+            if path.suffix == ".bin":
+                self.unpickled |= read_state_dict(path)
+                self.where |= dict.fromkeys(self.unpickled, (path, None))
+            else:
+                file = self.opened.enter_context(open_safetensors(path))
+                self.where |= dict.fromkeys(file.keys(), (path, file))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a tensor as float32. Raise KeyError for an unknown name, UserError if the dtype is not a float."""
         path, file = self.where[name]
-        kind = file.get_slice(name).get_dtype()
+        kind = file.get_slice(name).get_dtype() if file else self.unpickled[name].dtype.name
         if kind == "BF16":
             return read_bfloat16(path, name)
-        if kind not in ("F32", "F16", "F64"):
+        if kind not in ("F32", "F16", "F64", "float32", "float16", "float64"):
             raise UserError(
                 _(
                     "{path}: tensor {name} is of type {kind}; only float tensors are read",
@@ -71,13 +61,44 @@ class Tensors(Mapping[str, np.ndarray]):
                 )
             )
         with np.errstate(over="ignore"):  # a float64 beyond float32 is an infinity
-            return file.get_tensor(name).astype(np.float32, copy=False)
+            return (file.get_tensor(name) if file else self.unpickled[name]).astype(np.float32, copy=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)
 
     def __len__(self) -> int:
         return len(self.where)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with a folder's weights: safetensors, or else pickles. Raise UserError if there are none."""
+    for name in (WEIGHTS, PICKLED):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(
+                isinstance(v, str) and Path(v).name == v and Path(v).suffix == single.suffix for v in shards.values()
+            ):
+                raise UserError(_("{offset}: not an index of shards in this folder", offset=index))
+            return [folder / shard for shard in sorted(set(shards.values()))]
+    raise UserError(
+        _(
+            "{folder} has neither {weights} nor {pickled}; it is not a model's folder",
+            folder=folder,
+            weights=WEIGHTS,
+            pickled=PICKLED,
+        )
+    )
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a pytorch_model.bin. Raise UserError if it is damaged or holds anything else."""
+    tensors = read_checkpoint(path)
+    if not isinstance(tensors, dict) or not all(isinstance(v, np.ndarray) for v in tensors.values()):
+        raise UserError(_("{path}: not the weights of a model, which are tensors by name", path=path))
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from sampan.checkpoint.folder import save_model
+from sampan.checkpoint.pickles import read_checkpoint, read_pickle
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
 from sampan.config import DataConfig, ImportConfig, ModelSettings, TrainConfig, build
 from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
 from sampan.data.prepare import fetch_gpt2_tokenizer
 from sampan.errors import UserError
-from sampan.exchange.pickles import read_checkpoint, read_pickle
 from sampan.exchange.staging import new_folder
 from sampan.files import read_json, write_json, write_text
 from sampan.messages import _

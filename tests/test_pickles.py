@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from sampan.checkpoint.pickles import read_checkpoint, read_pickle
 from sampan.errors import UserError
-from sampan.exchange.pickles import read_checkpoint, read_pickle
 
 keys = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.integers(), st.booleans(), st.none())
 plain = st.recursive(
@@ -40,7 +40,8 @@ def save(path: Path, value) -> Path:
     return path
 
 
-def test_a_checkpoint_is_read_as_torch_reads_it(tmp_path):
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_checkpoint_is_read_as_torch_reads_it(tmp_path, archive):
     whole = torch.randn(6, 4)
     kinds = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
     value = {
@@ -51,7 +52,8 @@ def test_a_checkpoint_is_read_as_torch_reads_it(tmp_path):
         "module": torch.nn.Linear(3, 2).state_dict(),
         "parameter": torch.nn.Parameter(torch.randn(3)),
     }
-    ours, theirs = read_checkpoint(save(tmp_path / "c.pt", value)), torch.load(tmp_path / "c.pt", weights_only=False)
+    torch.save(value, tmp_path / "c.pt", _use_new_zipfile_serialization=archive)
+    ours, theirs = read_checkpoint(tmp_path / "c.pt"), torch.load(tmp_path / "c.pt", weights_only=False)
     assert np.array_equal(ours["tied"][0], whole) and ours["tied"][0].base is ours["tied"][1].base
     for mine, other in zip(ours["views"], theirs["views"], strict=True):
         assert np.array_equal(mine, other) and mine.shape == tuple(other.shape)
@@ -106,6 +108,10 @@ CRAFTED = {
     "another torch function": (raw(b"\x80\x02ctorch.hub\nload\n)R."), "torch.hub.load"),
 }
 BOMBS = {
+    "a list in 100,000 lists": b"(" * 100_000 + b"l" * 100_000 + b".",
+    "a list in itself": b"]q\x00h\x00a.",
+    "lists of the list before, flat in one": b"(" + b"]q\x00" + b"]h\x00aq\x00" * 50_000 + b"l.",
+    "a billion values": b"](K\x01K\x01eq\x00" + b"](h\x00h\x00eq\x00" * 40 + b".",
     "bytes of an exabyte": raw(b"\x80\x04\x8e", struct.pack("<Q", 1 << 60), b"x."),
     "a bytearray of a terabyte": raw(b"\x80\x05\x96", struct.pack("<Q", 1 << 40), b"x."),
     "a frame of a terabyte": raw(b"\x80\x04\x95", struct.pack("<Q", 1 << 40), b"."),
@@ -233,18 +239,37 @@ def test_archives_that_are_none(tmp_path):
     (tmp_path / "bad.pt").write_bytes(good)
     with pytest.raises(UserError, match="compressed"):
         read_checkpoint(repack(tmp_path / "bad.pt", compression=zipfile.ZIP_DEFLATED))
-    torch.save({"w": torch.zeros(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"PyTorch 1\.6"):
-        read_checkpoint(tmp_path / "old.pt")
     with pytest.raises(UserError, match="No such file"):
         read_checkpoint(tmp_path / "nowhere.pt")
 
 
+def test_an_older_checkpoint_that_claims_more_than_it_has_is_refused(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"w": torch.ones(1000), "v": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["w"].sum() == 1000
+    for name, data in {
+        "cut": whole[:-1],
+        "without its numbers": whole[:-4020],
+        "of petabytes": whole.replace(b"M\xe8\x03", b"J\xff\xff\xff\x7f"),
+        "of another size": whole.replace(struct.pack("<q", 1000), struct.pack("<q", 999)),
+        "big-endian": whole.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+    }.items():
+        assert data != whole, name
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"old\.pt"):
+            read_checkpoint(path)
+            pytest.fail(name)
+
+
+@pytest.mark.parametrize("archive", [True, False])
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(st.data())
-def test_any_change_of_a_byte_is_read_or_refused(tmp_path_factory, data):
+def test_any_change_of_a_byte_is_read_or_refused(tmp_path_factory, archive, data):
     folder = tmp_path_factory.getbasetemp()
-    good = bytearray(save(folder / "f.pt", {"w": torch.zeros(3), "n": [1, "a", {"b": 2.5}]}).read_bytes())
+    value = {"w": torch.zeros(3), "n": [1, "a", {"b": 2.5}]}
+    torch.save(value, folder / "f.pt", _use_new_zipfile_serialization=archive)
+    good = bytearray((folder / "f.pt").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     (folder / "f.pt").write_bytes(good)

@@ -7,8 +7,8 @@ Python's own unpickler calls any function that a file names. Here `pickletools` 
 says what each does to plain data: a name is looked up in a short table, is never imported, and any other is refused. A
 small file cannot ask for much memory either: a tensor is a view of bytes that the file contains, and keys are plain.
 
-It reads what torch.save has written since PyTorch 1.6, which is a ZIP archive. It refuses older files, and those of
-TorchScript or of a sharded trainer. PyTorch is not needed.
+It reads what torch.save writes: the ZIP archive of PyTorch 1.6 and newer, and the row of pickles of older versions. It
+refuses files of TorchScript and of a sharded trainer. PyTorch is not needed.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,6 +29,11 @@ STORAGES = {  # the number types of torch's storages
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
     "BoolStorage": "?",
 }  # fmt: skip
+LEGACY = 0x1950A86A20F9469CFC6C, 1001  # what files of PyTorch before 1.6 begin with: a magic number and a version
+DEEPEST, LARGEST = (
+    100,
+    1 << 24,
+)  # containers inside each other, and values in all; a trainer's file has some 10 and 10,000
 PLAIN_KEYS = (str, int, float, bool, type(None))  # hashed in constant time, which nested tuples are not
 HARMLESS = (  # what damaged bytes make pickletools, zipfile, NumPy and the code below raise
     ValueError, TypeError, KeyError, IndexError, StopIteration, AttributeError, RuntimeError, EOFError, OverflowError,
@@ -55,6 +60,7 @@ def find_global(module: str, name: str) -> Global:
     """Return the replacement of a name. Raises Refused for every name that a checkpoint of plain tensors lacks."""
     known: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": ordered_dict,
+        "torch._utils._rebuild_tensor": rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": rebuild_tensor,
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     }
@@ -186,19 +192,42 @@ OPCODES: dict[str, Callable[[Machine, Any], object]] = {
 }  # fmt: skip
 
 
-def interpret(data: bytes, load_storage: Callable[..., np.ndarray] | None = None) -> Any:
-    """Return the plain data that a pickle of any protocol describes. Raises Refused or Damaged.
+def interpret(data: bytes | BinaryIO, load_storage: Callable[..., np.ndarray] | None = None) -> Any:
+    """Return the plain data that a pickle of any protocol describes, and leave a file at its end.
 
-    `load_storage` returns the array of a persistent id, by which torch.save names the numbers of a tensor.
+    `load_storage` returns the array of a persistent id, by which torch.save names the numbers of a tensor. Raises
+    Refused or Damaged.
     """
     machine = Machine(load_storage)
     for opcode, argument, _place in pickletools.genops(data):
         if opcode.name == "STOP":
-            return machine.pop(1)[0]
+            value = machine.pop(1)[0]
+            measure(value, {})
+            return value
         if opcode.name not in OPCODES:
             raise Refused(_("it uses the operation {name}, which plain data does not need", name=opcode.name))
         OPCODES[opcode.name](machine, argument)
     raise Damaged(_("it has no end"))
+
+
+def measure(value: Any, known: dict[int, tuple[int, int]], depth: int = 0) -> tuple[int, int]:
+    """Return how deep a value is nested and how many values it has when written out.
+
+    A pickle can refer to a list again and again, or to itself. Raises Damaged if printing or comparing the value would
+    exhaust the stack or the memory.
+    """
+    if not isinstance(value, (dict, list, tuple)):
+        return 0, 1
+    if id(value) not in known:
+        if depth > DEEPEST:
+            raise Damaged(_("its values are nested too deep"))
+        inside = value.values() if isinstance(value, dict) else value
+        measured = [measure(item, known, depth + 1) for item in inside]
+        known[id(value)] = 1 + max((d for d, _n in measured), default=0), 1 + sum(n for _d, n in measured)
+    height, count = known[id(value)]
+    if height > DEEPEST or count > LARGEST:
+        raise Damaged(_("its values are nested too deep"))
+    return height, count
 
 
 def expect(value: Any, kind: type) -> Any:
@@ -222,12 +251,45 @@ def read_checkpoint(path: Path) -> Any:
 
     Raises UserError if it is damaged or asks to execute anything.
     """
-    with errors_of(path):
+    with errors_of(path), path.open("rb") as file:
         size = path.stat().st_size
-        if not zipfile.is_zipfile(path):
-            raise Damaged(_("not a ZIP archive, the format since PyTorch 1.6; save it again with a newer PyTorch"))
-        with zipfile.ZipFile(path) as archive:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return interpret_legacy(file, size)
+        with zipfile.ZipFile(file) as archive:
             return interpret_archive(archive, size)
+
+
+def interpret_legacy(file: BinaryIO, file_size: int) -> Any:
+    """Return the data of a file as PyTorch before 1.6 wrote it: pickles, then the numbers of one storage after another.
+
+    Raises Refused or Damaged.
+    """
+    if (interpret(file), interpret(file)) != LEGACY:
+        raise Damaged(_("it does not contain a checkpoint of torch.save"))
+    check_byte_order(bool(expect(interpret(file), dict).get("little_endian")))
+    storages: dict[str, tuple[np.ndarray, str, int]] = {}  # the numbers, which come last; their type and bytes there
+
+    def load_storage(*identity: Any) -> np.ndarray:
+        key, dtype, count = storage_of(*identity)
+        if key not in storages:
+            size = count * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+            if size + sum(other for _array, _dtype, other in storages.values()) > file_size:
+                raise Damaged(_("its entries are larger than the file"))
+            storages[key] = np.zeros(count, "<f4" if dtype == "bfloat16" else dtype), dtype, size
+        return storages[key][0]
+
+    value = interpret(file, load_storage)
+    for key in expect(interpret(file), list):
+        array, dtype, size = storages.pop(key)
+        count = int.from_bytes(file.read(8), "little")
+        numbers = from_bytes(file.read(size), dtype)
+        if not count == len(numbers) == len(array):
+            raise Damaged(_("storage {key} is shorter than the checkpoint says", key=key))
+        array[:] = numbers
+    if storages:
+        raise Damaged(_("storage {key} is shorter than the checkpoint says", key=next(iter(storages))))
+    return value
 
 
 def interpret_archive(archive: zipfile.ZipFile, file_size: int) -> Any:
@@ -241,28 +303,39 @@ def interpret_archive(archive: zipfile.ZipFile, file_size: int) -> Any:
     if len(pickles) != 1:
         raise Damaged(_("it does not contain a checkpoint of torch.save"))
     prefix = pickles[0].removesuffix("data.pkl")
-    if f"{prefix}byteorder" in entries and archive.read(f"{prefix}byteorder") != b"little":
-        raise Damaged(_("its numbers are big-endian, which is not supported"))
+    check_byte_order(f"{prefix}byteorder" not in entries or archive.read(f"{prefix}byteorder") == b"little")
     storages: dict[str, np.ndarray] = {}  # tied weights share one
 
-    def load_storage(kind: str, storage_type: Global, key: str, location: str, count: int) -> np.ndarray:
-        if (kind, type(key), type(count)) != ("storage", str, int):
-            raise Damaged(_("a storage without a name or size"))
+    def load_storage(*identity: Any) -> np.ndarray:
+        key, dtype, count = storage_of(*identity)
         if key not in storages:
-            raw = archive.read(f"{prefix}data/{key}")
-            dtype = STORAGES[expect(storage_type, Global).name.removeprefix("torch.")]
-            array = from_bfloat16(raw) if dtype == "bfloat16" else np.frombuffer(raw, dtype)
-            if len(array) < count:
+            storages[key] = from_bytes(archive.read(f"{prefix}data/{key}"), dtype)
+            if len(storages[key]) < count:
                 raise Damaged(_("storage {key} is shorter than the checkpoint says", key=key))
-            storages[key] = array
         return storages[key]
 
     return interpret(archive.read(pickles[0]), load_storage)
 
 
-def from_bfloat16(raw: bytes) -> np.ndarray:
-    """Return the float32 values of little-endian bfloat16 bytes."""
-    return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+def check_byte_order(is_little: bool) -> None:
+    if not is_little:
+        raise Damaged(_("its numbers are big-endian, which is not supported"))
+
+
+def storage_of(
+    kind: str, storage_type: Global, key: str, location: str, count: int, view: None = None
+) -> tuple[str, str, int]:
+    """Return (name, number type, count) of a storage, as its persistent id says. Raises Damaged."""
+    if (kind, type(key), type(count), view) != ("storage", str, int, None) or count < 0:
+        raise Damaged(_("a storage without a name or size"))
+    return key, STORAGES[expect(storage_type, Global).name.removeprefix("torch.")], count
+
+
+def from_bytes(raw: bytes, dtype: str) -> np.ndarray:
+    """Return the numbers in little-endian bytes; bfloat16 as float32."""
+    if dtype == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, dtype)
 
 
 @contextlib.contextmanager
