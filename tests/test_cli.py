@@ -1,7 +1,9 @@
 """The program as a person meets it: commands, their output, what they refuse, Ctrl-C. Each is a process of its own."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import readable
 from helpers import environment, refused, sampan
+
+from sampan.messages import columns_of
 
 TINY = ["--device=cpu", "--threads=1", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
 
@@ -24,10 +28,12 @@ def text(tmp_path) -> str:
 def test_prepare_train_sample_resume(text):
     assert re.search(r"4,000 characters, \d+ distinct symbols", sampan("prepare", text).stdout)
     trained = sampan("train", text, *TINY, "--max_iters=20", "--eval_interval=10").stdout
-    for word in ("4,000 characters", "parameters: 1 layers", "epochs", "memory", "time", "on cpu", "thread"):
+    for word in ("4,000 characters", "parameters: qwen3, 1 layers", "epochs", "memory", "time", "on cpu", "thread"):
         assert word in trained
     assert re.search(r"^step 10: train loss \d\.\d{4}, val loss \d\.\d{4}$", trained, re.M)
-    assert re.search(r"^iter 10: loss \d\.\d{4}, time [\d.]+ms, mfu [\d.]+%$", trained, re.M)
+    assert re.search(
+        r"^iter 10: loss \d\.\d{4}, time [\d.]+ms, mfu [\d.]+%, lr [\d.]+, norm [\d.]+, epoch [\d.]+$", trained, re.M
+    )
     assert "best, step 20" in trained
     for name in (
         "config.json",
@@ -81,7 +87,7 @@ def test_a_nanogpt_configuration_with_flags_over_it(text):
         "--dropout=0.0",
     )
     assert re.search(r"^iter 4: loss", done.stdout, re.M) and Path("out-river/run.json").exists()
-    assert "4 x 16" in done.stdout, "the flag's batch_size over the file's"
+    assert "64 tokens each" in done.stdout, "the flag's batch_size over the file's"
 
 
 def test_a_shipped_recipe_is_found_by_name(text):
@@ -263,3 +269,33 @@ def test_help_is_quick_and_names_every_setting():
     for command, cls in (("train", TrainConfig), ("sample", SampleConfig)):
         text = sampan(command, "--help", "all").stdout
         assert all(f"--{name}" in text for name in cls.__dataclass_fields__ if name not in ("title", "rope_scaling"))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_run_begins_with_a_few_lines_and_run_json_has_the_reasons(text, language):
+    """Of 24 lines the first scroll away on a terminal of 24; `sampan plan` and run.json have them all."""
+    flags = ["--size=tiny", "--block_size=8", "--max_iters=1", f"--lang={language}"]
+    shown = sampan("train", text, *flags).stdout
+    start = shown.split("\n\n")[1].splitlines()
+    assert 5 <= len(start) <= 7 and all(columns_of(line) <= 80 for line in start)
+    words = shlex.split(start[-1])[1:]
+    assert words[:3] == ["sampan", "plan", text]
+    full = sampan(*words[1:]).stdout
+    reasons = json.loads(Path("out/river/run.json").read_text(encoding="utf-8"))["reasons"]
+    assert reasons["optimizer"].split()[0] in full and reasons.keys() > {"optimizer", "n_layer", "eval_interval"}
+    sampan("train", "--resume", "--out_dir=out/river", "--max_iters=2")
+    assert json.loads(Path("out/river/run.json").read_text(encoding="utf-8"))["reasons"] == reasons
+
+
+def test_lines_are_as_wide_as_the_terminal(text, monkeypatch):
+    for columns, widest in (("40", 40), ("90", 90), ("300", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = sampan("plan", text, "--size=tiny", "--max_iters=1").stdout.splitlines()
+        assert widest - 25 < max(map(columns_of, lines)) <= widest
+
+
+def test_printed_commands_are_quoted(text):
+    done = sampan("train", text, *TINY, "--max_iters=1", "--out_dir=out/my river (1)")
+    words = shlex.split(re.search("More samples: (.*)", done.stdout)[1])
+    assert words == ["sampan", "sample", "out/my river (1)"]
+    sampan(*words[1:], "--max_new_tokens=1")

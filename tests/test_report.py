@@ -7,16 +7,21 @@ import shutil
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import readable
 
-from sampan.config import TrainConfig
+import sampan.engine.open
+from sampan import GPT
+from sampan.config import MachineConfig, TrainConfig
+from sampan.engine.open import load_engine
 from sampan.errors import UserError
+from sampan.messages import _, columns_of, set_language
 from sampan.report.consumers import consumers
 from sampan.report.picture import POINTS, Picture, read_curves, thin
-from sampan.report.terminal import Live
+from sampan.report.plan_lines import plan_lines
+from sampan.report.terminal import MARGIN, Live
 from sampan.training.loop import Evaluation, Step
 from sampan.training.plan import make_plan
 
@@ -47,13 +52,19 @@ def show_all(plan, records=RECORDS) -> str:
 
 
 def test_lines_are_nanogpts(plan):
-    assert show_all(plan).splitlines() == [
+    *lines, last = show_all(plan).splitlines()
+    epochs = [f"{steps * plan.config.tokens_per_step / plan.data.meta.train_tokens:.2f}" for steps in (1, 3)]
+    assert lines == [
         "step 0: train loss 4.2500, val loss 4.2700",
-        "iter 0: loss 4.2000, time 31.37ms, mfu 21.30%",
+        "saving checkpoint to out",
+        f"iter 0: loss 4.2000, time 31.37ms, mfu 21.30%, lr 0.0001, norm 1.5, epoch {epochs[0]}",
         "step 2: train loss 1.9714, val loss 2.0528",
-        "iter 2: loss 3.9000, time 30.00ms, mfu 22.00%",
+        "saving checkpoint to out",
+        f"iter 2: loss 3.9000, time 30.00ms, mfu 22.00%, lr 0.0002, norm 1.2, epoch {epochs[1]}",
         "step 3: train loss 1.5000, val loss 2.2000",
+        "saving checkpoint to out",
     ]
+    assert re.fullmatch(r"3 steps in 0\.1 s: [\d,]+ tokens/s, peak memory \d+ MB", last)
 
 
 def test_metrics_have_every_field_and_a_resume_repeats_none(plan, tmp_path):
@@ -110,27 +121,31 @@ def test_what_went_wrong_first_is_what_is_said(plan, tmp_path):
         raise UserError("first")
 
 
-def test_the_live_display_fits_80_columns_and_keeps_evaluations(plan):
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_live_display_labels_its_loss_and_leaves_columns_free(plan, columns, language):
+    """A line as wide as the terminal would be broken by a typed ^C, and by a resize, and its rest stay behind."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    out = Terminal()
-    live = Live(plan, out)
-    live.progress.console.width = 80
+    set_language(language)
+    live = Live(plan, Terminal())
+    live.console.width = columns
     for record in RECORDS:
         live(record)
-    live.progress.refresh()
+    shown = str(live.render())
     live.close()
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    assert "step 2: train loss 1.9714, val loss 2.0528 (best)" in plain
-    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", plain))
+    assert all(columns_of(line) <= min(columns, 80) - MARGIN for line in shown.split("\n"))
+    if language == "en" and columns > 40:
+        assert "mean of 3 steps: loss 4.0667" in shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", live.console.file.getvalue())
+    assert "step 2: train loss 1.9714, val loss 2.0528" + _(" (best)") in plain
 
 
 def test_tensorboard_has_the_losses(plan, tmp_path):
     pytest.importorskip("tensorboardX")
-    from dataclasses import replace
-
     show_all(replace(plan, config=replace(plan.config, tensorboard=True)))
     written = list((tmp_path / "out" / "tensorboard").iterdir())
     assert len(written) == 1
@@ -138,8 +153,6 @@ def test_tensorboard_has_the_losses(plan, tmp_path):
 
 
 def test_wandb_gets_every_record(plan, monkeypatch):
-    from dataclasses import replace
-
     logged = []
     run = types.SimpleNamespace(
         log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end")
@@ -152,8 +165,6 @@ def test_wandb_gets_every_record(plan, monkeypatch):
 
 @pytest.mark.parametrize("setting,module", [("wandb_log", "wandb"), ("tensorboard", "tensorboardX")])
 def test_a_missing_library_is_named(plan, monkeypatch, setting, module):
-    from dataclasses import replace
-
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install"):
         show_all(replace(plan, config=replace(plan.config, **{setting: True})))
@@ -163,3 +174,21 @@ def test_every_metric_is_finite_json():
     for record in RECORDS:
         json.loads(json.dumps(asdict(record), allow_nan=False))
     assert TrainConfig().log_interval == 1
+
+
+def test_a_share_of_the_peak_is_never_above_one(engine_name, monkeypatch):
+    """The peak is measured at the start, perhaps while the machine is busy."""
+    gpt = GPT(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=8, engine=engine_name, device="cpu")
+    monkeypatch.setattr(load_engine(MachineConfig(engine=engine_name, device="cpu")), "peak_flops", lambda self: 1.0)
+    shares = [r.mfu for r in gpt.train([0, 1, 2, 3, 4] * 9, max_iters=3) if isinstance(r, Step)]
+    assert shares[0] == max(shares) == 1.0
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_command(plan, monkeypatch):
+    monkeypatch.setattr(sampan.engine.open, "has_gpu", lambda device="auto": False)
+    monkeypatch.setattr(sampan.engine.open, "nvidia_gpu_here", lambda: True)
+    auto = replace(plan, config=replace(plan.config, device="auto"))
+    assert plan_lines(auto)[-1].strip().startswith("pip install") and "--index-url https" in plan_lines(auto)[-1]
+    assert not any("--index-url" in line for line in plan_lines(plan)), "the CPU was asked for"
+    monkeypatch.setattr(sampan.engine.open, "has_gpu", lambda device="auto": True)
+    assert not any("--index-url" in line for line in plan_lines(auto))

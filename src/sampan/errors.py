@@ -3,6 +3,10 @@
 Anything else that is raised is a defect of Sampan and keeps its traceback.
 """
 
+import os
+import shlex
+import subprocess
+
 
 class UserError(Exception):
     """One clear sentence: what was wrong, where, and what to do.
@@ -13,6 +17,16 @@ class UserError(Exception):
     def __init__(self, sentence: str):
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence[:1000])
         super().__init__(shown if len(sentence) <= 1000 else f"{shown} ...")
+
+
+def command(*words: object) -> str:
+    """Return a command of this program, quoted so that it can be pasted.
+
+    >>> command("sample", "out/shakespeare", "--num_samples", 3)
+    'sampan sample out/shakespeare --num_samples 3'
+    """
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join(["sampan", *map(str, words)])
 
 
 def install(extra: str) -> str:

@@ -12,6 +12,7 @@ import gettext
 import locale
 import os
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,14 @@ def locale_language() -> str:
 # ---- columns of a terminal ----
 
 WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"  # two columns each
-CLOSING = "，。；：！？、）》”’」』】"  # never at the beginning of a line
-WORD = re.compile(rf"\s+|[^\s{WIDE}]+|[{WIDE}][{CLOSING}]*")
+OPENING, CLOSING = "（《“‘「『【", "，。；：！？、）》”’」』】"  # never at the end of a line; never at its beginning
+WORD = re.compile(rf"\s+|[{OPENING}]*(?:[^\s{WIDE}{OPENING}{CLOSING}]+|[{WIDE}])?[{CLOSING}]*")
+WIDEST = 100  # columns: longer lines are hard to read
+
+
+def width() -> int:
+    """Return how many columns a line may take: the terminal's, at most WIDEST; 80 where the output is no terminal."""
+    return min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
 
 
 def columns_of(text: str) -> int:
@@ -78,8 +85,8 @@ def pad(text: str, columns: int) -> str:
     return text + " " * (columns - columns_of(text))
 
 
-def wrap(text: str, columns: int = 80, indent: str = "") -> list[str]:
-    """Return `text` in lines of at most so many columns; all but the first begin with `indent`.
+def wrap(text: str, columns: int | None = None, indent: str = "") -> list[str]:
+    """Return `text` in lines of at most so many columns, by default `width()`; all but the first begin with `indent`.
 
     Lines break at spaces and between Chinese characters; a longer word stands in a line of its own.
 
@@ -88,6 +95,7 @@ def wrap(text: str, columns: int = 80, indent: str = "") -> list[str]:
     >>> wrap("三块木板，一条船。", 10)
     ['三块木板，', '一条船。']
     """
+    columns = width() if columns is None else columns
     lines, line = [], ""
     for word in WORD.findall(" ".join(text.split())):
         if columns_of(line) + columns_of(word) > columns and line.strip():
@@ -98,6 +106,6 @@ def wrap(text: str, columns: int = 80, indent: str = "") -> list[str]:
     return [*lines, line.rstrip()]
 
 
-def fill(text: str, columns: int = 80, indent: str = "") -> str:
+def fill(text: str, columns: int | None = None, indent: str = "") -> str:
     """Return the lines of `wrap` as one string."""
     return "\n".join(wrap(text, columns, indent))

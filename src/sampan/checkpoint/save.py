@@ -25,7 +25,7 @@ from sampan.checkpoint.run import Progress, Run, digest, read_note
 from sampan.checkpoint.tensors import OPTIMIZER, WEIGHTS, commit, stage_safetensors
 from sampan.config import TrainConfig
 from sampan.errors import UserError
-from sampan.files import Held, lock_file, sync_folder, write_json
+from sampan.files import Held, lock_file, read_json, sync_folder, write_json
 from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
@@ -77,6 +77,7 @@ class WritableRun(Run):
         tokenizer: Tokenizer | None,
         data: dict[str, Any],
         job: str | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> Iterator["WritableRun"]:
         """Start a run: `with run.begin(...) as first: first.save_last(...)`. Needs the lock.
 
@@ -89,7 +90,7 @@ class WritableRun(Run):
                 first.last.mkdir(parents=True)
                 for folder in (first.folder, first.last):
                     save_description(folder, model, tokenizer)
-                first.write_settings(config, data, job)
+                first.write_settings(config, data, job, reasons)
             yield first
             with writing(self.folder):
                 os.replace(first.folder, self.new)
@@ -111,10 +112,21 @@ class WritableRun(Run):
         self.new.rmdir()
         sync_folder(self.folder)
 
-    def write_settings(self, config: TrainConfig, data: dict[str, Any], job: str | None = None) -> None:
-        """Write run.json. `job` is torchrun's name for all starts of this job."""
+    def write_settings(
+        self,
+        config: TrainConfig,
+        data: dict[str, Any],
+        job: str | None = None,
+        reasons: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write run.json. `job` is torchrun's name for all starts of this job.
+
+        `reasons` say why a setting was chosen, {setting: why}; None keeps those of before.
+        """
+        if reasons is None:
+            reasons = read_json(self.about).get("reasons") if self.exists() else {}
         about: dict[str, Any] = {"settings": asdict(config), "data": data}
-        about |= {"sha256": digest(about), "job": job}
+        about |= {"sha256": digest(about), "job": job, "reasons": reasons}
         about["versions"] = {"sampan": __version__, "python": platform.python_version(), "numpy": np.__version__}
         processor = platform.processor() or platform.machine()
         about["machine"] = {"system": platform.platform(), "processor": processor, "cpus": os.cpu_count()}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 from sampan.config import TrainConfig, types_of
 from sampan.config_files import find_file, read_file
 from sampan.errors import UserError
-from sampan.messages import _, wrap
+from sampan.messages import _, width, wrap
 
 
 class Command(NamedTuple):
@@ -26,9 +26,9 @@ class Command(NamedTuple):
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line, wrapped to 80 columns."""
+    """Print each line, wrapped."""
     for line in lines:
-        print("\n".join(wrap(line, 80, "  ")))
+        print("\n".join(wrap(line, indent="  ")))
 
 
 # ---- configuration files ----
@@ -53,9 +53,9 @@ def make_parser(name: str, command: Command, everything: bool = True) -> argpars
     """Return the parser of a command. Without `everything` its help shows the flags that most people need."""
     parser = Parser(prog=f"sampan {name}", add_help=False, allow_abbrev=False, formatter_class=Help)
     parser.description = _(command.about)
-    parser.usage = f"sampan {name} [{_('SOURCE')} ...] [--{_('FLAG')} {_('VALUE')} ...]"
+    parser.usage = f"sampan {name} [SOURCE ...] [--FLAG VALUE ...]"
     parser.add_argument_group(_("source")).add_argument(
-        "source", nargs="*", metavar=_("SOURCE"), help="; ".join(map(_, command.source))
+        "source", nargs="*", metavar="SOURCE", help="; ".join(map(_, command.source))
     )
     options = parser.add_argument_group(_("options"))
     options.add_argument("--help", metavar="all", nargs="?", help=_("show this help; --help all shows every flag"))
@@ -107,6 +107,15 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, shown: Sequence[str], 
         )  # fmt: skip
 
 
+def words_of(source: Sequence[str], flags: Mapping[str, Any]) -> list[str]:
+    """Return the words that a command was given, to be printed in another one."""
+    words = list(source)
+    for name, value in flags.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name}"] if one is True else [f"--{name}={one}"]
+    return words
+
+
 def is_flag(field: dataclasses.Field[Any]) -> bool:
     """Return whether a setting can be given as a flag; a table can only come from a checkpoint."""
     return "dict" not in str(field.type)
@@ -129,7 +138,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Wrap by columns, since a Chinese character takes two, and leave out empty groups."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=26, width=80)
+        super().__init__(prog, max_help_position=26, width=width())
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         super().add_usage(usage, actions, groups, _("usage: "))

@@ -2,26 +2,25 @@
 
 import contextlib
 import io
-import shlex
 from typing import Any
 
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Run, read_note
 from sampan.checkpoint.tensors import WEIGHTS
-from sampan.cli.flags import file_settings
+from sampan.cli.flags import file_settings, words_of
 from sampan.cli.plan import plan_of
 from sampan.cli.signals import StopSignal
 from sampan.config import MachineConfig, SampleConfig, TrainConfig, build
 from sampan.engine.open import open_engine, pick_engine
 from sampan.engine.protocol import Engine
-from sampan.errors import UserError
+from sampan.errors import UserError, command
 from sampan.evaluation.losses import whole_loss
 from sampan.machine import world
 from sampan.messages import _, fill
 from sampan.report.baselines import measure_baselines
 from sampan.report.consumers import consumers
 from sampan.report.metrics import evaluations_of
-from sampan.report.plan_lines import plan_lines
+from sampan.report.plan_lines import start_lines
 from sampan.report.verdict import loss_table, verdict
 from sampan.sampling.write import write
 from sampan.training.cost import time_step
@@ -41,13 +40,19 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
         print("\n".join(plan.data.summary()), end="\n\n", flush=True)
         engine = open_engine(plan.model, plan.config, plan.config)
         costs = time_step(engine, plan.model, plan.config)
-        print("\n".join(plan_lines(plan, engine, costs)), end="\n\n", flush=True)
+        more = command("plan", *words_of(source, {k: v for k, v in flags.items() if k != "overwrite"}))
+        print("\n".join(start_lines(plan, engine, costs, more)), end="\n\n", flush=True)
         with consumers(plan) as show, StopSignal() as stop:
             for record in train_until(plan, engine, lambda: stop.received is not None):
                 show(record)
         if stop.received is not None:
-            command = f"sampan train --resume --out_dir {shlex.quote(plan.config.out_dir)}"
-            print("\n" + _("stopped; continue with: {command}", command=command))
+            print(
+                "\n"
+                + _(
+                    "stopped; continue with: {command}",
+                    command=command("train", "--resume", "--out_dir", plan.config.out_dir),
+                )
+            )
             return 128 + stop.received
         if is_first and not plan.config.eval_only:
             print_sample(plan, engine)
@@ -88,10 +93,10 @@ def print_results(plan: Plan, loss: float, tokens: int) -> None:
         about = _("The best weights on the val split ({tokens:,} tokens; evaluations above used {windows:,}):")
     else:
         about = _("The best weights on the val split ({tokens:,} tokens):")
-    print(about.format(tokens=tokens, windows=windows) + "\n")
+    print(fill(about.format(tokens=tokens, windows=windows)) + "\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
     print("\n".join(verdict(plan, evaluations_of(folder), loss, seen)))
-    print("\n" + _("More samples: {command}", command=f"sampan sample {folder}"))
+    print("\n" + _("More samples: {command}", command=command("sample", folder)))
     if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
-        command = f"sampan sample {folder} --weights last"
-        print(_("With the last weights instead of the best: {command}", command=command))
+        last = command("sample", folder, "--weights", "last")
+        print(_("With the last weights instead of the best: {command}", command=last))

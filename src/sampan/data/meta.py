@@ -211,7 +211,7 @@ class Data:
                 sep=os.sep,
             )
         )
-        return [fill(line, 80, "  ") for line in lines]
+        return [fill(line, indent="  ") for line in lines]
 
 
 def open_folder(folder: str | Path) -> Data:

@@ -13,8 +13,11 @@ This file imports no engine until one is asked for, so the rest of the program r
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Engine
@@ -100,3 +103,26 @@ def has_gpu(device: str = "auto") -> bool:
     from sampan.engine.torch.device import pick_device
 
     return pick_device("auto").type != "cpu"
+
+
+CUDA_WHEELS = "https://download.pytorch.org/whl/cu126"
+
+
+def unused_gpu(machine: MachineConfig) -> str | None:
+    """Return the command that lets an NVIDIA GPU be used which is here, but not for PyTorch; None if there is none."""
+    if machine.device != "auto" or machine.engine == "c" or not nvidia_gpu_here() or has_gpu():
+        return None
+    return f"pip install --force-reinstall torch --index-url {CUDA_WHEELS}"
+
+
+def nvidia_gpu_here() -> bool:
+    """Return whether the driver knows a GPU: it lists each on Linux, and its program does elsewhere."""
+    if any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        return subprocess.run([program, "-L"], capture_output=True, timeout=10).stdout.startswith(b"GPU")
+    except (OSError, subprocess.SubprocessError):
+        return False

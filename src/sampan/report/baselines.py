@@ -131,7 +131,7 @@ def bits_with_xz(train: str, val: str) -> int:
 
 
 def baseline_lines(data: Data, seen: Baselines) -> list[str]:
-    """Return what `sampan prepare` prints below the counts, in lines of 80 columns."""
+    """Return what `sampan prepare` prints below the counts, wrapped."""
     per_token = seen.characters / seen.tokens
     text = [_("{per_token:.2f} characters per token", per_token=per_token)]
     if seen.unused:
@@ -162,7 +162,7 @@ def baseline_lines(data: Data, seen: Baselines) -> list[str]:
             xz=seen.xz,
         )
     )
-    return [part for line in text for part in wrap(line, 80, "  ")]
+    return [part for line in text for part in wrap(line, indent="  ")]
 
 
 def percent(share: float) -> str:

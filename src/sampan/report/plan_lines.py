@@ -1,14 +1,16 @@
 """Describe a plan in words, to be read before the first step.
 
     print("\\n".join(plan_lines(plan, engine, time_step(engine, plan.model, plan.config))))
+    print("\\n".join(start_lines(plan, engine, costs, "sampan plan my-novel.txt")))          # five of them, for a run
 
 It decides nothing (training/plan.py) and measures nothing (training/cost.py).
 """
 
-from sampan.engine.open import pick_engine
+from sampan.config import TrainConfig
+from sampan.engine.open import engines_here, pick_engine, unused_gpu
 from sampan.engine.protocol import Engine
 from sampan.errors import install
-from sampan.messages import N_, _, pad, wrap
+from sampan.messages import N_, _, pad, width, wrap
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.training.cost import Costs, memory_parts, peak_memory, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
@@ -16,6 +18,17 @@ from sampan.training.schedule import decay_end
 from sampan.units import duration, size_of
 
 OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": N_("Muon and AdamW")}
+
+
+def start_lines(plan: Plan, engine: Engine, costs: Costs, more: str) -> list[str]:
+    """Return the plan in a few lines, for the start of a run. `more` is the command that shows the rest of it."""
+    rows = [
+        (_("model"), short_model_line(plan)),
+        (_("training"), short_training_line(plan)),
+        (_("engine"), f"{engine_line(plan, engine)}; {size_of(peak_bytes(plan))}"),
+        (_("time"), f"{time_line(plan, costs)}; {plan.config.out_dir}"),
+    ]
+    return [*in_columns(rows), *([f"{pad(_('reasons'), 9)} {more}"] if plan.reasons else []), *gpu_lines(plan)]
 
 
 def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:
@@ -34,26 +47,78 @@ def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = N
         rows.append((_("engine"), _("none installed: {command}", command=install("torch"))))
     else:
         parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
-        most = max(total_memory(m, c), peak_memory())  # measuring for the plan may have taken more
         about = _("about {size} at the peak: {parts}")
         by_part = ", ".join(f"{_(name)} {size_of(count)}" for name, count in parts.items())
-        rows += [(_("engine"), engine.description), (_("memory"), about.format(size=size_of(most), parts=by_part))]
+        memory = about.format(size=size_of(peak_bytes(plan)), parts=by_part)
+        rows += [(_("engine"), engine_line(plan, engine)), (_("memory"), memory)]
     if costs:
-        seconds = run_seconds(c, m, plan.data, costs, plan.start_step)
-        rows.append((_("time"), _("about {duration}", duration=duration(seconds))))
+        rows.append((_("time"), time_line(plan, costs)))
     rows.append((_("folder"), c.out_dir))
     names_of: dict[str, list[str]] = {}
     for name, reason in plan.reasons.items():
         names_of.setdefault(reason, []).append(name)
     rows += [(_("chosen"), f"{', '.join(names)}: {reason}") for reason, names in names_of.items() if reason]
-    return [f"{pad('' if i else name, 9)} {line}" for name, text in rows for i, line in enumerate(wrap(text, 80 - 10))]
+    return [*in_columns(rows), *gpu_lines(plan)]
+
+
+def in_columns(rows: list[tuple[str, str]]) -> list[str]:
+    """Return rows of a name and a text, each text wrapped beside its name."""
+    wrapped = ((name, i, line) for name, text in rows for i, line in enumerate(wrap(text, width() - 10)))
+    return [f"{pad('' if i else name, 9)} {line}" for name, i, line in wrapped]
+
+
+# ---- the rows ----
+
+
+def start_of(plan: Plan) -> str:
+    """Return where the weights come from."""
+    if plan.resume:
+        return _("last/ of {folder}", folder=plan.config.out_dir)
+    return str(plan.pretrained) if plan.pretrained else _("scratch")
+
+
+def short_model_line(plan: Plan) -> str:
+    m = plan.model
+    line = _("{count:,} parameters: {family}, {layers} layers, {width} wide, block {block}", count=count_parameters(m),
+             family=m.family, layers=m.n_layer, width=m.n_embd, block=m.block_size)  # fmt: skip
+    return f"{line}; {start_of(plan)}" if plan.pretrained or plan.resume else line
+
+
+def short_training_line(plan: Plan) -> str:
+    c = plan.config
+    rate = _("learning rate {rate:g}", rate=c.learning_rate)
+    if c.decay_lr:
+        rate = _("learning rate {rate:g} to {end:g}", rate=c.learning_rate, end=c.min_lr)
+    return ", ".join([*step_words(plan), _("{tokens:,} tokens each", tokens=c.tokens_per_step), rate])
+
+
+def engine_line(plan: Plan, engine: Engine) -> str:
+    """Return what runs the arithmetic; where PyTorch is there but unused, how an edit of its model would be seen."""
+    if pick_engine(plan.config) == "c" and "torch" in engines_here():
+        return engine.description + _(" (for changes in torch/model.py: --engine torch)")
+    return engine.description
+
+
+def gpu_lines(plan: Plan) -> list[str]:
+    """Return what to do about a GPU that is here and not used; the command is whole, however long."""
+    command = unused_gpu(plan.config)
+    return [
+        *wrap(_("An NVIDIA GPU is here, but PyTorch cannot use it. To install one that can:")),
+        f"  {command}",
+    ] * bool(command)
+
+
+def time_line(plan: Plan, costs: Costs) -> str:
+    seconds = run_seconds(plan.config, plan.model, plan.data, costs, plan.start_step)
+    return _("about {duration}", duration=duration(seconds))
+
+
+def peak_bytes(plan: Plan) -> int:
+    return max(total_memory(plan.model, plan.config), peak_memory())  # measuring for the plan may have taken more
 
 
 def model_line(plan: Plan) -> str:
-    m = plan.model
-    start = _("scratch")
-    if plan.pretrained or plan.resume:
-        start = str(plan.pretrained) if plan.pretrained else _("last/ of {folder}", folder=plan.config.out_dir)
+    m, start = plan.model, start_of(plan)
     if m.n_kv_head == m.n_head:
         heads = _("{count} heads", count=m.n_head)
     else:
@@ -78,24 +143,32 @@ def step_line(plan: Plan, costs: Costs | None) -> str:
 
 def training_line(plan: Plan) -> str:
     c = plan.config
-    left = max(0, c.max_iters - plan.start_step)
+    clauses = [", ".join(step_words(plan)), f"{_(OPTIMIZER_NAMES[c.optimizer])}, {rate_words(c)}"]
+    if c.patience is not None:
+        clauses.append(_("stops after {count} evaluations without a better val loss", count=c.patience))
+    tokens = max(0, c.max_iters - plan.start_step) * c.tokens_per_step
+    total = _("{tokens:,} tokens, {flops:,.2f} TFLOP", tokens=tokens, flops=tokens * flops_per_token(plan.model) / 1e12)
+    return f"{total}: {'; '.join(clauses)}"
+
+
+def step_words(plan: Plan) -> list[str]:
+    c = plan.config
     epochs = c.max_iters * c.tokens_per_step / max(1, plan.data.meta.train_tokens)
-    steps = [
+    words = [
         _("{count:,} steps", count=c.max_iters),
         _("{count} epochs", count=f"{epochs:,.{0 if epochs >= 100 else 2}f}"),
     ]
-    if plan.resume and left:
-        steps.append(_("from step {step:,}", step=plan.start_step))
+    if plan.resume and c.max_iters > plan.start_step:
+        words.append(_("from step {step:,}", step=plan.start_step))
     elif plan.resume:
-        steps.append(_("from step {step:,} (all steps are done: raise --max_iters to continue)", step=plan.start_step))
-    rates = [_(OPTIMIZER_NAMES[c.optimizer]), _("learning rate {rate:g}", rate=c.learning_rate)]
-    if c.decay_lr and c.warmup_iters:
-        rates.append(_("{count} steps of warm-up", count=c.warmup_iters))
-    if c.decay_lr:
-        rates.append(_("cosine to {rate:g} at step {step:,}", rate=c.min_lr, step=decay_end(c)))
-    clauses = [", ".join(steps), ", ".join(rates)]
-    if c.patience is not None:
-        clauses.append(_("stops after {count} evaluations without a better val loss", count=c.patience))
-    tokens = left * c.tokens_per_step
-    total = _("{tokens:,} tokens, {flops:,.2f} TFLOP", tokens=tokens, flops=tokens * flops_per_token(plan.model) / 1e12)
-    return f"{total}: {'; '.join(clauses)}"
+        words.append(_("from step {step:,} (all steps are done: raise --max_iters to continue)", step=plan.start_step))
+    return words
+
+
+def rate_words(config: TrainConfig) -> str:
+    words = [_("learning rate {rate:g}", rate=config.learning_rate)]
+    if config.decay_lr and config.warmup_iters:
+        words.append(_("{count} steps of warm-up", count=config.warmup_iters))
+    if config.decay_lr:
+        words.append(_("cosine to {rate:g} at step {step:,}", rate=config.min_lr, step=decay_end(config)))
+    return ", ".join(words)

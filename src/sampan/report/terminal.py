@@ -7,68 +7,121 @@ Files are metrics.py's and picture.py's.
 
 import math
 from collections import deque
-from typing import TextIO
+from statistics import fmean
+from typing import TYPE_CHECKING, TextIO
 
 from sampan.messages import _
+from sampan.training.cost import peak_memory
 from sampan.training.loop import Evaluation, Step
 from sampan.training.plan import Plan
+from sampan.units import duration, size_of
 
+if TYPE_CHECKING:
+    from rich.text import Text
 
-def evaluation_line(record: Evaluation) -> str:
-    return f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
+RECENT = 50  # steps whose mean the live display shows: a single step's loss jumps too much to read
+BAR = 16  # columns
+MARGIN = 6  # columns that the live display leaves free: a line that fills the terminal breaks when it gets narrower
 
 
 class Lines:
     """Print nanoGPT's lines, for logs and pipes; programs read them, so they stay English."""
 
     def __init__(self, plan: Plan, out: TextIO):
-        self.interval, self.out = plan.config.log_interval, out
+        self.config, self.out = plan.config, out
+        self.totals = Totals(plan)
 
     def __call__(self, record: Step | Evaluation) -> None:
         if isinstance(record, Evaluation):
             self.print(evaluation_line(record))
-        elif record.step % self.interval == 0:
-            milliseconds = record.seconds * 1000
-            self.print(f"iter {record.step}: loss {record.loss:.4f}, time {milliseconds:.2f}ms, mfu {record.mfu:.2%}")
+            if not self.config.eval_only and (record.best or self.config.always_save_checkpoint):
+                self.print(f"saving checkpoint to {self.config.out_dir}")
+            return
+        self.totals.add(record)
+        if record.step % self.config.log_interval == 0:
+            self.print(
+                f"iter {record.step}: loss {record.loss:.4f}, time {record.seconds * 1000:.2f}ms, mfu {record.mfu:.2%}, "
+                f"lr {record.lr:.3g}, norm {record.grad_norm:.3g}, epoch {self.totals.epoch(record):.2f}"
+            )
 
     def print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
 
     def close(self) -> None:
-        pass
+        if self.totals.steps:
+            self.print(self.totals.line())
 
 
 class Live:
-    """Renew one line in place, below the evaluations; it fits 80 columns."""
+    """Renew two lines in place, below the evaluations; at the end one that sums up takes their place."""
 
     def __init__(self, plan: Plan, out: TextIO):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich import console, live
 
-        columns = (
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(compact=True),
-        )
-        self.progress = Progress(
-            *columns, console=Console(file=out, highlight=False), expand=True, refresh_per_second=4
-        )
-        self.task = self.progress.add_task("", total=plan.config.max_iters, state="")
-        self.recent: deque[Step] = deque(maxlen=50)  # a single step's loss jumps too much to read
+        self.totals, self.step, self.of = Totals(plan), plan.start_step, plan.config.max_iters
+        self.recent: deque[Step] = deque(maxlen=RECENT)
+        self.console = console.Console(file=out, highlight=False)
+        self.live = live.Live(console=self.console, get_renderable=self.render, refresh_per_second=4, transient=True)
 
     def __call__(self, record: Step | Evaluation) -> None:
-        self.progress.start()  # at the first record
+        self.live.start()  # at the first record
+        self.step = record.step
         if isinstance(record, Evaluation):
-            self.progress.print(evaluation_line(record) + (_(" (best)") if record.best else ""), markup=False)
-            self.progress.update(self.task, completed=record.step)
-        elif math.isfinite(record.loss):  # a skipped step has its own warning
+            line = evaluation_line(record) + (_(" (best)") if record.best else "")
+            self.console.print(line, markup=False, soft_wrap=True)
+            return
+        self.step += 1
+        self.totals.add(record)
+        if math.isfinite(record.loss):  # a skipped step has its own warning
             self.recent.append(record)
-            n = len(self.recent)
-            loss, mfu = sum(r.loss for r in self.recent) / n, sum(r.mfu for r in self.recent) / n
-            speed = sum(r.tokens_per_second for r in self.recent) / n
-            state = _("loss {loss:.4f}  {speed:,.0f} tok/s  {mfu:.0%} of peak", loss=loss, speed=speed, mfu=mfu)
-            self.progress.update(self.task, completed=record.step + 1, state=state)
+
+    def render(self) -> "Text":
+        from rich.text import Text
+
+        done = BAR * self.step // max(1, self.of)
+        lines = [f"{self.step:,}/{self.of:,} [{'=' * done}{' ' * (BAR - done)}]"]
+        if self.recent:
+            loss, norm, mfu, speed, seconds = (
+                fmean(getattr(record, name) for record in self.recent)
+                for name in ("loss", "grad_norm", "mfu", "tokens_per_second", "seconds")
+            )
+            left, last = duration(seconds * (self.of - self.step)), self.recent[-1]
+            lines[0] += _(" {speed:,.0f} tokens/s, {mfu:.0%} of peak; {left} left", speed=speed, mfu=mfu, left=left)
+            about = _("mean of {count} steps: loss {loss:.4f}, norm {norm:.2g}; rate {rate:.3g}, epoch {epoch:.2f}")
+            lines.append(
+                about.format(count=len(self.recent), loss=loss, norm=norm, rate=last.lr, epoch=self.totals.epoch(last))
+            )
+        shown = [Text(line) for line in lines]
+        for line in shown:
+            line.truncate(max(1, self.console.width - MARGIN))
+        return Text("\n").join(shown)
 
     def close(self) -> None:
-        self.progress.stop()
+        self.live.stop()
+        if self.totals.steps:
+            self.console.print(self.totals.line(), soft_wrap=True)
+
+
+def evaluation_line(record: Evaluation) -> str:
+    return f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
+
+
+class Totals:
+    """Count the steps of a run, and say at its end what they took."""
+
+    def __init__(self, plan: Plan):
+        self.steps, self.seconds = 0, 0.0
+        self.per_step, self.per_epoch = plan.config.tokens_per_step, max(1, plan.data.meta.train_tokens)  # tokens
+
+    def add(self, record: Step) -> None:
+        self.steps += 1
+        self.seconds += record.seconds
+
+    def epoch(self, record: Step) -> float:
+        """Return how often the text has been read after this step."""
+        return (record.step + 1) * self.per_step / self.per_epoch
+
+    def line(self) -> str:
+        about = _("{steps:,} steps in {time}: {speed:,.0f} tokens/s, peak memory {memory}")
+        speed = self.steps * self.per_step / self.seconds
+        return about.format(steps=self.steps, time=duration(self.seconds), speed=speed, memory=size_of(peak_memory()))

@@ -75,7 +75,8 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
         if writes and plan.resume:
             run.write_settings(config, plan.data.record(), torchrun_job())
         saved = progress if plan.resume else None
-        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, plan.data.record(), saved)
+        record, reasons = plan.data.record(), plan.reasons
+        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, record, reasons, saved)
         windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
         steps = micro_batches(windows, config, progress.step)
         splits = {split: evaluation_batches(plan, split) for split in ("train", "val")}
@@ -143,6 +144,7 @@ def learn(
 
             # everything that follows is just diagnostics
             speed = sum(x.size for x, y in batch) * processes / seconds
+            peak = max(peak, speed * flops)  # which was measured too low, if the machine was busy
             yield Step(step, update.loss, lr, update.grad_norm, seconds, speed, speed * flops / peak)
     except GeneratorExit:  # the consumer stops the run
         if writer:

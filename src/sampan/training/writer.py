@@ -1,12 +1,13 @@
 """Save the weights of a run: the best so far and the newest.
 
-    writer = RunWriter(run, engine, model, config, tokenizer, data.record())
+    writer = RunWriter(run, engine, model, config, tokenizer, data.record(), plan.reasons)
     writer.keep(progress, best=True)
 
 It decides when to save. How a save stays whole when the process is killed is checkpoint/save.py's.
 """
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sampan.checkpoint.run import Progress
@@ -28,6 +29,7 @@ class RunWriter:
     config: TrainConfig
     tokenizer: Tokenizer | None
     data: dict  # what run.json records of it
+    reasons: Mapping[str, str]  # why each setting was chosen that nobody gave
     saved: Progress | None = None  # the progress that last/ holds; None: the folder is not begun
 
     def keep(self, progress: Progress, best: bool, ends: bool) -> None:
@@ -50,5 +52,6 @@ class RunWriter:
     def folder(self) -> contextlib.AbstractContextManager[WritableRun]:
         """Return where to save: the run's folder, or before the first save a new one that replaces it when complete."""
         if self.saved is None:
-            return self.run.begin(self.config, self.model, self.tokenizer, self.data, torchrun_job())
+            job = torchrun_job()
+            return self.run.begin(self.config, self.model, self.tokenizer, self.data, job, self.reasons)
         return contextlib.nullcontext(self.run)
