@@ -364,11 +364,14 @@ int32_t sampan_accumulate(sampan_engine *e, const int32_t *x, const int32_t *y, 
 
 static double mean(double sum, int64_t count) { return sum / (double)(count > 0 ? count : 1); }
 
-int32_t sampan_loss(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens, double *loss) {
+int32_t sampan_loss(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens, double *loss,
+                    float *losses) {
     int64_t targets = 0;
     int32_t code = engine_pass(e, x, y, batch, tokens, 0, loss, &targets);
-    if (!code) *loss = mean(*loss, targets);
-    return code;
+    if (code) return code;
+    *loss = mean(*loss, targets);
+    if (losses) memcpy(losses, e->buffers.losses, (size_t)(batch * tokens) * sizeof *losses);
+    return SAMPAN_OK;
 }
 
 static void update_region(void *arg, int32_t thread, int32_t n_threads) {

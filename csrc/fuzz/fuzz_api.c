@@ -124,13 +124,15 @@ static void call_batch(sampan_engine *e, const sampan_config *c, input *in, int3
     double loss;
     if (!room) return;
     int32_t *x = take_ids(in, room, c->vocab_size, 0), *y = take_ids(in, room, c->vocab_size, -1);
+    float *losses = malloc((size_t)room * sizeof *losses);
     uint8_t missing = take(in);
     if (trains) sampan_accumulate(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens);
     else
         sampan_loss(e, missing == 0xff ? NULL : x, missing == 0xfe ? NULL : y, batch, tokens,
-                    missing == 0xfd ? NULL : &loss);
+                    missing == 0xfd ? NULL : &loss, missing & 1 ? losses : NULL);
     free(x);
     free(y);
+    free(losses);
 }
 
 static void call_tensor(sampan_engine *e, input *in) {

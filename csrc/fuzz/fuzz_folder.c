@@ -20,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (!folder_load_weights(engine, family, &config, fuzz_folder, &failure)) {
             int32_t ids[2] = {0, config.vocab_size - 1};
             double loss;
-            sampan_loss(engine, ids, ids, 1, config.block_size > 1 ? 2 : 1, &loss);
+            sampan_loss(engine, ids, ids, 1, config.block_size > 1 ? 2 : 1, &loss, NULL);
         }
         sampan_destroy(engine);
     }

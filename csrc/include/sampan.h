@@ -96,9 +96,10 @@ SAMPAN_API int32_t sampan_accumulate(sampan_engine *engine, const int32_t *x, co
 SAMPAN_API int32_t sampan_update(sampan_engine *engine, double learning_rate, double *loss, double *grad_norm,
                                  const char **refused);
 
-/* Mean loss over the targets, without dropout; changes nothing. */
+/* Mean loss over the targets, without dropout; changes nothing. `losses`, unless NULL, gets the loss of each target, 0
+   where it is -1: batch * tokens floats. */
 SAMPAN_API int32_t sampan_loss(sampan_engine *engine, const int32_t *x, const int32_t *y, int64_t batch, int64_t tokens,
-                               double *loss);
+                               double *loss, float *losses);
 
 /* Updates so far, and how many were applied (the others were refused). A resume needs these, weights and moments. */
 SAMPAN_API int64_t sampan_get_step(const sampan_engine *engine);

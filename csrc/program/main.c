@@ -314,7 +314,7 @@ static double evaluate(program *p, tokens *split, int32_t *x, int32_t *y) {
             }
         }
         double loss;
-        require(sampan_loss(p->engine, x, y, n, block, &loss), sampan_error(p->engine));
+        require(sampan_loss(p->engine, x, y, n, block, &loss, NULL), sampan_error(p->engine));
         sum += loss * (double)(n * block - ignored);
         targets += (double)(n * block - ignored);
     }
@@ -468,7 +468,7 @@ static int test(program *p) {
     p->s.dropout = 0.0;
     program_open(p, 1);
     require_read(llmc_state_open(&state, p->s.debug_state, &p->config, &wrong));
-    require(sampan_loss(p->engine, state.x, state.y, state.B, state.T, &loss), sampan_error(p->engine));
+    require(sampan_loss(p->engine, state.x, state.y, state.B, state.T, &loss, NULL), sampan_error(p->engine));
     printf("%lld sequences of %lld tokens, loss %f; relative errors:\n", (long long)state.B, (long long)state.T, loss);
     mistakes += test_logits(p, &state);
     mistakes += test_report("loss", fabs(loss - state.loss) / fabs(state.loss));

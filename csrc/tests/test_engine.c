@@ -136,7 +136,7 @@ static void decode(const kind *k, const char *dtype) {
     check(sampan_session_position(pieces) == TOKENS, "position");
     check(sampan_accumulate(e, x, y, 1, 1) == SAMPAN_BAD_ARGUMENT, "training without training");
     double loss;
-    check(!sampan_loss(e, x, y, BATCH, TOKENS, &loss) && isfinite(loss), "loss without training");
+    check(!sampan_loss(e, x, y, BATCH, TOKENS, &loss, NULL) && isfinite(loss), "loss without training");
     sampan_session_destroy(whole);
     sampan_session_destroy(pieces);
     sampan_destroy(e);
@@ -209,7 +209,7 @@ static void refusals(void) {
               && sampan_write(e, "gradient", 0, value),
           "tensors that are not there");
     check(sampan_accumulate(e, NULL, y, 1, 1) && sampan_accumulate(e, x, NULL, 1, 1)
-              && sampan_loss(e, x, y, 1, 1, NULL),
+              && sampan_loss(e, x, y, 1, 1, NULL, NULL),
           "a missing array");
     check(sampan_read(e, "weight", 0, NULL) && sampan_write(e, "weight", 0, NULL) && strstr(sampan_error(e), "NULL"),
           "a missing tensor");

@@ -234,6 +234,24 @@ class SampleConfig(MachineConfig):
     )
 
 
+@dataclass(frozen=True)
+class EvalConfig(MachineConfig):
+    """Hold all settings of `sampan eval`."""
+
+    title: typing.ClassVar[str] = N_("evaluation")
+    out_dir: str = setting("out", "a run's folder, a Hugging Face folder or a hub name")
+    weights: str = setting("best", "use the best or the last weights of a run", choices=("best", "last"))
+    stride: int | None = setting(
+        None, "tokens by which the window moves on; auto: half a block; a whole block is fastest", low=1
+    )
+    batch_size: int = setting(16, "sequences at once", low=1)
+    per_token: str | None = setting(None, "write the loss of each token to this file, a table with tabs")
+    delimiter: str = setting(" ", "multiple choice: what stands between a context and its endings", literal=True)
+    json: bool = setting(False, "print the figures as JSON")
+    encoding: str | None = setting(None, "encoding of the files, such as gb18030; auto: detected for each file")
+    text_field: str = setting("text", "field that holds the text in .jsonl, .parquet and hf: records")
+
+
 EXPORTS = ("gguf", "llmc", "onnx")  # formats that a model is written in, each a file of exchange/
 EXPORT_DTYPES = ("f32", "f16", "bf16", "q8_0")
 

@@ -76,7 +76,7 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
     "write": (c_int32, [c_void_p, c_char_p, c_int64, c_void_p]),
     "accumulate": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64]),
     "update": (c_int32, [c_void_p, c_double, POINTER(c_double), POINTER(c_double), POINTER(c_char_p)]),
-    "loss": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(c_double)]),
+    "loss": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(c_double), c_void_p]),
     "get_step": (c_int64, [c_void_p]),
     "get_applied": (c_int64, [c_void_p]),
     "set_step": (c_int32, [c_void_p, c_int64, c_int64]),
@@ -228,8 +228,16 @@ class CEngine:
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         loss = c_double()
         x, y = as_batch(x, y)
-        self.check(self.lib.sampan_loss(self.handle, address(x), address(y), *x.shape, byref(loss)))
+        self.check(self.lib.sampan_loss(self.handle, address(x), address(y), *x.shape, byref(loss), None))
         return loss.value
+
+    def losses(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        x, y = as_batch(x, y)
+        losses = np.empty(x.shape, np.float32)
+        self.check(
+            self.lib.sampan_loss(self.handle, address(x), address(y), *x.shape, byref(c_double()), address(losses))
+        )
+        return losses
 
     # ---- decoding ----
 

@@ -57,6 +57,9 @@ class Engine(Protocol):
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
         """Mean loss over the targets, without dropout; changes nothing."""
 
+    def losses(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The loss of each target, float32 (batch, tokens), 0 where it is ignored; without dropout; changes nothing."""
+
     def session(self, batch_size: int) -> Session:
         """A new, empty cache for `batch_size` sequences."""
 

@@ -115,6 +115,38 @@ def measure_text(data: Data) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text to measure a model on, and its baselines in bits per character."""
+
+    origin: str
+    ids: np.ndarray  # integers (n,)
+    characters: int
+    bytes: int
+    uniform: float
+    unigram: float
+    xz: float
+
+
+def measure_val(data: Data) -> Text:
+    """Return the whole val split of a data folder; its unigram and xz have learnt from train. Raises UserError."""
+    seen = measure_baselines(data)
+    text = "".join(pieces_of(data, "val")).replace("\ufffd", "")
+    origin = _("val split of {folder}", folder=data.folder)
+    size = len(text.encode("utf-8", "replace"))
+    return Text(origin, data.val, len(text), size, seen.uniform, seen.unigram, seen.xz)
+
+
+def text_baselines(origin: str, text: str, ids: np.ndarray, vocab_size: int) -> Text:
+    """Return a text with baselines that know nothing but this text: unigram is the entropy of its own tokens."""
+    share = np.bincount(ids) / len(ids)
+    entropy = -float((share[share > 0] * np.log2(share[share > 0])).sum())
+    per_character = len(ids) / len(text)
+    size = len(text.encode("utf-8", "replace"))
+    xz = bits_with_xz("", text[:XZ_READS]) / len(text[:XZ_READS])
+    return Text(origin, ids, len(text), size, math.log2(vocab_size) * per_character, entropy * per_character, xz)
+
+
 def first_pieces(data: Data, split: str) -> Iterator[str]:
     """Yield the text of a split's first tokens in pieces, without the separators of documents."""
     for piece in itertools.islice(pieces_of(data, split), MEASURED[split] // PIECE):

@@ -17,6 +17,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -250,6 +251,14 @@ class TorchEngine:
         with self.autocast():
             total = model(self.put(x), self.put(y))
         return float(total) / max(int((y != -1).sum()), 1)
+
+    @torch.no_grad()
+    def losses(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        self.model.eval()
+        with self.autocast():
+            logits = self.model(self.put(x))
+            losses = F.cross_entropy(logits.flatten(0, 1), self.put(y).flatten(), ignore_index=-1, reduction="none")
+        return to_numpy(losses).reshape(x.shape)
 
     # ---- decoding ----
 
