@@ -232,7 +232,7 @@ def test_logits_that_are_no_numbers_are_one_sentence(bad, temperature):
 
 
 def writer_of(tokenizer, stop=()) -> Writer:
-    return Writer(stream_text(token_bytes(tokenizer, 351)), tokenizer.end_of_text, stop)
+    return Writer(stream_text(token_bytes(tokenizer, 351)), tokenizer.stops, stop)
 
 
 def written(tokenizer, ids, stop=()) -> list[str]:
@@ -281,7 +281,7 @@ def test_of_several_stop_strings_none_is_shown(chars, bpe, kind, text, stops):
 @pytest.mark.parametrize("tokens", [["x", "a", "b", "c", "d"], ["xa", "bcd", "y"], ["xabcdy"], ["xabcd"]])
 def test_how_the_text_is_cut_does_not_decide_which_stop_string_counts(tokens):
     """Of abcd and bc, which lies inside it, bc is complete first."""
-    writer = Writer(tokens.__getitem__, None, ("abcd", "bc"))
+    writer = Writer(tokens.__getitem__, frozenset(), ("abcd", "bc"))
     assert "".join(writer.add(i) for i in range(len(tokens))) + writer.finish() == "xa"
 
 

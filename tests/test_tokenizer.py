@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from conftest import readable
 from hypothesis import given, strategies as st
-from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers, processors
 
 import sampan.tokens.byte_level
 from sampan.config import DataConfig
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
 from sampan.tokens.byte_level import PIECE_CHARACTERS, SEPARATORS, first_merges, split_pieces, train_bpe
 from sampan.tokens.characters import characters
@@ -335,6 +336,136 @@ def no_end() -> Tokenizer:
     return open_tokenizer(Inner.from_str(json.dumps(description)))
 
 
+# ---- the tokens that begin and end a text ----
+
+MARKS = ["<pad>", "<eos>", "<bos>", "</s>", "<|im_end|>", "<|endoftext|>"]
+
+
+def marked(special=("<pad>", "<eos>", "<bos>"), begins=()) -> Inner:
+    """A tokenizer of letters with ids 0 to 5 as Gemma 3 has them: its </s> is HTML's, and no special token."""
+    inner = Inner(models.BPE({token: i for i, token in enumerate([*MARKS, *"abcdefg"])}, []))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens(list(special))
+    if begins:
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{' '.join(begins)} $A", special_tokens=[(token, MARKS.index(token)) for token in begins]
+        )
+    return inner
+
+
+FOLDERS = {
+    "a special token's name": ({}, [1]),
+    "tokenizer_config": ({"tokenizer_config.json": {"eos_token": "<|im_end|>"}}, [4]),
+    "tokenizer_config, a table": ({"tokenizer_config.json": {"eos_token": {"content": "</s>", "lstrip": False}}}, [3]),
+    "special_tokens_map": ({"special_tokens_map.json": {"eos_token": "</s>"}}, [3]),
+    "config": ({"config.json": {"eos_token_id": 5}}, [5]),
+    "config, several": ({"config.json": {"eos_token_id": [1, 4]}}, [1, 4]),
+    "generation_config": ({"generation_config.json": {"eos_token_id": 4}, "config.json": {"eos_token_id": 3}}, [4, 3]),
+    "all": (
+        {
+            "tokenizer_config.json": {"eos_token": "<|im_end|>"},
+            "generation_config.json": {"eos_token_id": [4, 5]},
+            "config.json": {"eos_token_id": 4},
+        },
+        [4, 5],
+    ),
+    "GPT2Config's default in another vocabulary": ({"config.json": {"eos_token_id": 50256}}, [1]),
+    "an ordinary token": ({"config.json": {"eos_token_id": 8}}, [1]),
+    "nonsense": ({"config.json": {"eos_token_id": ["x", None, True]}, "tokenizer_config.json": {"eos_token": 7}}, [1]),
+}
+
+
+@pytest.mark.parametrize("files, ends", FOLDERS.values(), ids=FOLDERS)
+def test_the_files_beside_say_which_tokens_end_a_text(files, ends, tmp_path):
+    marked().save(str(tmp_path / "tokenizer.json"))
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
+    tokenizer = read_tokenizer(tmp_path)
+    assert (tokenizer.ends, tokenizer.end_of_text, tokenizer.stops) == (ends, ends[0], frozenset(ends))
+    assert tokenizer.encode("ab", ends=[1, 2]).tolist() == [6, ends[0], 7, ends[0]]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    tokenizer.save(copy, 64)
+    assert read_tokenizer(copy).ends == ends
+
+
+@pytest.mark.parametrize("name", ["<eos>", "<｜end▁of▁sentence｜>", "<EOT>", "</s>", "<|end_of_text|>", "<|im_end|>"])
+def test_the_end_of_text_is_known_by_many_names(name):
+    tokenizer = open_tokenizer(Inner(models.BPE({"a": 0, name: 1, "<b>": 2}, [])))
+    assert tokenizer.ends == [1]
+
+
+def test_what_the_template_begins_a_text_with_is_before_each_document(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    inner = marked(begins=["<bos>"])
+    tokenizer = open_tokenizer(inner)
+    assert tokenizer.begin == (2,)
+    assert tokenizer.encode("abc", ends=[1, 3]).tolist() == [6, 1, 2, 7, 8, 1]  # the first is not encode's to begin
+    assert tokenizer.encode("abc", ends=[1]).tolist() == [6, 1, 2, 7, 8]
+    tokenizer.save(tmp_path, 64)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert theirs("bc")["input_ids"] == [*tokenizer.begin, *tokenizer.encode("bc")] == [2, 7, 8]
+
+
+def test_a_prepared_folder_begins_and_ends_documents_as_the_model_does(tmp_path):
+    marked(begins=["<bos>"]).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "chat_template": "{{ messages }}"}')
+    Path("docs").mkdir()
+    for name in "abcd":
+        Path("docs", f"{name}.txt").write_text(name * 3)
+    data = prepare("docs", DataConfig(tokenizer=str(tmp_path), val_fraction=0.25))
+    documents = [[2, i, i, i, 4] for i in range(6, 10)]
+    assert data.train.tolist() == [i for ids in documents[:3] for i in ids] and data.val.tolist() == documents[3]
+    assert (data.tokenizer.ends, data.tokenizer.begin) == ([4], (2,))
+    assert data.tokenizer.beside.chat_template == "{{ messages }}"
+    assert prepare("docs", DataConfig(tokenizer=str(tmp_path), val_fraction=0.25)).folder == data.folder
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    changed = prepare("docs", DataConfig(tokenizer=str(tmp_path), val_fraction=0.25))
+    assert changed.train.tolist()[4] == 3 and changed.tokenizer.beside.chat_template is None
+
+
+def test_transformers_finds_in_the_copy_what_the_original_had(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder, copy = tmp_path / "original", tmp_path / "copy"
+    for path in (folder, copy):
+        path.mkdir()
+    marked().save(str(folder / "tokenizer.json"))
+    config = {
+        "eos_token": "<|im_end|>",
+        "bos_token": "<bos>",
+        "pad_token": "<pad>",
+        "chat_template": "{{ messages[0] }}",
+    }
+    generation = {"eos_token_id": [4, 5], "temperature": 0.7}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GemmaTokenizer"}))
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = read_tokenizer(folder)
+    tokenizer.save(copy, 64)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(copy))
+    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (4, 2, 0)
+    assert theirs.chat_template == "{{ messages }}"
+    assert json.loads((copy / "generation_config.json").read_text()) == generation
+    assert tokenizer.config_ids() == {"bos_token_id": 2, "eos_token_id": [4, 5], "pad_token_id": 0}
+    characters("ab").save(copy)  # another tokenizer leaves nothing of it
+    assert [path.name for path in copy.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_tokenizer_says_which_ids_it_has():
+    inner = Inner(models.WordLevel({"a": 0, "b": 3}))
+    assert open_tokenizer(inner).has_token(6).tolist() == [True, False, False, True, False, False]
+    assert open_tokenizer(inner).has_token(2).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
+def test_a_damaged_file_beside_is_one_sentence_with_its_path(name, tmp_path):
+    marked().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / name).write_text("[1")
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        read_tokenizer(tmp_path)
+
+
 def test_every_kind_is_in_the_help_and_can_be_found():
     shown = next(f for f in fields(DataConfig) if f.name == "tokenizer").metadata["help"]
     assert shown.startswith(names_of_kinds())
@@ -368,13 +499,38 @@ UNKNOWN_TOKEN = {
 
 
 @pytest.mark.parametrize("make", UNKNOWN_TOKEN.values(), ids=UNKNOWN_TOKEN)
-def test_an_unknown_token_of_another_tokenizer_is_an_error_too(make):
+def test_an_unknown_token_of_another_tokenizer_is_used_and_counted(make):
     inner = make()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer = open_tokenizer(inner)
-    with pytest.raises(UserError, match=r"U\+9F8D.*character 3 of the text"):
-        tokenizer.encode("ab龍a")
-    assert tokenizer.encode("ab龍a", oov="skip").tolist() == [1, 2, 1]
+    assert tokenizer.encode("ab龍a").tolist() == [1, 2, 0, 1]
+    assert tokenizer.unknowns == {"龍": 1}
+    assert tokenizer.encode("ab龍a龍", oov="skip").tolist() == [1, 2, 1]
+    assert tokenizer.unknowns == {"龍": 3}
+
+
+def words(**added) -> Tokenizer:
+    """A word-level tokenizer as WikiText's; `added` are keywords of its <unk> as an added token."""
+    inner = Inner(models.WordLevel({"<unk>": 0, "the": 1, "boat": 2}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if added:
+        inner.add_special_tokens([AddedToken("<unk>", **added)])
+    return open_tokenizer(inner)
+
+
+@pytest.mark.parametrize("added", [{}, {"lstrip": True}, {"rstrip": True}], ids=str)
+def test_a_text_with_the_unknown_tokens_own_name_has_nothing_unknown(added):
+    """As WikiText has it."""
+    tokenizer = words(**added)
+    for oov in ("error", "skip"):
+        assert tokenizer.encode("the <unk> boat", oov).tolist() == [1, 0, 2]
+    assert not tokenizer.unknowns
+
+
+def test_an_unknown_word_is_counted_as_a_word():
+    tokenizer = words()
+    assert tokenizer.encode("the <unk> old boat", before=100).tolist() == [1, 0, 0, 2]
+    assert tokenizer.unknowns == {"old": 1}
 
 
 def test_words_that_are_no_characters_are_not_taken_for_characters():

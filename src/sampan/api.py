@@ -53,6 +53,7 @@ from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.sampling.draw import generate
 from sampan.text.sources import find_source
+from sampan.tokens.kinds import has_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.loop import Evaluation, Step, learn
 from sampan.training.recipe import (
@@ -136,7 +137,7 @@ class GPT:
         path = find_model(str(folder))
         model, weights = load_model(path, block_size)
         gpt = cls(change(settings_of(model), {"dropout": dropout}), weights=weights, **machine)
-        if (path / "tokenizer.json").is_file():
+        if has_tokenizer(path):
             gpt.tokenizer = load_tokenizer(path)
         return gpt
 

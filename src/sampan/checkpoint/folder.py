@@ -26,10 +26,10 @@ from sampan.checkpoint.huggingface import (
 from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
 from sampan.errors import UserError
 from sampan.fetch import mirror_folder
-from sampan.files import read_json, write_json, write_text
+from sampan.files import read_json, write_json
 from sampan.messages import _
 from sampan.model.shape import ModelShape
-from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.kinds import has_tokenizer, read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 # What is fetched of a model on the hub, and pytorch_model.bin where there are no safetensors
@@ -128,11 +128,10 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return the tokenizer in a folder's tokenizer.json. Raise UserError if it is missing or cannot be read."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
+    """Return the tokenizer in a folder. Raise UserError if it has none, or one that cannot be read."""
+    if not has_tokenizer(folder):
         raise UserError(_("{folder} has no tokenizer.json", folder=folder))
-    return read_tokenizer(path)
+    return read_tokenizer(folder)
 
 
 def save_model(
@@ -155,16 +154,11 @@ def save_model(
 
 
 def save_description(folder: Path, config: ModelShape, tokenizer: Tokenizer | None) -> None:
-    """Write everything but the weights: config.json and, with a tokenizer, its two files. Raise OSError if that fails."""
-    end_of_text = tokenizer.end_of_text if tokenizer else None
-    write_json(folder / "config.json", to_hf_config(config, end_of_text))
+    """Write everything but the weights: config.json and, with a tokenizer, its files. Raise OSError if that fails."""
+    ids = tokenizer.config_ids() if tokenizer else {"bos_token_id": None, "eos_token_id": None}
+    write_json(folder / "config.json", to_hf_config(config, ids))
     if tokenizer:
-        write_text(folder / "tokenizer.json", tokenizer.to_json())
-        described = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.block_size}
-        described["clean_up_tokenization_spaces"] = False
-        if end_of_text is not None:
-            described["eos_token"] = tokenizer.inner.id_to_token(end_of_text)
-        write_json(folder / "tokenizer_config.json", described)
+        tokenizer.save(folder, config.block_size)
 
 
 # ---- writing ----

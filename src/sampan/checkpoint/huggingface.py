@@ -24,15 +24,14 @@ ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made w
 # ---- config.json ----
 
 
-def to_hf_config(shape: ModelShape, end_of_text: int | None) -> dict:
-    """Return the config.json that transformers reads as the same model."""
+def to_hf_config(shape: ModelShape, ids: dict) -> dict:
+    """Return the config.json that transformers reads as the same model; `ids` are those of its tokenizer."""
     family, settings = find_family(shape.family), settings_of(shape)
     return {
         "architectures": [family.architecture],
         "model_type": shape.family,
         "torch_dtype": "float32",
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        **ids,
         **{key.theirs: getattr(settings, key.ours) for key in family.keys},
         **{fixed.theirs: fixed.value for fixed in family.fixed if fixed.written},
     }

@@ -22,7 +22,7 @@ from sampan.messages import _, fill
 from sampan.tokens.kinds import read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
-FORMAT = 3  # of a data folder; raise it when the same text would give other files
+FORMAT = 4  # of a data folder; raise it when the same text would give other files
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
 DTYPES = ("uint16", "uint32")
 
@@ -114,7 +114,7 @@ class Data:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.folder / "tokenizer.json")
+        return read_tokenizer(self.folder)
 
     @property
     def train(self) -> np.ndarray:

@@ -14,7 +14,6 @@ Where text comes from, its formats and encodings are sources.py's; batches of to
 import contextlib
 import functools
 import glob
-import hashlib
 import itertools
 import logging
 import os
@@ -30,14 +29,14 @@ from sampan.data.meta import FORMAT, Data, Facts, Meta, open_folder, read_meta
 from sampan.data.survey import Survey, read_through, recall, sample_documents, stamp_of_sources
 from sampan.errors import UserError
 from sampan.fetch import fetch
-from sampan.files import lock_file, write_json, write_text
+from sampan.files import lock_file, write_json
 from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block
 from sampan.text.sources import Source, find_source
 from sampan.tokens.byte_level import GPT2, gpt2_tokenizer
 from sampan.tokens.choose import check_tokenizer, choose_tokenizer
-from sampan.tokens.kinds import find_kind, read_tokenizer
+from sampan.tokens.kinds import find_kind, fingerprint, read_tokenizer
 from sampan.tokens.tokenizer import Material, Tokenizer
 
 VAL_FRACTION = 0.1  # nanoGPT's
@@ -89,7 +88,7 @@ def key_of(train: Source, val: Source | None, facts: Facts, config: DataConfig) 
     return Key(
         facts.sha256,
         Path(wanted).resolve().parent.name,
-        hashlib.sha256(Path(wanted).read_bytes()).hexdigest(),
+        fingerprint(Path(wanted)),
         fraction,
     )
 
@@ -246,10 +245,16 @@ def join_words(parts: Iterable[tuple[str, Block]], tokenizer: Tokenizer) -> Iter
 def encode_blocks(
     tokenizer: Tokenizer, blocks: Iterable[Block], cut: int, has_documents: bool, tick: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield pairs (split, ids) in order; where there are several documents, the end-of-text token is after each."""
-    done = 0
+    """Yield pairs (split, ids) in order; where there are several documents, the end-of-text token is after each.
+
+    What the tokenizer's template begins a text with, such as BOS, is before each document and each split.
+    """
+    done, begins, last = 0, True, "train"
     for split, (text, ends) in join_words(split_blocks(blocks, cut), tokenizer):
+        if tokenizer.begin and (begins or split != last):
+            yield split, np.array(tokenizer.begin, np.int32)
         yield split, tokenizer.encode(text, ends=ends if has_documents else (), before=done)
+        begins, last = bool(ends) and has_documents and ends[-1] == len(text), split
         done += len(text)
         tick(len(text))
 
@@ -282,7 +287,7 @@ def write_folder(
         write_json(folder / "meta.json", {"complete": False})
         for split, path in partial.items():
             os.replace(path, folder / f"{split}.bin")
-        write_text(folder / "tokenizer.json", tokenizer.to_json())
+        tokenizer.save(folder)
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
         raise UserError(

@@ -24,6 +24,7 @@ from sampan.errors import UserError
 from sampan.exchange.check import reference
 from sampan.exchange.staging import new_files
 from sampan.messages import _
+from sampan.tokens.kinds import has_tokenizer
 
 IMPORTS = ("llmc", "nanogpt")  # what is read, in the order of asking; what is written is config.EXPORTS
 
@@ -52,7 +53,7 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
     if config.weights == "last":
         source = run.last
     model, weights = load_model(source)
-    tokenizer = load_tokenizer(source) if (source / "tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
     with new_files(out) as staged:
         notes = module.write(staged, model, weights, tokenizer, config)
         checked = module.check(staged, model, tokenizer, reference(model, weights), config)

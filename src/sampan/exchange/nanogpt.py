@@ -26,7 +26,7 @@ from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
 from sampan.data.prepare import fetch_gpt2_tokenizer
 from sampan.errors import UserError
 from sampan.exchange.staging import new_folder
-from sampan.files import read_json, write_json, write_text
+from sampan.files import read_json, write_json
 from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
@@ -345,7 +345,7 @@ def import_data(folder: Path) -> Data:
         val_tokens=counts["val"],
     )
     try:
-        write_text(folder / "tokenizer.json", tokenizer.to_json())
+        tokenizer.save(folder)
         write_json(folder / "meta.json", meta.to_json())
     except OSError as error:
         raise UserError(_("{folder}: cannot be written ({reason})", folder=folder, reason=error.strerror)) from None

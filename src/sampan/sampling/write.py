@@ -28,9 +28,9 @@ class Writer:
     string itself is left out, and so is a character that is incomplete at the end.
     """
 
-    def __init__(self, next_text: Callable[[int], str | None], end_of_text: int | None, stop: tuple[str, ...]):
+    def __init__(self, next_text: Callable[[int], str | None], ends: frozenset[int], stop: tuple[str, ...]):
         self.next_text = next_text
-        self.end_of_text = end_of_text
+        self.ends = ends
         self.stop = [s for s in stop if s]
         self.held = ""  # text that could be the beginning of a stop string
         self.done = False
@@ -39,7 +39,7 @@ class Writer:
         """Append a token and return the text that is new, without an ending that could begin a stop string."""
         if self.done:
             return ""
-        if token == self.end_of_text:
+        if token in self.ends:
             return self.finish()
         text = self.next_text(token) or ""
         if not self.stop:
@@ -90,6 +90,8 @@ def write(
     ids = tokenizer.encode(prompt, config.oov)
     if len(ids) == 0 and prompt:
         raise UserError(_("none of the prompt's characters are in the vocabulary"))
+    shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt
+    ids = np.array([*tokenizer.begin, *ids], np.int32)  # as training and transformers do
     if len(ids) == 0:
         ids = beginning_of_text(tokenizer)
     if ids.max() >= model.vocab_size:
@@ -100,11 +102,10 @@ def write(
                 vocab_size=model.vocab_size,
             )
         )
-    shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt
     table = token_bytes(tokenizer, model.vocab_size)
     after = None if config.valid_utf8 is False else keep_valid(table, bool(config.valid_utf8))
     writers = [
-        Writer(tokenizer.stream() if table is None else stream_text(table), tokenizer.end_of_text, config.stop)
+        Writer(tokenizer.stream() if table is None else stream_text(table), tokenizer.stops, config.stop)
         for _ in range(config.num_samples)
     ]
     for number in range(config.num_samples):

@@ -51,15 +51,16 @@ class ByteLevel(Tokenizer):
         """This tokenizer as a `tiktoken.Encoding`, or None; made for the first long text, of a description parsed anew,
         for a vocabulary of 50,000 that is kept parsed takes 20 MB.
         """
-        return fast_encoding(self.inner, describe(self.inner))
+        return fast_encoding(self.inner, describe(self.inner).parts)
 
     def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
         if len(text) < PIECE_CHARACTERS or self.fast is None:
             return super().encode(text, oov, ends, before)
-        end = "" if self.end_of_text is None else self.inner.id_to_token(self.end_of_text)
-        if end:  # tiktoken takes the token's name for the token, as the library does
-            return self.encode_fast(end.join(split_at(text, ends)))
-        return np.concatenate([self.encode_fast(document) for document in split_at(text, ends)])
+        names = [self.inner.id_to_token(i) for i in self.between]
+        if ends and not (names and self.fast.special_tokens_set.issuperset(names)):
+            return super().encode(text, oov, ends, before)
+        ids = self.encode_fast("".join(names).join(split_at(text, ends)))  # it takes a token's name for the token
+        return self.without_next(ids, text, ends)
 
     def encode_fast(self, text: str) -> np.ndarray:
         """Return the ids of `text` by `tiktoken`, in threads."""
@@ -124,11 +125,11 @@ def first_merges(tokenizer: ByteLevel, vocab_size: int) -> ByteLevel:
     """Return what `train_bpe` would have given for a smaller vocabulary: it learns merges one by one."""
     from tokenizers import Tokenizer as Inner
 
-    description = describe(tokenizer.inner)
+    description = describe(tokenizer.inner).parts
     model = description["model"]
     model["vocab"] = {token: i for token, i in model["vocab"].items() if i < vocab_size}
     model["merges"] = model["merges"][: len(model["merges"]) - (tokenizer.vocab_size - len(model["vocab"]))]
-    return ByteLevel(Inner.from_str(json.dumps(description)), description)
+    return ByteLevel(Inner.from_str(json.dumps(description)))
 
 
 def byte_level(model: Any) -> Any:

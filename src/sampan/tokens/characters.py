@@ -13,7 +13,8 @@ import numpy as np
 
 from sampan.messages import _
 from sampan.text.characters import code_points
-from sampan.tokens.tokenizer import END_OF_TEXT, Kind, Material, Tokenizer, library_errors, unknown_character
+from sampan.tokens.beside import Beside
+from sampan.tokens.tokenizer import END_OF_TEXT, Described, Kind, Material, Tokenizer, library_errors, unknown_character
 
 EACH = r"[\s\S]"  # a character
 
@@ -21,8 +22,8 @@ EACH = r"[\s\S]"  # a character
 class Characters(Tokenizer):
     """Tokens that are single characters. `byte_ids`, int (256,), are the tokens of bytes, if it has them."""
 
-    def __init__(self, inner: Any, description: dict[str, Any] | None = None):
-        super().__init__(inner, description)
+    def __init__(self, inner: Any, described: Described | None = None, beside: Beside | None = None):
+        super().__init__(inner, described, beside)
         names = inner.get_vocab(with_added_tokens=False)
         single = {ord(token): i for token, i in names.items() if len(token) == 1}
         # The id of each code point up to the highest that is known; the last entry is for all beyond.
@@ -36,12 +37,13 @@ class Characters(Tokenizer):
         model, cut = description["model"], description["pre_tokenizer"]
         each = {"type": "Split", "pattern": {"Regex": EACH}, "behavior": "Isolated", "invert": False}
         has_bytes = model["type"] == "BPE" and model["byte_fallback"] and not model["merges"]
-        return cut == each and description["normalizer"] is None and (model["type"] == "WordLevel" or has_bytes)
+        lacks = model["type"] == "WordLevel" and model["unk_token"] not in model["vocab"]
+        return cut == each and description["normalizer"] is None and (lacks or has_bytes)
 
     def last_cut(self, text: str) -> int:
         return len(text)
 
-    def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
+    def encode_documents(self, text: str, oov: str, ends: Sequence[int], before: int) -> tuple[np.ndarray, np.ndarray]:
         points = code_points(text)
         ids = self.table[np.minimum(points, len(self.table) - 1)]
         places = np.asarray(ends, dtype=np.int64)  # where documents end among the ids
@@ -62,7 +64,7 @@ class Characters(Tokenizer):
                 lengths[unknown] = 0
                 ids = ids[ids >= 0]
             places = np.concatenate([[0], np.cumsum(lengths)])[places]
-        return ids if self.end_of_text is None or not len(places) else np.insert(ids, places, self.end_of_text)
+        return ids, places
 
 
 def characters(symbols: Iterable[str], end_of_text: bool = False, byte_tokens: bool = False) -> Characters:

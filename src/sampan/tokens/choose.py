@@ -3,20 +3,13 @@
 choose_tokenizer("auto", characters=1_115_394, symbols=65)      # ("char", why)
 """
 
-from pathlib import Path
-
 from sampan.errors import UserError
 from sampan.messages import N_, _
-from sampan.tokens.kinds import find_kind, names_of_kinds
+from sampan.tokens.kinds import find_kind, names_of_kinds, tokenizer_file
 
 ALPHABET = 256  # symbols; a text with more has characters that it seldom uses, and prompts with some that it lacks
 SEEN_ENOUGH = 10  # times that a symbol occurs on average; where it is less, most of a text would be spelt in bytes
 CHARACTERS_UP_TO = 5_000_000  # longer texts get a trained BPE: more text in a block, and enough of it to learn from
-
-
-def tokenizer_path(wanted: str) -> Path:
-    """Return the tokenizer.json that a path names: itself, or the one in the folder."""
-    return Path(wanted) / "tokenizer.json" if Path(wanted).is_dir() else Path(wanted)
 
 
 def check_tokenizer(wanted: str) -> None:
@@ -24,7 +17,7 @@ def check_tokenizer(wanted: str) -> None:
     found = find_kind(wanted)
     if found and found[1] is not None:
         found[0].check_size(found[1])
-    elif wanted != "auto" and not found and not tokenizer_path(wanted).is_file():
+    elif wanted != "auto" and not found and not tokenizer_file(wanted):
         raise UserError(
             _(
                 "tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a tokenizer.json",
@@ -45,8 +38,8 @@ def choose_tokenizer(wanted: str, characters: int, symbols: int, corpus_choice: 
     'bpe:8192'
     """
     if wanted != "auto":
-        path = tokenizer_path(wanted)
-        return (wanted, N_("as asked")) if find_kind(wanted) else (str(path), _("of {folder}", folder=path.parent))
+        path = tokenizer_file(wanted) if not find_kind(wanted) else None
+        return (wanted, N_("as asked")) if path is None else (str(path), _("of {folder}", folder=path.parent))
     if corpus_choice:
         return corpus_choice, N_("the corpus's own")
     if characters > CHARACTERS_UP_TO:

@@ -6,11 +6,14 @@
 A new kind is a file beside this one and its line in KINDS; if it encodes in a way of its own, a line in CLASSES.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from sampan.errors import UserError
 from sampan.messages import _
+from sampan.tokens.beside import Beside, read_beside
 from sampan.tokens.byte_level import BPE, GPT2, ByteLevel
 from sampan.tokens.characters import CHAR, CHAR_BYTES, Characters
 from sampan.tokens.tokenizer import Kind, Tokenizer, describe, library_errors
@@ -38,22 +41,41 @@ def names_of_kinds() -> str:
     return ", ".join(kind.label for kind in KINDS)
 
 
-def open_tokenizer(inner: Any) -> Tokenizer:
-    """Return the fitting kind around a `tokenizers.Tokenizer`."""
-    description = describe(inner)
-    return next(known for known in CLASSES if known.fits(description))(inner, description)
+def open_tokenizer(inner: Any, beside: Beside | None = None) -> Tokenizer:
+    """Return the fitting kind around a `tokenizers.Tokenizer`; `beside` is what the files beside its own say."""
+    described = describe(inner)
+    return next(known for known in CLASSES if known.fits(described.parts))(inner, described, beside)
+
+
+def tokenizer_file(path: str | Path) -> Path | None:
+    """Return the file that holds a tokenizer: `path` itself, or the one in that folder; None where there is none."""
+    path = Path(path)
+    found = path / "tokenizer.json" if path.is_dir() else path
+    return found if found.is_file() else None
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    return Path(folder).is_dir() and tokenizer_file(folder) is not None
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json. Raises UserError where there is none."""
+    """Return the tokenizer of a tokenizer.json, or of a folder, with what the files beside it say. Raises UserError."""
     from tokenizers import Tokenizer as Inner
 
     path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
+        beside = read_beside(path.parent)
         with library_errors(_("not a tokenizer.json of the tokenizers library")):
-            return open_tokenizer(Inner.from_str(text))
+            return open_tokenizer(Inner.from_str(text), beside)
     except OSError as error:
         raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a tokenizer's file and of what the files beside it say. Raises UserError."""
+    beside = json.dumps(read_beside(path.parent).to_json(), sort_keys=True)
+    return hashlib.sha256(path.read_bytes() + beside.encode()).hexdigest()

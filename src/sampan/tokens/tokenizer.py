@@ -11,20 +11,25 @@ text (choose.py) and does not stream output (bytes.py).
 import contextlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sampan.errors import UserError
 from sampan.fetch import Remote
+from sampan.files import write_text
 from sampan.messages import _
 from sampan.text.characters import split_at
+from sampan.tokens.beside import Beside, write_beside
 
 END_OF_TEXT = "<|endoftext|>"  # follows each document; GPT-2's name for it
-END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>")
+# Names of it where no file says which token it is, the likelier first, as `plain_name` gives them.
+END_NAMES = ("endoftext", "endofsentence", "eos", "eot", "/s", "imend", "sep")
 MAX_IDS = 1 << 24
 MAX_GAPS = 1 << 20  # ids that no token has: the library goes through them all
 MAX_GROWTH = 1 << 10  # of a text by a tokenizer's own replacements
@@ -33,17 +38,16 @@ MAX_GROWTH = 1 << 10  # of a text by a tokenizer's own replacements
 class Tokenizer:
     """A `tokenizers.Tokenizer` with what Sampan needs around it. `inner` is the library's own object.
 
-    `description` is its tokenizer.json, parsed. Raises UserError for a vocabulary that is absurdly large.
+    `beside` is what the files beside its tokenizer.json say. Raises UserError for a vocabulary that is absurdly large.
     """
 
-    def __init__(self, inner: Any, description: dict[str, Any] | None = None):
+    def __init__(self, inner: Any, described: "Described | None" = None, beside: Beside | None = None):
         self.inner = inner
-        self.vocab_size = count_ids(inner)
+        description, self.vocab_size = described or describe(inner)
+        self.beside = beside or Beside()
+        self.unknowns: Counter[str] = Counter()  # what the unknown token stood for so far
         inner.no_truncation()
         inner.no_padding()
-        ends = (inner.token_to_id(name) for name in END_NAMES)
-        self.end_of_text: int | None = next((i for i in ends if i is not None), None)
-        description = describe(inner) if description is None else description
         if growth([description["normalizer"], description["decoder"]]) > MAX_GROWTH:
             raise UserError(
                 _("its replacements make a text more than {max_growth:,} times as long", max_growth=MAX_GROWTH)
@@ -51,6 +55,53 @@ class Tokenizer:
         self.decoder: dict[str, Any] = description["decoder"] or {}
         named = description["model"].get("unk_token")
         self.unknown: int | None = inner.token_to_id(named) if named else description["model"].get("unk_id")
+        self.begin, after = template(inner)  # what it puts before a text and after one, such as BOS
+        self.ends = self.find_ends(description["added_tokens"], after)  # of a text; the first follows each document
+
+    def find_ends(self, added: list[dict[str, Any]], after: tuple[int, ...]) -> list[int]:
+        """Return the tokens that end a text: as the files beside say, else by the template, else by its name."""
+        named = {token["id"] for token in added}
+        said = self.inner.token_to_id(self.beside.token("eos") or "")
+        ids = [i for i in self.beside.ids("eos") if i in named or is_marked(self.inner.id_to_token(i))]
+        if found := list(dict.fromkeys([*([] if said is None else [said]), *ids])):
+            return found
+        if after:
+            return [after[-1]]
+        special = {token["content"]: token["id"] for token in added if token["special"]}
+        return ends_by_name(special) or ends_by_name(self.inner.get_vocab())  # "</s>" may be HTML's in the second
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that follows each document."""
+        return self.ends[0] if self.ends else None
+
+    @property
+    def between(self) -> list[int]:
+        """What is between two documents: the end of one and the beginning of the next."""
+        return [*self.ends[:1], *self.begin]
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens at which sampling stops."""
+        return frozenset(self.ends)
+
+    def role(self, role: str) -> int | None:
+        """Return the token that has a role, such as "bos" or "pad", by the files beside; None where there is none."""
+        ids = [self.inner.token_to_id(self.beside.token(role) or ""), *self.beside.ids(role)]
+        return next((i for i in ids if i is not None and self.inner.id_to_token(i) is not None), None)
+
+    def config_ids(self) -> dict[str, Any]:
+        """Return the ids that a model's config.json has of its tokenizer."""
+        bos = next((i for i in (self.role("bos"), *self.begin, self.end_of_text) if i is not None), None)
+        ends = self.ends if len(self.ends) > 1 else self.end_of_text
+        return {"bos_token_id": bos, "eos_token_id": ends, "pad_token_id": self.role("pad")}
+
+    def has_token(self, count: int) -> np.ndarray:
+        """Return which of the ids below `count` the vocabulary has, bool (count,)."""
+        has = np.zeros(count, dtype=bool)
+        ids = np.fromiter(self.inner.get_vocab(with_added_tokens=True).values(), np.int64)
+        has[ids[ids < count]] = True
+        return has
 
     @classmethod
     def fits(cls, description: dict[str, Any]) -> bool:
@@ -68,35 +119,46 @@ class Tokenizer:
     def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
         """Return the ids of `text`, int32 (n,). No token is added at either end.
 
-        Documents end at the positions `ends`: there the end-of-text token is put in, if the vocabulary has one, and no
-        token reaches across. A character that the vocabulary lacks raises UserError with its position, counted from
-        `before`, or is left out (`oov="skip"`).
+        Documents end at the positions `ends`: there the end-of-text token is put in, if the vocabulary has one, and what
+        the template begins a text with before the next document; no token reaches across. A character that the
+        vocabulary lacks becomes its unknown token, and is counted in `unknowns`; without such a token it raises
+        UserError with its position, counted from `before`. With `oov="skip"` it is left out.
         """
+        ids, places = self.encode_documents(text, oov, ends, before)
+        if not len(places) or not self.between:
+            return ids
+        ids = np.insert(ids, np.repeat(places, len(self.between)), np.tile(self.between, len(places)))
+        return self.without_next(ids, text, ends)
+
+    def without_next(self, ids: np.ndarray, text: str, ends: Sequence[int]) -> np.ndarray:
+        """Return the ids of a text without the beginning of the next document, where it ends with the last one."""
+        return ids[: len(ids) - len(self.begin)] if ends and ends[-1] == len(text) else ids
+
+    def encode_documents(self, text: str, oov: str, ends: Sequence[int], before: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of `text` as `encode` does, with nothing between documents, and the places of `ends` in them."""
         documents = [list(self.pieces(document)) for document in split_at(text, ends)]
         pieces = [piece for document in documents for piece in document]
         with library_errors(_("the tokenizer cannot encode this text")):
             lists = [e.ids for e in self.inner.encode_batch_fast(pieces, add_special_tokens=False)]
-        if self.unknown is not None and any(self.unknown in ids for ids in lists):
-            if oov != "skip":
-                raise self.find_unknown(pieces, before)
-            lists = [[i for i in ids if i != self.unknown] for ids in lists]
-        end = [] if self.end_of_text is None else [self.end_of_text]
-        result: list[int] = []
+        for number, piece in enumerate(pieces):
+            if self.unknown in lists[number]:
+                lists[number] = self.resolve_unknown(piece, oov)
         rest = iter(lists)
-        for number, document in enumerate(documents):
-            result += end if number else []
-            for _piece in document:
-                result += next(rest)
-        return np.array(result, dtype=np.int32)
+        counts = [sum(len(next(rest)) for _piece in document) for document in documents]
+        return np.array([i for ids in lists for i in ids], dtype=np.int32), np.cumsum(counts[:-1], dtype=np.int64)
 
-    def find_unknown(self, pieces: list[str], before: int) -> UserError:
-        for piece in pieces:
+    def resolve_unknown(self, piece: str, oov: str) -> list[int]:
+        """Return the ids of a piece that has the unknown token, and count what it stands for in `unknowns`."""
+        with library_errors(_("the tokenizer cannot encode this text")):
             encoding = self.inner.encode(piece, add_special_tokens=False)
-            for i, (start, _end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if i == self.unknown:
-                    return unknown_character(piece[start], before + start, self.vocab_size)
-            before += len(piece)
-        raise AssertionError("an id that was there is gone")
+        name, ids = self.inner.id_to_token(self.unknown), []
+        for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if i == self.unknown and piece[start:end].strip() != name:  # a text may have the token's own name
+                self.unknowns[piece[start:end]] += 1
+                if oov == "skip":
+                    continue
+            ids.append(i)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         with library_errors(_("the tokenizer cannot decode this text")):
@@ -116,6 +178,21 @@ class Tokenizer:
 
     def to_json(self) -> str:
         return self.inner.to_str(pretty=True)
+
+    def save(self, folder: Path, context: int | None = None) -> None:
+        """Write tokenizer.json and the files beside it; `context`, in tokens, is a model's. Raises OSError."""
+        write_text(folder / "tokenizer.json", self.to_json())
+        config, generation = dict(self.beside.config), dict(self.beside.generation)
+        if context is not None:
+            config |= {"model_max_length": context, "clean_up_tokenization_spaces": False}
+        if config or self.beside.model:
+            roles = {"eos": self.end_of_text, "bos": self.role("bos"), "pad": self.role("pad")}
+            for role, i in roles.items():
+                if i is not None and self.beside.token(role) is None:
+                    config[f"{role}_token"] = self.inner.id_to_token(i)
+        if generation or len(self.ends) > 1:
+            generation["eos_token_id"] = self.config_ids()["eos_token_id"]
+        write_beside(folder, Beside(config, generation, template=self.beside.template))
 
 
 # ---- what --tokenizer can name ----
@@ -145,19 +222,53 @@ class Kind:
 # ---- the library ----
 
 
-def count_ids(inner: Any) -> int:
-    """Return the highest id of a library tokenizer plus one. Raises UserError for a vocabulary that is absurdly large."""
+class Described(NamedTuple):
+    """A library tokenizer's JSON, parsed, and its highest id plus one."""
+
+    parts: dict[str, Any]
+    vocab_size: int
+
+
+def describe(inner: Any) -> Described:
+    """Return what a library tokenizer is. Raises UserError for a vocabulary that is absurdly large."""
     vocabulary = inner.get_vocab(with_added_tokens=True)
     count = max(vocabulary.values(), default=-1) + 1
-    if count > min(MAX_IDS, len(vocabulary) + MAX_GAPS):
+    if count > min(MAX_IDS, len(vocabulary) + MAX_GAPS):  # the library writes out every id that no token has
         raise UserError(_("token id {id:,} is more than this program allows", id=count - 1))
-    return count
+    return Described(json.loads(inner.to_str()), count)
 
 
-def describe(inner: Any) -> dict[str, Any]:
-    """Return a library tokenizer's JSON, parsed. Raises UserError for a vocabulary that is absurdly large."""
-    count_ids(inner)  # or the library writes out every id that no token has
-    return json.loads(inner.to_str())
+def template(inner: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a library tokenizer's template puts before a text, and after one."""
+    if inner.post_processor is None:
+        return (), ()
+    with library_errors(_("the tokenizer's template cannot be used")):
+        for probe in filter(None, ("a", *map(inner.id_to_token, range(16)))):
+            plain, whole = (inner.encode(probe, add_special_tokens=adds).ids for adds in (False, True))
+            for start in range(len(whole) - len(plain) + 1 if plain else 0):
+                if whole[start : start + len(plain)] == plain:
+                    return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    return (), ()
+
+
+def ends_by_name(tokens: dict[str, int]) -> list[int]:
+    """Return the token whose name says that it ends a text, in a list; [] where none does."""
+    names = {plain_name(token): i for token, i in tokens.items() if is_marked(token)}
+    return [names[name] for name in END_NAMES if name in names][:1]
+
+
+def is_marked(token: str | None) -> bool:
+    """Return whether a token looks like no text: "<eos>", "[SEP]"."""
+    return token is not None and len(token) > 2 and token[0] + token[-1] in ("<>", "[]")
+
+
+def plain_name(token: str) -> str:
+    """Return a token's name without its marks.
+
+    >>> plain_name("<｜end▁of▁sentence｜>"), plain_name("<|im_end|>")
+    ('endofsentence', 'imend')
+    """
+    return re.sub(r"[^\w/]|_", "", token).lower()
 
 
 @contextlib.contextmanager
@@ -181,14 +292,13 @@ def growth(part: Any) -> int:
 
 
 def unknown_character(c: str, position: int, vocab_size: int) -> UserError:
-    shown = c if c.isprintable() else repr(c)
     return UserError(
         _(
             "the vocabulary of {vocab_size} has no {shown} (U+{ord:04X}), character {position:,} of the "
             "text; leave it out (sampan sample --oov skip does), or train from scratch with --tokenizer "
             "char+bytes",
             vocab_size=vocab_size,
-            shown=shown,
+            shown=c if c.isprintable() else repr(c),
             ord=ord(c),
             position=position + 1,
         )

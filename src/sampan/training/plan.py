@@ -29,6 +29,7 @@ from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.progress import Progress, silent
 from sampan.text.sources import source_name
+from sampan.tokens.kinds import has_tokenizer
 from sampan.training.cost import fit_memory, program_memory
 from sampan.training.recipe import choose
 
@@ -115,8 +116,7 @@ def prepare_data(
 ) -> tuple[TrainConfig, Data]:
     """Prepare the text with the tokenizer of the pretrained model, if there is one. Return it, and what follows from it."""
     if pretrained is not None and config.tokenizer == "auto":
-        path = pretrained / "tokenizer.json"
-        config = replace(config, tokenizer=str(path) if path.is_file() else "gpt2")
+        config = replace(config, tokenizer=str(pretrained) if has_tokenizer(pretrained) else "gpt2")
     data = prepare(config.dataset, config, progress)
     if pretrained is not None:
         check_tokens(data, pretrained)
@@ -127,7 +127,7 @@ def prepare_data(
 
 def check_tokens(data: Data, pretrained: Path) -> None:
     """Raise UserError if the text's tokens are not the model's, as far as its folder tells."""
-    if not (pretrained / "tokenizer.json").is_file():
+    if not has_tokenizer(pretrained):
         return
     ours, theirs = (tokenizer.inner.get_vocab() for tokenizer in (data.tokenizer, load_tokenizer(pretrained)))
     if any(theirs.get(token) != number for token, number in ours.items()):

@@ -27,7 +27,7 @@ from sampan.exchange.llmc.tokens import FORMATS, read_data, write_data, write_te
 from sampan.exchange.llmc.weights import DTYPES, as_llmc, read_weights, to_bfloat16, to_float32, write_weights
 from sampan.messages import _
 from sampan.text.corpora import find_corpus
-from sampan.tokens.kinds import read_tokenizer
+from sampan.tokens.kinds import has_tokenizer, read_tokenizer
 
 
 def claims(path: Path) -> bool:
@@ -100,9 +100,9 @@ def write_model(folder: Path, out: Path, config: ExportConfig) -> list[Path]:
     model, weights = as_llmc(*load_model(folder), str(folder))
     data: Data | None = open_folder(config.data_dir) if config.data_dir else None
     paths = []
-    if (folder / "tokenizer.json").is_file():
+    if has_tokenizer(folder):
         paths.append(out / "gpt2_tokenizer.bin")
-        write_tokenizer(paths[-1], read_tokenizer(folder / "tokenizer.json"))
+        write_tokenizer(paths[-1], read_tokenizer(folder))
     paths.append(out / f"gpt2_124M{DTYPES[config.dtype][2]}.bin")
     write_weights(paths[-1], model, weights, config.dtype)
     if config.debug_state:

@@ -38,7 +38,7 @@ def find_tokenizer(wanted: str, beside: Path) -> Tokenizer:
         return read_tokenizer_file(path)
     if wanted in ("auto", "gpt2"):
         return fetch_gpt2_tokenizer()
-    return read_tokenizer(path / "tokenizer.json" if path.is_dir() else path)
+    return read_tokenizer(path)
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
