@@ -1,5 +1,6 @@
 """The program as a person meets it: commands, their output, what they refuse, Ctrl-C. Each is a process of its own."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,9 @@ import pytest
 from conftest import readable
 from helpers import environment, refused, sampan
 
+from sampan.cli.flags import make_parser, tidy
+from sampan.cli.main import COMMANDS, main
+from sampan.config import SampleConfig, build
 from sampan.messages import columns_of
 
 TINY = ["--device=cpu", "--threads=1", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
@@ -105,7 +109,7 @@ def test_a_shipped_recipe_is_found_by_name(text):
         (["train", "torn.txt"], "cannot be read as utf-8"),
         (["train", "short.txt"], "a block"),
         (["train", "river.txt", "--max_iter=3"], "did you mean max_iters"),
-        (["train", "river.txt", "--max-iters=3", "--n_layers=2"], "did you mean max_iters"),
+        (["train", "river.txt", "--max-iters=3", "--n_layers=2"], "did you mean n_layer"),
         (["train", "river.txt", "--max_iters=ten"], "whole number"),
         (["train", "river.txt", "--n_embd=30", "--n_head=4"], "multiple"),
         (["train", "river.txt", "--device=cuda:77"], "device"),
@@ -299,3 +303,42 @@ def test_printed_commands_are_quoted(text):
     words = shlex.split(re.search("More samples: (.*)", done.stdout)[1])
     assert words == ["sampan", "sample", "out/my river (1)"]
     sampan(*words[1:], "--max_new_tokens=1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--check", "out/t"],
+        ["--check", "True", "out/t"],
+        ["out/t", "--check"],
+        ["--check=True", "--out_dir", "out/t"],
+        ["--valid_utf8", "out/t"],
+    ],
+)
+def test_a_yes_or_no_flag_takes_no_folder(words):
+    read = vars(make_parser("sample", COMMANDS["sample"]).parse_args(tidy(words, SampleConfig)))
+    assert read["source"] == ["out/t"] or read["out_dir"] == "out/t"
+    assert (read["check"] or read["valid_utf8"]) == "True"
+
+
+def test_flags_have_several_spellings():
+    """nanoGPT's in cmd.exe, which keeps single quotes; dashes; values that look like flags."""
+    words = ["--init_from='resume'", "--max-new-tokens", "9", "--start='To be'", "--top-k=3", "--stop", "--- x"]
+    read = build(SampleConfig, {k: v for k, v in vars(make_parser("sample", COMMANDS["sample"]).parse_args(
+        tidy(words, SampleConfig))).items() if v and k != "source"})  # fmt: skip
+    assert (read.init_from, read.max_new_tokens, read.start) == ("resume", 9, "To be")
+    assert (read.top_k, read.stop) == (3, ("--- x",))
+    assert tidy(["--prompt", "'tis", "--prompt='Well'"], SampleConfig) == ["--prompt='tis", "--prompt='Well'"]
+    assert "expected one argument" in refused("sample", "--prompt", "--check")
+
+
+def test_a_closed_pipe_needs_no_sigpipe(monkeypatch):
+    """Windows has no such signal."""
+
+    def closed(argv: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sampan.cli.main.run_command", closed)
+    monkeypatch.delattr(signal, "SIGPIPE", raising=False)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert main(["plan"]) == 141

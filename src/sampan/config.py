@@ -338,8 +338,11 @@ def check_value(name: str, value: Any, meta: Mapping[str, Any]) -> None:
 # ---- what a flag or a file says, as each type ----
 
 
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
 def read_bool(value: Any) -> bool:
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+    return BOOLEANS[str(value).lower()]
 
 
 def read_int(value: Any) -> int:

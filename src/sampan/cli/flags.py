@@ -7,11 +7,13 @@ main.py lists the commands; a command's own file calls what it needs.
 
 import argparse
 import dataclasses
+import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from sampan.config import TrainConfig, types_of
+from sampan.config import BOOLEANS, TrainConfig, types_of
 from sampan.config_files import find_file, read_file
 from sampan.errors import UserError
 from sampan.messages import _, width, wrap
@@ -94,9 +96,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, shown: Sequence[str], 
     for f in sorted(filter(is_flag, dataclasses.fields(cls)), key=lambda f: order.get(f.name, len(order))):
         (kind, _optional), meta = kinds[f.name], f.metadata
         how: dict[str, Any] = {}
-        if kind is bool:
-            how = {"nargs": "?", "const": "True"}
-        elif kind == tuple[str, ...]:
+        if kind == tuple[str, ...]:
             how = {"action": "append"}
         metavar = "|".join(meta["choices"] or ()) or {bool: "BOOL", int: "N", float: "X"}.get(kind, "TEXT")
         text = f"{_(meta['help'])} [{default_words(f)}]".replace("%", "%%")
@@ -105,6 +105,47 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, shown: Sequence[str], 
             f"--{f.name}", *meta["aliases"], dest=f.name, metavar=metavar, default=None,
             help=text if f.name in order else argparse.SUPPRESS, **how,
         )  # fmt: skip
+
+
+def tidy(words: Sequence[str], cls: type) -> list[str]:
+    """Return the words of a command with each flag that has a value as --key=value.
+
+    --max-iters is --max_iters. A yes-or-no flag takes the next word only if that says yes or no, so that a folder can
+    follow it. nanoGPT reads the value of --key='value' as Python, and cmd.exe passes the quotes on: they are removed.
+
+    >>> from sampan.config import SampleConfig
+    >>> tidy(["--check", "out/t", "--max-new-tokens", "9", "--init_from='resume'"], SampleConfig)
+    ['--check=True', 'out/t', '--max_new_tokens=9', '--init_from=resume']
+    """
+    kinds = {name: kind for name, (kind, _optional) in types_of(cls).items()}
+    aliases = {alias[2:]: kinds[f.name] for f in dataclasses.fields(cls) for alias in f.metadata["aliases"]}
+
+    def name_of(word: str) -> str:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        return name if word.startswith("--") and name in kinds | aliases else ""
+
+    found: list[str] = []
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        name, (_flag, equals, value) = name_of(word), word.partition("=")
+        if not name:
+            found.append(word)
+        elif equals:
+            quoted = name in kinds and re.fullmatch("'.*'", value, re.DOTALL)
+            found.append(f"--{name}={value[1:-1] if quoted else value}")
+        elif (kinds | aliases)[name] is bool:
+            found.append(f"--{name}={rest.popleft() if rest and is_bool(rest[0]) else True}")
+        elif rest and not name_of(rest[0]):
+            found.append(f"--{name}={rest.popleft()}")
+        else:
+            found.append(f"--{name}")  # argparse says that its value is missing
+    return found
+
+
+def is_bool(word: str) -> bool:
+    """Return whether a word says yes or no, or leaves it open."""
+    return word.lower() in (*BOOLEANS, "auto", "none")
 
 
 def words_of(source: Sequence[str], flags: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Iterator
 
 from sampan import __version__
-from sampan.cli.flags import Command, Parser, make_parser
+from sampan.cli.flags import Command, Parser, make_parser, tidy
 from sampan.config import DataConfig, EvalConfig, ExportConfig, ImportConfig, SampleConfig, TrainConfig, check_keys
 from sampan.errors import UserError
 from sampan.messages import N_, _, pad, set_language
 
+SIGPIPE = 13  # which the signal module lacks on Windows
 DESCRIPTION = N_("""\
 Train a GPT on your own text, fine-tune one, and write with it.
 
@@ -121,7 +122,7 @@ def status_of(argv: list[str]) -> int:
         return 2
     except BrokenPipeError:  # the reader of the output has closed it, as in `sampan sample | head`
         sys.stderr.close()
-        return 128 + signal.SIGPIPE
+        return 128 + SIGPIPE
     except OSError as error:  # a full disk behind the output, or a file that was deleted
         where = f"{error.filename}: " if error.filename else ""
         print(f"sampan: {where}{error.strerror or error}", file=sys.stderr)
@@ -139,6 +140,8 @@ def status_of(argv: list[str]) -> int:
 def run_command(argv: list[str]) -> int:
     """Run the command that the words name. Raise UserError for words that it does not take."""
     argv = take_language(argv)
+    if argv[:1] == ["help"]:  # sampan help train
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -151,6 +154,7 @@ def run_command(argv: list[str]) -> int:
         if near:
             raise UserError(_("unknown command {name!r}; did you mean {near}?", name=name, near=near[0]))
         raise UserError(_("unknown command {name!r}; the commands are {known}", name=name, known=", ".join(COMMANDS)))
+    words = tidy(words, COMMANDS[name].settings)
     if {"-h", "--help"} & set(words):
         print(make_parser(name, COMMANDS[name], everything="all" in words).format_help(), end="")
         return 0
