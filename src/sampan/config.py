@@ -252,6 +252,19 @@ class EvalConfig(MachineConfig):
     text_field: str = setting("text", "field that holds the text in .jsonl, .parquet and hf: records")
 
 
+RUN_SORTS = ("changed", "name", "val_loss", "bits_per_character", "parameters", "step")
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    """Hold all settings of `sampan runs`."""
+
+    title: typing.ClassVar[str] = N_("runs")
+    out_dir: str = setting("out", "folder that holds runs")
+    sort: str = setting("changed", "column to sort by; changed: the newest first", choices=RUN_SORTS)
+    json: bool = setting(False, "print the runs with all their settings as JSON")
+
+
 EXPORTS = ("gguf", "llmc", "onnx")  # formats that a model is written in, each a file of exchange/
 EXPORT_DTYPES = ("f32", "f16", "bf16", "q8_0")
 

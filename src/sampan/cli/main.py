@@ -1,6 +1,6 @@
 """The command line: each command is a few lines in a file of its own that call one function below.
 
-    sampan prepare | plan | train | sample | eval | import | export     (also python -m sampan; sampan COMMAND --help)
+    sampan prepare | plan | train | sample | eval | runs | import | export     (also python -m sampan; sampan COMMAND --help)
 
 A command's modules are imported when it runs, so that --help answers at once. An error that the user can fix is one
 sentence on standard error and exit status 2.
@@ -17,7 +17,16 @@ from collections.abc import Iterator
 
 from sampan import __version__
 from sampan.cli.flags import Command, Parser, make_parser, tidy
-from sampan.config import DataConfig, EvalConfig, ExportConfig, ImportConfig, SampleConfig, TrainConfig, check_keys
+from sampan.config import (
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    ImportConfig,
+    RunsConfig,
+    SampleConfig,
+    TrainConfig,
+    check_keys,
+)
 from sampan.errors import UserError
 from sampan.messages import N_, _, pad, set_language
 
@@ -69,6 +78,11 @@ COMMANDS = {
             N_("a run's folder, a Hugging Face folder or a hub name"),
             N_("then texts; nothing: the run's val split; .jsonl files of context, endings and answer: questions"),
         ),
+    ),
+    "runs": Command(
+        RunsConfig,
+        N_("Compare the runs in a folder"),
+        (N_("a folder that holds runs; nothing: out"),),
     ),
     "import": Command(
         ImportConfig,

@@ -14,8 +14,9 @@ import json
 import lzma
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sampan.messages import _, wrap
 from sampan.report.verbatim import PIECE, pieces_of, search
 from sampan.text.characters import code_points
 
+LOOK = "look.json"  # in the data's folder
 MEASURED = {"train": 64 * PIECE, "val": 8 * PIECE}  # tokens
 XZ_READS = 2_000_000  # the last characters of train; more would take seconds and help little
 OVERLAP = 50  # a run of val this long or longer counts as copied from train: no language repeats so much by chance
@@ -63,17 +65,24 @@ class Baselines:
 
 def measure_baselines(data: Data) -> Baselines:
     """Return the baselines of a data folder, cached there. Raises UserError if val is empty or cannot be decoded."""
-    path = data.folder / "look.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if {f.name for f in fields(Baselines)} == kept.keys() and kept["data"] == data.meta.identity:
-            return Baselines(**kept)
-    except (OSError, ValueError, AttributeError):
-        pass  # no cached result, or one of another version
+    if kept := kept_baselines(data.folder, data.meta.identity):
+        return kept
     seen = Baselines(data.meta.identity, **measure_text(data))
     with contextlib.suppress(OSError):  # a read-only folder can still be measured
-        write_json(path, asdict(seen))
+        write_json(data.folder / LOOK, asdict(seen))
     return seen
+
+
+def kept_baselines(folder: Path, data: Mapping[str, Any]) -> Baselines | None:
+    """Return the baselines that are kept in a data folder, if they are those of this `data`, its identity or record."""
+    try:
+        kept = json.loads((folder / LOOK).read_text(encoding="utf-8"))
+        is_same = all(data.get(name) == value for name, value in kept["data"].items())
+        if {f.name for f in fields(Baselines)} == kept.keys() and is_same:
+            return Baselines(**kept)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        pass  # none, or of another version
+    return None
 
 
 def measure_text(data: Data) -> dict[str, Any]:
