@@ -16,7 +16,7 @@ from helpers import TOLERANCE, random_config, random_weights, relative_error
 from safetensors.numpy import load_file, save_file
 
 from sampan.checkpoint.folder import load_model, load_model_config, save_model
-from sampan.checkpoint.huggingface import to_hf_weights
+from sampan.checkpoint.huggingface import to_hf_config, to_hf_weights
 from sampan.config import MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
 from sampan.engine.open import open_engine
 from sampan.model.shape import resolve
@@ -91,6 +91,32 @@ def test_a_folder_of_theirs_loads_in_ours(seed, tmp_path):
             assert getattr(again, field) == pytest.approx(getattr(config, field)), field
     for name, weight in weights.items():
         assert np.array_equal(loaded[name], weight), name
+
+
+@pytest.mark.parametrize(
+    "family,changed",
+    [
+        (
+            "gpt2",
+            dict(hidden_size=24, n_embd=..., num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=9),
+        ),
+        ("gpt2", dict(hidden_size=24)),  # beside n_embd: 32, and it wins
+        ("mistral", dict(num_attention_heads=16, num_key_value_heads=...)),
+        ("llama", dict(num_key_value_heads=None, rope_theta=...)),
+        ("llama", dict(rope_theta=..., rope_parameters={"rope_type": "default"})),
+    ],
+)
+def test_a_config_is_read_as_transformers_reads_it(family, changed, tmp_path):
+    """Synonyms, and keys that are missing or null."""
+    described = to_hf_config(tiny_config(family), None) | changed
+    described = {name: value for name, value in described.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    with torch.random.fork_rng():
+        transformers.AutoModelForCausalLM.from_config(theirs).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    assert relative_error(*logits_of_both(tmp_path / "model")) < TOLERANCE
+    assert load_model_config(tmp_path / "model").n_layer == theirs.num_hidden_layers
 
 
 def test_half_precision_and_shards_are_read(tmp_path):

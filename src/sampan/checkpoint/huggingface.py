@@ -87,11 +87,9 @@ def settings_in(family: Family, hf: dict) -> dict:
     for key in family.keys:
         if not key.read:
             continue
-        value = hf.get(key.theirs)
+        value = hf.get(key.synonym, hf.get(key.theirs, key.default))
         if value is None and key.required:
             raise UserError(_("{theirs} is missing", theirs=key.theirs))
-        if value is None:
-            value = key.default
         if isinstance(value, str):
             value = key.aliases.get(value, value)
         choices = ModelSettings.__dataclass_fields__[key.ours].metadata["choices"]
@@ -122,7 +120,7 @@ def with_flat_positions(hf: dict) -> dict:
     rope = hf.get("rope_parameters")
     if not isinstance(rope, dict):
         return hf
-    hf = hf | {"rope_theta": rope.get("rope_theta")}
+    hf = hf | {key: rope[key] for key in ("rope_theta",) if key in rope}
     if rope.get("rope_type", "default") != "default":
         hf["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     return hf

@@ -25,6 +25,7 @@ class Key:
     required: bool = False
     aliases: Mapping[Any, Any] = field(default_factory=dict)  # other values that mean one of ours
     read: bool = True  # False: written, and ignored where it is read
+    synonym: str | None = None  # another name, of transformers' attribute_map, which wins there if both are given
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ FAMILY = replace(
     architecture="MistralForCausalLM",
     biases=(),
     bias=(False,),
-    keys=(*KEYS, Key("head_dim", "head_dim")),
+    keys=(*(replace(key, default=8) if key.ours == "n_kv_head" else key for key in KEYS), Key("head_dim", "head_dim")),
     fixed=(Fixed("sliding_window", None, default=4096, written=True),),
     whole_heads=False,
 )
