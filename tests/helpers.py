@@ -16,6 +16,8 @@ import sampan as package
 from sampan.checkpoint.run import Run, read_note
 from sampan.cli.main import main
 from sampan.config import ACTIVATIONS, ModelSettings
+from sampan.exchange.check import all_logits
+from sampan.exchange.llmc.state import State
 from sampan.model.family import find_family
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import ModelShape, resolve
@@ -114,6 +116,13 @@ def step_of(run: Run) -> int:
     for name, value in state(progress.step).items():
         assert np.array_equal(optimizer[name], value)
     return progress.step
+
+
+def engine_state(engine, x: np.ndarray, y: np.ndarray) -> State:
+    """One forward and backward pass of a new engine, as a debug state of llm.c has it."""
+    loss = engine.loss(x, y)
+    engine.accumulate(x, y)
+    return State(x, y, all_logits(engine, x), loss, engine.gradients())
 
 
 # ---- models of odd sizes ----

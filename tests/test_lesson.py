@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import readable, tiny_config
+from helpers import engine_state
 
 from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.open import open_engine
-from sampan.exchange.llmc.state import compute_state, read_state
+from sampan.exchange.llmc.state import read_state
 from sampan.exchange.llmc.tokens import write_tokens
 from sampan.exchange.llmc.weights import in_order, read_weights, write_weights
 from sampan.model.parameters import parameters
@@ -139,7 +140,7 @@ def test_logits_loss_and_every_gradient_equal_an_engines(lesson, model, files, e
     state = read_state(Path("state.bin"), model)
     x, y = batch(ids, 0)
     assert np.array_equal(state.x, x) and np.array_equal(state.y, y)
-    expected = compute_state(open_with(model, weights, engine_name), x, y)
+    expected = engine_state(open_with(model, weights, engine_name), x, y)
     assert relative_error(state.logits, expected.logits) < TOLERANCE
     assert state.loss == pytest.approx(expected.loss, rel=1e-6)
     assert state.gradients.keys() == expected.gradients.keys()

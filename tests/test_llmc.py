@@ -1,6 +1,6 @@
 """exchange/llmc/ and csrc/program/llmc.c: llm.c's files, byte by byte, and its arithmetic.
 
-The layouts are written out again here with struct, gradients are PyTorch's, the shuffle's random numbers NumPy's.
+The layouts are written out again here with struct, gradients are each engine's, the shuffle's random numbers NumPy's.
 llm.c's own programs were run beside ours by hand: docs/LOG.md has what they printed.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import readable, tiny_config
+from helpers import engine_state
 from hypothesis import given, settings, strategies as st
 
 import sampan.exchange.llmc.tokens
@@ -24,7 +25,7 @@ from sampan.data.prepare import prepare
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
 from sampan.exchange.llmc import claims, export_path, import_path
-from sampan.exchange.llmc.state import State, compute_state, open_reference, read_state
+from sampan.exchange.llmc.state import State, compute_state, read_state
 from sampan.exchange.llmc.tokenizer import read_tokenizer_file, write_tokenizer
 from sampan.exchange.llmc.tokens import encode_sections, read_tokens, write_tokens
 from sampan.exchange.llmc.weights import read_weights, to_bfloat16, to_float32
@@ -180,10 +181,8 @@ def test_a_model_that_llmc_has_not_is_refused(shape, said):
 
 
 def state_of(model, weights, B=3, T=7, seed=5) -> State:
-    """A debug state by PyTorch."""
-    pytest.importorskip("torch")
     x, y = np.random.default_rng(seed).integers(0, model.vocab_size, (2, B, T)).astype(np.int32)
-    return compute_state(open_reference(replace(model, dropout=0.0), weights), x, y)
+    return compute_state(model, weights, x, y)
 
 
 def state_file(model, state) -> bytes:
@@ -203,7 +202,7 @@ def test_a_state_is_what_each_engine_computes(model, folder, engine_name):
         model, MachineConfig(dtype="float32", engine=engine_name, device="cpu", threads=1), OptimizerSettings()
     )
     engine.load(weights)
-    wanted = compute_state(engine, found.x, found.y)
+    wanted = engine_state(engine, found.x, found.y)
     assert found.x.shape == (4, 16) and np.array_equal(found.x.ravel()[1:], found.y.ravel()[:-1])
     assert abs(found.loss - wanted.loss) < 1e-6 * wanted.loss
     pairs = [(found.logits, wanted.logits), *((g, wanted.gradients[n]) for n, g in found.gradients.items())]
@@ -211,6 +210,16 @@ def test_a_state_is_what_each_engine_computes(model, folder, engine_name):
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max() > 0
     whole = state_file(model, replace(found, loss=found.loss))
     assert Path("there/gpt2_124M_debug_state.bin").read_bytes() == whole
+
+
+def test_a_state_is_computed_without_the_engine_that_it_tests(folder, monkeypatch):
+    def missing(*arguments):
+        raise UserError("no engine is installed")
+
+    for module in ("sampan.engine.open", "sampan.exchange.check"):
+        monkeypatch.setattr(f"{module}.open_engine", missing)
+    write(str(folder), "there", debug_state=True)
+    assert Path("there/gpt2_124M_debug_state.bin").is_file()
 
 
 def test_a_state_of_data_has_its_first_val_tokens(folder):

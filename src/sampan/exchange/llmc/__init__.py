@@ -21,7 +21,7 @@ from sampan.config import ExportConfig, ImportConfig
 from sampan.data.meta import Data, open_folder
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import KINDS, MODEL, has_magic, read_header
-from sampan.exchange.llmc.state import compute_state, open_reference, state_batch, write_state
+from sampan.exchange.llmc.state import compute_state, state_batch, write_state
 from sampan.exchange.llmc.tokenizer import find_tokenizer, write_tokenizer
 from sampan.exchange.llmc.tokens import FORMATS, read_data, write_data, write_text
 from sampan.exchange.llmc.weights import DTYPES, as_llmc, read_weights, to_bfloat16, to_float32, write_weights
@@ -110,5 +110,5 @@ def write_model(folder: Path, out: Path, config: ExportConfig) -> list[Path]:
             weights = {name: to_float32(to_bfloat16(w)) for name, w in weights.items()}  # as in the file
         paths.append(out / "gpt2_124M_debug_state.bin")
         batch = state_batch(model, data)
-        write_state(paths[-1], model, compute_state(open_reference(model, weights), *batch))
+        write_state(paths[-1], model, compute_state(model, weights, *batch))
     return paths

@@ -1,6 +1,6 @@
 """llm.c's debug states: the logits, loss and gradients of one training step, which its test_gpt2 compares with its own.
 
-    state = compute_state(open_reference(model, weights), *state_batch(model, None))
+    state = compute_state(model, weights, *state_batch(model, None))
     write_state(Path("gpt2_124M_debug_state.bin"), model, state)
 
 The optimizer states that llm.c saves while it trains are other files, which are not read.
@@ -13,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import MachineConfig, OptimizerSettings
 from sampan.data.meta import Data
-from sampan.engine.open import engines_here, open_engine
-from sampan.engine.protocol import Engine
 from sampan.errors import UserError
-from sampan.exchange.check import all_logits
+from sampan.exchange.llmc.gradients import backward
 from sampan.exchange.llmc.header import HEADER, STATE, check_size, read_header, write_header
 from sampan.exchange.llmc.weights import count_numbers, padded_vocabulary, read_tensors, write_tensors
 from sampan.files import replacing
 from sampan.messages import _
+from sampan.model.forward import forward
 from sampan.model.shape import ModelShape
 
 BATCH, TOKENS = 4, 64  # as in llm.c's own debug state
@@ -71,19 +69,11 @@ def state_batch(model: ModelShape, data: Data | None) -> tuple[np.ndarray, np.nd
     return ids[:-1].reshape(B, T), ids[1:].reshape(B, T)
 
 
-def open_reference(model: ModelShape, weights: Mapping[str, np.ndarray]) -> Engine:
-    """Return PyTorch's engine with these weights if it is installed, so that a state can test the C engine; else that."""
-    name = "torch" if "torch" in engines_here() else "c"
-    engine = open_engine(model, MachineConfig(engine=name, device="cpu", dtype="float32"), OptimizerSettings())
-    engine.load(dict(weights))
-    return engine
-
-
-def compute_state(engine: Engine, x: np.ndarray, y: np.ndarray) -> State:
-    """Return one forward and backward pass of a new engine."""
-    loss = engine.loss(x, y)
-    engine.accumulate(x, y)
-    return State(x, y, all_logits(engine, x), loss, engine.gradients())
+def compute_state(model: ModelShape, weights: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> State:
+    """Return one forward and backward pass in NumPy, so that a state can test every engine."""
+    kept = forward(model, weights, x)
+    loss, gradients = backward(model, weights, kept, x, y)
+    return State(x, y, kept["logits"], loss, gradients)
 
 
 def read_state(path: Path, model: ModelShape) -> State:
