@@ -60,6 +60,24 @@ def test_every_position_of_any_batch(case):
         assert logits.shape == (B, T, config.vocab_size) and relative(logits, engine(ids)) < 1e-5
 
 
+@pytest.mark.parametrize("kv_cache", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_nodes_are_named_by_layer(family, kv_cache):
+    config, weights = model_folder(Path("m"), family=family)
+    export_model("m", ExportConfig(to="onnx", kv_cache=kv_cache, out="m.onnx"))
+    graph = onnx.load("m.onnx").graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    modules = {name.rpartition("/")[0] for name in names}
+    layers = {name.rpartition(".")[0] for name in weights}
+    around = {f"h.{i}.{part}" for i in range(config.n_layer) for part in ("attn", "mlp")} | {"positions", "lm_head"}
+    assert layers <= modules <= layers | around
+    for node in graph.node:  # a layer's own weights are what its nodes take
+        for taken in set(node.input) & set(weights):
+            module = node.name.rpartition("/")[0]
+            assert module in (taken.rpartition(".")[0], "lm_head"), (node.name, taken)  # a head may be wte's
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_decoding_with_a_cache(case):
     """A prompt, then a chunk, then token by token: the logits of one pass."""

@@ -9,7 +9,10 @@ of torch_model.py, and computes in float32; with --dtype f16 or bf16 the matrice
 is installed, runs it beside our own engine. A graph has no tokenizer: tokenizer.json is the model's.
 """
 
+import contextlib
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,16 +67,28 @@ class Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.constants: dict[tuple[bytes, tuple[int, ...], np.dtype], str] = {}
+        self.module = ""  # that nodes are being added to, such as h.0.attn
+        self.counts: Counter[str] = Counter()  # of nodes, by module and kind
 
     # ---- parts ----
+
+    @contextlib.contextmanager
+    def inside(self, module: str) -> Iterator[None]:
+        """Name the nodes of the `with` block after a module."""
+        outer, self.module = self.module, module
+        yield
+        self.module = outer
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return self.ops(kind, *inputs, outputs=1, **attributes)[0]
 
-    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        """Add a node with several results; return their names."""
-        names = [f"{kind}_{len(self.nodes)}" + (f"_{i}" if i else "") for i in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
+    def ops(self, kind: str, *inputs: str, outputs: int, result: str | None = None, **attributes: Any) -> list[str]:
+        """Add a node with several results, or with one that is named `result`; return their names."""
+        node = f"{self.module}/{kind}"
+        self.counts[node] += 1
+        node += f"_{self.counts[node]}" if self.counts[node] > 1 else ""
+        names = [result or node] if outputs == 1 else [f"{node}_{i}" for i in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, name=node, **attributes))
         return names
 
     def constant(self, value: ArrayLike, dtype: DTypeLike = np.int64) -> str:
@@ -103,17 +118,19 @@ class Graph:
         return self.op("Cast", name, to=self.onnx.TensorProto.FLOAT)
 
     def linear(self, x: str, name: str) -> str:
-        y = self.op("MatMul", x, self.parameter(f"{name}.weight", transposed=True))
-        return self.op("Add", y, self.parameter(f"{name}.bias")) if f"{name}.bias" in self.weights else y
+        with self.inside(name):
+            y = self.op("MatMul", x, self.parameter(f"{name}.weight", transposed=True))
+            return self.op("Add", y, self.parameter(f"{name}.bias")) if f"{name}.bias" in self.weights else y
 
     def norm(self, x: str, name: str) -> str:
-        scale = self.parameter(f"{name}.weight")
-        if self.model.norm == "layernorm":
-            shift = [self.parameter(f"{name}.bias")] if f"{name}.bias" in self.weights else []
-            return self.op("LayerNormalization", x, scale, *shift, axis=-1, epsilon=self.model.norm_eps)
-        square = self.op("ReduceMean", self.op("Mul", x, x), self.constant([-1]), keepdims=1)
-        size = self.op("Sqrt", self.op("Add", square, self.number(self.model.norm_eps)))
-        return self.op("Mul", self.op("Div", x, size), scale)
+        with self.inside(name):
+            scale = self.parameter(f"{name}.weight")
+            if self.model.norm == "layernorm":
+                shift = [self.parameter(f"{name}.bias")] if f"{name}.bias" in self.weights else []
+                return self.op("LayerNormalization", x, scale, *shift, axis=-1, epsilon=self.model.norm_eps)
+            square = self.op("ReduceMean", self.op("Mul", x, x), self.constant([-1]), keepdims=1)
+            size = self.op("Sqrt", self.op("Add", square, self.number(self.model.norm_eps)))
+            return self.op("Mul", self.op("Div", x, size), scale)
 
     def length(self, x: str, axis: int) -> str:
         """The size of `x` along an axis, int64 (1,)."""
@@ -137,31 +154,37 @@ class Graph:
                     self.declare(
                         self.outputs, f"present.{i}.{part}", "FLOAT", [*shape[:2], "past + length", c.head_dim]
                     )
-        T = self.op("Squeeze", self.length(ids, 1))
-        start = (
-            self.op("Squeeze", self.length("past_key_values.0.key", 2)) if self.config.kv_cache else self.constant(0)
-        )
-        end, one = self.op("Add", start, T), self.constant(1)
-        positions = self.op("Range", start, end, one)  # (T,)
-        keys = self.op("Range", self.constant(0), end, one)  # (S,)
-        seen = self.op("LessOrEqual", keys, self.op("Unsqueeze", positions, self.constant([1])))  # (T, S)
-        mask = self.op("Where", seen, self.number(0.0), self.number(-np.inf))
+        with self.inside("positions"):
+            T = self.op("Squeeze", self.length(ids, 1))
+            past = self.config.kv_cache
+            start = self.op("Squeeze", self.length("past_key_values.0.key", 2)) if past else self.constant(0)
+            end, one = self.op("Add", start, T), self.constant(1)
+            positions = self.op("Range", start, end, one)  # (T,)
+            keys = self.op("Range", self.constant(0), end, one)  # (S,)
+            seen = self.op("LessOrEqual", keys, self.op("Unsqueeze", positions, self.constant([1])))  # (T, S)
+            mask = self.op("Where", seen, self.number(0.0), self.number(-np.inf))
 
-        wte = self.parameter("wte.weight")
-        x = self.op("Gather", wte, ids)  # (B, T, C)
+        with self.inside("wte"):
+            wte = self.parameter("wte.weight")
+            x = self.op("Gather", wte, ids)  # (B, T, C)
         rotary = None
         if c.positions == "learned":
-            x = self.op("Add", x, self.op("Gather", self.parameter("wpe.weight"), positions))
+            with self.inside("wpe"):
+                x = self.op("Add", x, self.op("Gather", self.parameter("wpe.weight"), positions))
         else:
-            tables = zip(("cos", "sin"), rotary_tables(c), strict=True)
-            rotary = [self.op("Gather", self.store(name, table), positions) for name, table in tables]  # (T, D/2)
+            with self.inside("positions"):
+                tables = zip(("cos", "sin"), rotary_tables(c), strict=True)
+                rotary = [self.op("Gather", self.store(name, table), positions) for name, table in tables]  # (T, D/2)
         for i in range(c.n_layer):
-            x = self.op("Add", x, self.attention(self.norm(x, f"h.{i}.ln_1"), i, mask, rotary))
-            x = self.op("Add", x, self.mlp(self.norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp"))
+            with self.inside(f"h.{i}.attn"):
+                x = self.op("Add", x, self.attention(self.norm(x, f"h.{i}.ln_1"), i, mask, rotary))
+            with self.inside(f"h.{i}.mlp"):
+                x = self.op("Add", x, self.mlp(self.norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp"))
         x = self.norm(x, "ln_f")
-        tied = c.tie_word_embeddings
-        head = self.op("Transpose", wte, perm=[1, 0]) if tied else self.parameter("lm_head.weight", transposed=True)
-        self.nodes.append(self.onnx.helper.make_node("MatMul", [x, head], ["logits"]))
+        with self.inside("lm_head"):
+            tied = c.tie_word_embeddings
+            head = self.op("Transpose", wte, perm=[1, 0]) if tied else self.parameter("lm_head.weight", transposed=True)
+            self.op("MatMul", x, head, result="logits")
         return self.onnx.helper.make_graph(self.nodes, "sampan", self.inputs, self.outputs, self.initializers)
 
     def attention(self, x: str, i: int, mask: str, rotary: list[str] | None) -> str:
@@ -197,9 +220,7 @@ class Graph:
         return self.op("Concat", left, right, axis=-1)
 
     def extend(self, i: int, part: str, new: str) -> str:
-        name = f"present.{i}.{part}"
-        self.nodes.append(self.onnx.helper.make_node("Concat", [f"past_key_values.{i}.{part}", new], [name], axis=2))
-        return name
+        return self.op("Concat", f"past_key_values.{i}.{part}", new, result=f"present.{i}.{part}", axis=2)
 
     def mlp(self, x: str, name: str) -> str:
         h = self.linear(x, f"{name}.c_fc")
@@ -216,7 +237,8 @@ class Graph:
         if self.model.activation == "silu":
             return self.op("Mul", x, self.op("Sigmoid", x))
         if self.model.activation == "relu2":
-            return self.op("Mul", self.op("Relu", x), self.op("Relu", x))
+            x = self.op("Relu", x)
+            return self.op("Mul", x, x)
         raise UserError(_("activation={activation}: the ONNX export lacks it", activation=self.model.activation))
 
 
