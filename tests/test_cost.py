@@ -92,7 +92,7 @@ def test_each_part_is_what_it_is_made_of(family):
 
 def test_seconds_are_those_of_steps_evaluations_and_saves():
     model = resolve(ModelSettings(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50))
-    data = SimpleNamespace(meta=SimpleNamespace(tokens={"train": 10_000, "val": 320}.get))
+    data = SimpleNamespace(meta=SimpleNamespace(tokens={"train": 10_000, "val": 320}.get, val_tokens=320))
     costs = Costs(step=0.5, window=0.01)
 
     def seconds(**settings):
@@ -100,12 +100,13 @@ def test_seconds_are_those_of_steps_evaluations_and_saves():
         return run_seconds(config, model, data, costs)
 
     evaluation = (40 + 20) * 0.01 + save_seconds(model)  # val has but 20 windows
-    assert seconds() == pytest.approx(100 * 0.5 + 11 * evaluation)
-    assert seconds(eval_only=True) == pytest.approx(11 * evaluation)
+    final = 20 * 0.01
+    assert seconds() == pytest.approx(100 * 0.5 + 11 * evaluation + final)
+    assert seconds(eval_only=True) == pytest.approx((40 + 20) * 0.01), "one evaluation, and nothing is saved"
     config = TrainConfig(batch_size=4, block_size=16, eval_iters=10, max_iters=100, eval_interval=10)
-    assert run_seconds(config, model, data, costs, 70) == pytest.approx(30 * 0.5 + 4 * evaluation)
+    assert run_seconds(config, model, data, costs, 70) == pytest.approx(30 * 0.5 + 4 * evaluation + final)
     odd = replace(config, max_iters=95)  # the last evaluation is at the last step
-    assert run_seconds(odd, model, data, costs) == pytest.approx(95 * 0.5 + 11 * evaluation)
+    assert run_seconds(odd, model, data, costs) == pytest.approx(95 * 0.5 + 11 * evaluation + final)
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "much", "1 parsec", "nan"])

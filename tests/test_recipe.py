@@ -13,7 +13,7 @@ from sampan.errors import UserError
 from sampan.model.count import flops_per_token
 from sampan.report.plan_lines import plan_lines
 from sampan.training.cost import Costs, fit_memory, run_seconds, total_memory
-from sampan.training.plan import make_plan
+from sampan.training.plan import check_processes, make_plan
 from sampan.training.recipe import BATCH, EPOCHS, choose, fitting_block, resolved
 
 FLOPS = 2e11  # a second
@@ -77,6 +77,55 @@ def test_what_is_asked_is_kept_and_built_on(data, settings):
     assert model.n_embd % model.n_head == 0
     if not {"n_layer", "n_embd"} & settings.keys() and "size" in settings:
         assert model.n_layer == SIZES[settings["size"]]
+
+
+@pytest.mark.parametrize("settings", [dict(max_iters=31), dict(max_iters=40), dict(max_iters=3000), dict(size="tiny")])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_evaluations_follow_from_the_steps_and_not_from_the_speed(data, monkeypatch, settings, tuned):
+    """A machine under load evaluates when an idle one does, so best weights and patience are the same."""
+    given = resolved(build(TrainConfig, {"n_layer": 2, "n_head": 2, "n_embd": 32, "device": "cpu"}), data)
+    found = []
+    for slower in (1, 300):
+        monkeypatch.setattr(
+            sampan.training.recipe,
+            "time_step",
+            lambda *a, slower=slower, **k: Costs(*(slower * c for c in measure(*a, **k))),
+        )
+        config = build(TrainConfig, settings | {"device": "cpu", "init_from": "base" if tuned else "scratch"})
+        found.append(choose(data, settings, config, given if tuned else None)[0])
+    assert found[0] == found[1]
+    steps = settings.get("max_iters", found[0].get("max_iters"))
+    assert steps <= 5 or found[0]["eval_interval"] >= 5, "not after every second step"
+    assert steps / found[0]["eval_interval"] <= 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 12, 64])
+@pytest.mark.parametrize("asked", [{}, {"batch_size": 7}, {"gradient_accumulation_steps": 3}, {"block_size": 64}])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_processes_can_share_the_batch_that_is_chosen(data, monkeypatch, count, asked, tuned):
+    usual = choose_with(data, asked, tuned)
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    config = choose_with(data, asked, tuned)
+    check_processes(config)
+    assert all(getattr(config, name) == value for name, value in asked.items())
+    if usual.windows_per_step % count == 0:
+        assert config.windows_per_step == usual.windows_per_step, "changed only where it must be"
+
+
+def choose_with(data, asked, tuned):
+    given = resolved(build(TrainConfig, {"n_layer": 2, "n_head": 2, "n_embd": 32, "device": "cpu"}), data)
+    config = build(TrainConfig, asked | {"device": "cpu", "max_iters": 20})
+    chosen, _ = choose(data, asked | {"max_iters": 20}, config, given if tuned else None)
+    return build(TrainConfig, vars(config) | chosen)
+
+
+def test_epochs_are_a_limit_and_alone_the_training(data):
+    per_step = 12 * 128
+    alone = chosen_for(data, max_epochs=3.0)[0]
+    assert alone.max_iters == 3 * data.meta.train_tokens // per_step and alone.minutes is None
+    assert chosen_for(data, max_epochs=100.0)[0].max_iters == 100 * data.meta.train_tokens // per_step, "more than 60"
+    assert chosen_for(data, max_epochs=3.0, minutes=100.0)[0].max_iters == alone.max_iters, "sooner than the minutes"
+    assert chosen_for(data, max_epochs=100.0, minutes=0.01)[0].max_iters < 3000
 
 
 def test_a_short_text_gets_a_small_model_and_few_steps(tmp_path):

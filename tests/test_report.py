@@ -22,16 +22,18 @@ from sampan.report.consumers import consumers
 from sampan.report.picture import POINTS, Picture, read_curves, thin
 from sampan.report.plan_lines import plan_lines
 from sampan.report.terminal import MARGIN, Live
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Evaluation, Final, Sample, Step
 from sampan.training.plan import make_plan
 
 RECORDS = [
-    Evaluation(0, 4.25, 4.27, True, 1e-4),
-    Step(0, 4.2, 1e-4, 1.5, 0.031371, 24480.0, 0.213),
-    Step(1, 4.1, 2e-4, 1.2, 0.030, 25000.0, 0.22),
-    Evaluation(2, 1.97144, 2.05278, True, 1e-3),
-    Step(2, 3.9, 2e-4, 1.2, 0.030, 25000.0, 0.22),
-    Evaluation(3, 1.5, 2.2, False, 1e-3),
+    Evaluation(0, 4.25, 4.27, True, 1e-4, 0.0, True, 10**8),
+    Step(0, 4.2, 1e-4, 1.5, 0.031371, 24480.0, 0.213, 0.25),
+    Step(1, 4.1, 2e-4, 1.2, 0.030, 25000.0, 0.22, 0.5),
+    Evaluation(2, 1.97144, 2.05278, True, 1e-3, 0.5, True, 10**8),
+    Step(2, 3.9, 2e-4, 1.2, 0.030, 25000.0, 0.22, 0.75),
+    Evaluation(3, 1.5, 2.2, False, 1e-3, 0.75, False, 10**8),
+    Sample(3, "the boat\n"),
+    Final(3, 2, 2.1, 500),
 ]
 
 
@@ -53,16 +55,18 @@ def show_all(plan, records=RECORDS) -> str:
 
 def test_lines_are_nanogpts(plan):
     *lines, last = show_all(plan).splitlines()
-    epochs = [f"{steps * plan.config.tokens_per_step / plan.data.meta.train_tokens:.2f}" for steps in (1, 3)]
     assert lines == [
         "step 0: train loss 4.2500, val loss 4.2700",
         "saving checkpoint to out",
-        f"iter 0: loss 4.2000, time 31.37ms, mfu 21.30%, lr 0.0001, norm 1.5, epoch {epochs[0]}",
+        "iter 0: loss 4.2000, time 31.37ms, mfu 21.30%, lr 0.0001, norm 1.5, epoch 0.25",
         "step 2: train loss 1.9714, val loss 2.0528",
         "saving checkpoint to out",
-        f"iter 2: loss 3.9000, time 30.00ms, mfu 22.00%, lr 0.0002, norm 1.2, epoch {epochs[1]}",
+        "iter 2: loss 3.9000, time 30.00ms, mfu 22.00%, lr 0.0002, norm 1.2, epoch 0.75",
         "step 3: train loss 1.5000, val loss 2.2000",
-        "saving checkpoint to out",
+        "sample at step 3:",
+        "the boat",
+        "",
+        "step 2: final val loss 2.1000 (500 tokens)",
     ]
     assert re.fullmatch(r"3 steps in 0\.1 s: [\d,]+ tokens/s, peak memory \d+ MB", last)
 

@@ -1,11 +1,14 @@
 """The loop: its schedule and records, exact resume, best and last, evaluation that moves nothing, several processes."""
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +18,13 @@ import sampan
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Run, read_note
 from sampan.config import TrainConfig
-from sampan.engine.open import engines_here
+from sampan.data.windows import EvaluationBatches
+from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
+from sampan.evaluation.losses import MOST_TOKENS, evaluate, final_windows
 from sampan.training import loop
-from sampan.training.loop import Evaluation, Step, train
+from sampan.training.final import measure_final
+from sampan.training.loop import Evaluation, Sample, Step, train
 from sampan.training.plan import make_plan
 from sampan.training.schedule import learning_rate
 
@@ -173,6 +179,74 @@ def test_divergence_is_named_and_not_saved(text):
             pass
     _, weights = load_model("out/last")
     assert all(np.isfinite(w).all() for w in weights.values())
+
+
+def test_eval_only_evaluates_at_any_step(text):
+    records = train(start(text, "out", eval_interval=5))
+    for record in records:
+        if isinstance(record, Step) and record.step == 5:
+            break  # at a step that is no multiple of the interval
+    records.close()
+    before = result("out")
+    found = list(train(resume("out", eval_only=True)))
+    assert [(type(r), r.step) for r in found] == [(Evaluation, 6)] and found[0].val_loss < 3
+    assert result("out") == before and not found[0].saved
+
+
+def test_the_loss_of_a_stop_is_told_with_its_step(text):
+    records = train(start(text, "out", eval_interval=5))
+    for record in records:
+        if isinstance(record, Step) and record.step == 6:
+            break
+    records.close()
+    step5 = read_note("out/model.safetensors")["val_loss"]
+    assert Run("out").describe("last") == f"last, step 7, val {step5:.4f} at step 5; best, step 5, val {step5:.4f}"
+
+
+def test_records_tell_epochs_saves_and_memory(text):
+    plan = start(text, "out", always_save_checkpoint=False)
+    records = list(train(plan))
+    per_epoch = plan.data.meta.train_tokens / (3 * 2 * 16)
+    epochs = [(r.step + isinstance(r, Step)) / per_epoch for r in records]
+    assert [r.epoch for r in records] == pytest.approx(epochs) and epochs[-1] > 0
+    evaluations = [r for r in records if isinstance(r, Evaluation)]
+    assert all(r.peak_memory > 20e6 for r in evaluations)
+    assert evaluations[0].saved and evaluations[-1].saved
+    assert all(0 < r.mfu <= 1 for r in records if isinstance(r, Step)), "no step is faster than the peak"
+
+
+def test_samples_come_after_the_evaluations_that_reach_their_interval(text):
+    list(train(start(text, "plain", eval_interval=2)))
+    records = list(train(start(text, "out", eval_interval=2, sample_interval=3)))
+    found = [(type(before), before.step, r.step) for before, r in itertools.pairwise(records) if isinstance(r, Sample)]
+    assert found == [(Evaluation, 4, 4), (Evaluation, 6, 6)], "none at the end, which is sampled anyway"
+    assert result("out") == result("plain"), "drawing changes nothing"
+    assert all(r.text for r in records if isinstance(r, Sample))
+
+
+def test_the_final_loss_is_one_figure_everywhere(text):
+    plan = start(text, "out", max_iters=8)
+    engine = open_engine(plan.model, plan.config, plan.config)
+    list(train(plan, engine))
+    final = measure_final(plan, engine)
+    x = EvaluationBatches(plan.data.val, 16, 3, 10**6)
+    engine.load(load_model("out")[1])
+    assert final.final_loss == pytest.approx(evaluate(engine, x), rel=1e-6) and final.tokens == len(plan.data.val) - 1
+    assert json.loads(Path("out/run.json").read_text())["final"]["val_loss"] == final.final_loss
+    assert f"val {final.final_loss:.4f}" in Run("out").describe("best")
+    assert resume("out", max_iters=9), "run.json is still sound"
+    calls = []
+    partial = measure_final(plan, engine, stopped=lambda: calls.append(1) or len(calls) == 2)
+    assert partial.tokens == 2 * 3 * 16, "what was read until then"
+
+
+def test_the_final_loss_costs_no_more_than_a_share_of_the_training(text):
+    plan = start(text, "out")
+    short, long = (replace(plan.config, max_iters=n) for n in (8, 10**6))
+    assert final_windows(short, plan.data) == 8 * 6 // 3
+    assert final_windows(long, plan.data) == plan.data.meta.val_tokens // 16
+    large = SimpleNamespace(meta=SimpleNamespace(val_tokens=10**9))
+    assert final_windows(long, large) <= MOST_TOKENS / 16 + 1
 
 
 def test_eval_only_writes_no_run(text):

@@ -42,6 +42,7 @@ from sampan.data.examples import (
     check_range,
     fixed_batches,
     open_data,
+    steps_per_epoch,
     training_steps,
 )
 from sampan.engine.open import has_gpu, open_engine
@@ -74,7 +75,7 @@ SAMPLING = frozenset(("num_samples", "max_new_tokens", "temperature", "top_k", "
 # Fields of TrainConfig about texts, folders and the terminal; the others are the settings of `GPT.train`.
 OF_THE_COMMAND = frozenset(f.name for f in fields(DataConfig)) | frozenset(
     ("dataset", "out_dir", "init_from", "minutes", "size", "fit", "eval_only", "log_interval", "always_save_checkpoint",
-     "backend", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
+     "backend", "max_epochs", "sample_interval", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
 )  # fmt: skip
 TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE_NAMES - MACHINE - OF_THE_COMMAND | {"seed"}
 
@@ -214,7 +215,8 @@ class GPT:
         engine.load(self._weights)
         self._weights, self._engine = None, engine
         self._trainings += 1
-        self._records = learn(engine, config, training_steps(source, config), splits, flops_per_token(self.model))
+        steps, epoch = training_steps(source, config), steps_per_epoch(source, config)
+        self._records = learn(engine, config, steps, splits, flops_per_token(self.model), epoch)
         return self._records
 
     def _training_config(self, settings: dict[str, Any]) -> TrainConfig:

@@ -167,6 +167,7 @@ class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
     size: str | None = setting(None, "model size; auto: chosen for the minutes", choices=tuple(SIZES))
     fit: str | None = setting(None, "memory limit, such as 2GB: choose micro-batch and gradient_checkpointing to fit")
     max_iters: int = setting(600000, "optimizer steps", low=0)
+    max_epochs: float | None = setting(None, "train for at most this many passes over the text", low=0.001, high=1e6)
     learning_rate: float = setting(6e-4, "peak learning rate", low=0.0)
     decay_lr: bool = setting(True, "warm up, then decay along a cosine; False: constant rate")
     warmup_iters: int = setting(2000, "steps of linear warm-up", low=0)
@@ -181,6 +182,9 @@ class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
     eval_iters: int = setting(200, "batches per split in an evaluation, at most the whole split", low=1)
     patience: int | None = setting(
         None, "stop after this many evaluations without a lower val loss; auto: 6 for a bare text, else never", low=1
+    )
+    sample_interval: int | None = setting(
+        None, "steps between samples, each after an evaluation; auto: four for a bare text, else none", low=1
     )
     eval_only: bool = setting(False, "evaluate once and stop")
     log_interval: int = setting(1, "steps between log lines, if output is not a terminal", low=1)

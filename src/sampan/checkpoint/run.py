@@ -38,6 +38,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     val_loss: float = math.inf  # at the last evaluation
+    val_step: int = 0  # of that evaluation
     best_step: int = 0
     best_val_loss: float = math.inf
     refused: int = 0  # steps in a row, up to this one, with NaN or infinity
@@ -128,17 +129,26 @@ class Run:
         notes = {name: read_note(path) if path.exists() else {} for name, path in paths.items()}
         if "step" not in notes[which]:
             return _("{which}, written by another program", which=_(which))
-        lines = [
-            _(
-                "{which}, step {step}, val {loss:.4f}",
-                which=_(name),
-                step=notes[name]["step"],
-                loss=notes[name].get("val_loss", math.nan),
-            )
-            for name in (which, other)
-            if "step" in notes[name] and (name == which or notes[name]["step"] != notes[which]["step"])
-        ]
+        lines = []
+        for name in (which, other):
+            note = notes[name]
+            if "step" not in note or (name == other and note["step"] == notes[which]["step"]):
+                continue
+            loss, measured = note.get("val_loss", math.nan), note.get("val_step", note["step"])
+            if (final := self.final()).get("step") == note["step"]:
+                loss, measured = final["val_loss"], note["step"]
+            if measured == note["step"]:
+                lines.append(_("{which}, step {step}, val {loss:.4f}", which=_(name), step=measured, loss=loss))
+            else:
+                text = _("{which}, step {step}, val {loss:.4f} at step {measured}")
+                lines.append(text.format(which=_(name), step=note["step"], loss=loss, measured=measured))
         return "; ".join(lines)
+
+    def final(self) -> dict[str, Any]:
+        """Return run.json's step, val_loss and tokens of the best weights, as measured at the end; {} before that."""
+        final = read_json(self.about).get("final") if self.exists() else None
+        is_sound = isinstance(final, dict) and type(final.get("step")) is int and type(final.get("val_loss")) is float
+        return final if isinstance(final, dict) and is_sound else {}
 
 
 def digest(value: Any) -> str:
@@ -161,7 +171,7 @@ def read_note(path: Path) -> dict[str, Any]:
 
 def is_progress(key: str, value: Any) -> bool:
     """Return whether a field of Progress can have this value."""
-    if key in ("step", "best_step"):
+    if key in ("step", "val_step", "best_step"):
         return type(value) is int and 0 <= value < 1 << 53
     is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 53)
     return key not in Progress.__dataclass_fields__ or is_number

@@ -133,6 +133,11 @@ class WritableRun(Run):
         with writing(self.folder):
             write_json(self.about, about)
 
+    def write_final(self, final: dict[str, Any]) -> None:
+        """Add to run.json the loss of the best weights on the val split. Needs the lock."""
+        with writing(self.folder):
+            write_json(self.about, read_json(self.about) | {"final": final})
+
     def save_best(self, model: ModelShape, weights: Mapping[str, np.ndarray], progress: Progress) -> None:
         refuse_nan(weights, self.folder)
         with writing(self.folder):

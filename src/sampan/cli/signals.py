@@ -29,6 +29,10 @@ class StopSignal:
             self.previous[number] = signal.signal(number, self.handle)
         return self
 
+    def is_asked(self) -> bool:
+        """Return whether a signal has come."""
+        return self.received is not None
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt

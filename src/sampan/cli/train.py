@@ -4,9 +4,7 @@ import contextlib
 import io
 from typing import Any
 
-from sampan.checkpoint.folder import load_model
-from sampan.checkpoint.run import Run, read_note
-from sampan.checkpoint.tensors import WEIGHTS
+from sampan.checkpoint.run import Run
 from sampan.cli.flags import file_settings, words_of
 from sampan.cli.plan import plan_of
 from sampan.cli.signals import StopSignal
@@ -14,17 +12,19 @@ from sampan.config import MachineConfig, SampleConfig, TrainConfig, build
 from sampan.engine.open import open_engine, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError, command
-from sampan.evaluation.losses import whole_loss
 from sampan.machine import world
 from sampan.messages import _, fill
 from sampan.report.baselines import measure_baselines
 from sampan.report.consumers import consumers
 from sampan.report.metrics import evaluations_of
 from sampan.report.plan_lines import start_lines
+from sampan.report.progress_bar import progress_bar
 from sampan.report.verdict import loss_table, verdict
 from sampan.sampling.write import write
 from sampan.training.cost import time_step
+from sampan.training.final import measure_final
 from sampan.training.job import make_plan_first, train_until
+from sampan.training.loop import Final
 from sampan.training.plan import Plan
 
 EARLY = {*MachineConfig.__dataclass_fields__, "backend", "process_timeout"}  # settings that processes meet by
@@ -42,31 +42,27 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
         costs = time_step(engine, plan.model, plan.config)
         more = command("plan", *words_of(source, {k: v for k, v in flags.items() if k != "overwrite"}))
         print("\n".join(start_lines(plan, engine, costs, more)), end="\n\n", flush=True)
+        final = None
         with consumers(plan) as show, StopSignal() as stop:
-            for record in train_until(plan, engine, lambda: stop.received is not None):
+            for record in train_until(plan, engine, stop.is_asked):
                 show(record)
-        if stop.received is not None:
-            print(
-                "\n"
-                + _(
-                    "stopped; continue with: {command}",
-                    command=command("train", "--resume", "--out_dir", plan.config.out_dir),
-                )
-            )
-            return 128 + stop.received
-        if is_first and not plan.config.eval_only:
+            if is_first and not plan.config.eval_only and not stop.is_asked():
+                final = measure_final(plan, engine, progress_bar, stop.is_asked)
+                show(final)
+        if final is not None:
             print_sample(plan, engine)
-            loss, tokens = whole_loss(engine, plan.data, plan.config)
             del engine  # its memory, before the next step needs some
-            print_results(plan, loss, tokens)
+            print_results(plan, final)
+        elif stop.received is not None:
+            again = command("train", "--resume", "--out_dir", plan.config.out_dir)
+            print("\n" + _("stopped; continue with: {command}", command=again))
+            return 128 + stop.received
     return 0
 
 
 def print_sample(plan: Plan, engine: Engine) -> None:
-    """Load a run's best weights into the engine and print a sample of them."""
-    folder = plan.config.out_dir
-    model, weights = load_model(folder)
-    engine.load(weights)
+    """Print a sample of a run's best weights, which the engine has."""
+    folder, model = plan.config.out_dir, plan.model
     line = _("{folder}: {weights}. A sample:", folder=folder, weights=Run(folder).describe("best"))
     print("\n" + fill(line) + "\n")
     settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=plan.config.seed)
@@ -78,9 +74,9 @@ def print_sample(plan: Plan, engine: Engine) -> None:
     print("\n")
 
 
-def print_results(plan: Plan, loss: float, tokens: int) -> None:
+def print_results(plan: Plan, final: Final) -> None:
     """Print how good a run's best weights are, beside simple guesses, and how the run went."""
-    folder, run = plan.config.out_dir, Run(plan.config.out_dir)
+    folder, loss, tokens = plan.config.out_dir, final.final_loss, final.tokens
     try:
         seen = measure_baselines(plan.data)
     except UserError as error:  # the run itself is complete
@@ -88,15 +84,13 @@ def print_results(plan: Plan, loss: float, tokens: int) -> None:
         print(about.format(tokens=tokens, loss=loss))
         print(_("no comparison: {reason}", reason=error))
         return
-    windows = plan.config.eval_iters * plan.config.batch_size * plan.config.block_size
-    if windows < tokens:
-        about = _("The best weights on the val split ({tokens:,} tokens; evaluations above used {windows:,}):")
-    else:
-        about = _("The best weights on the val split ({tokens:,} tokens):")
-    print(fill(about.format(tokens=tokens, windows=windows)) + "\n")
+    about = _("The best weights on {tokens:,} of the {total:,} val tokens (evaluations above used {used:,}):")
+    total = plan.data.meta.val_tokens - 1  # the first has none before it
+    used = min(total, plan.config.eval_iters * plan.config.batch_size * plan.config.block_size)
+    print(fill(about.format(tokens=tokens, total=total, used=used)) + "\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
     print("\n".join(verdict(plan, evaluations_of(folder), loss, seen)))
     print("\n" + _("More samples: {command}", command=command("sample", folder)))
-    if read_note(run.folder / WEIGHTS)["step"] != read_note(run.last / WEIGHTS)["step"]:
+    if final.best_step != final.step:
         last = command("sample", folder, "--weights", "last")
         print(_("With the last weights instead of the best: {command}", command=last))

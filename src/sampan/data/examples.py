@@ -9,6 +9,7 @@ iterated comes in its own order, and is read when it is needed. Texts and their 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, Protocol, cast
@@ -120,6 +121,14 @@ def training_steps(source: Windows | Examples | Stream, config: TrainConfig) -> 
     count = max(1, config.gradient_accumulation_steps // world()[1])  # each process brings its own data
     batches = source.epochs(config.batch_size)
     return iter(lambda: list(itertools.islice(batches, count)), [])
+
+
+def steps_per_epoch(source: Windows | Examples | Stream, config: TrainConfig) -> float:
+    """Return the steps in a pass over the data; infinity for a stream, whose length is unknown."""
+    if isinstance(source, Stream):
+        return math.inf
+    count = len(source.tokens) / source.block_size if isinstance(source, Windows) else source.count
+    return count / config.windows_per_step
 
 
 def fixed_batches(source: Windows | Examples | Stream, config: TrainConfig, name: str) -> Iterable[Batch]:

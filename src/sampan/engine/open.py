@@ -91,6 +91,19 @@ def memory_of(engine: str) -> Callable[..., dict[str, int]]:
     return torch_memory
 
 
+def peak_memory(machine: MachineConfig) -> int:
+    """Return the most memory in bytes that this process has had so far, of the GPU that it uses or else RAM; 0 on Windows."""
+    if pick_engine(machine) == "torch" and has_gpu(machine.device):
+        from sampan.engine.torch.device import peak_gpu_memory
+
+        return peak_gpu_memory()
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def has_gpu(device: str = "auto") -> bool:
     """Whether this setting means a GPU; PyTorch, which takes a second to import, is asked only where one is likely."""
     if device != "auto":

@@ -19,22 +19,22 @@ from sampan.report.metrics import Metrics
 from sampan.report.picture import Picture
 from sampan.report.terminal import Lines, Live
 from sampan.report.trackers import TensorBoard, Wandb
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Record
 from sampan.training.plan import Plan
 
 
 class Consumer(Protocol):
-    def __call__(self, record: Step | Evaluation, /) -> None: ...
+    def __call__(self, record: Record, /) -> None: ...
 
     def close(self) -> None: ...
 
 
 @contextlib.contextmanager
-def consumers(plan: Plan, out: TextIO | None = None) -> Iterator[Callable[[Step | Evaluation], None]]:
+def consumers(plan: Plan, out: TextIO | None = None) -> Iterator[Callable[[Record], None]]:
     """Yield a function that passes a record to all that the plan's settings ask for; under torchrun, in rank 0 only."""
     active = open_consumers(plan, out or sys.stdout) if world()[0] == 0 else []
 
-    def show(record: Step | Evaluation) -> None:
+    def show(record: Record) -> None:
         for consumer in active:
             consumer(record)
 

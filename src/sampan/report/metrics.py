@@ -1,4 +1,4 @@
-"""metrics.jsonl: a run's records, one per line, with exactly the fields of Step and Evaluation.
+"""metrics.jsonl: a run's records, one per line, with exactly the fields of loop.py's records.
 
 show = Metrics(Path("out/shakespeare")); show(record); show.close()
 evaluations_of("out/shakespeare")
@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from sampan.errors import UserError
 from sampan.messages import _
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Evaluation, Record, Step
 
+NOT_JSON = (math.inf, -math.inf)
 RECORD = re.compile(rb'\{"step": (\d{1,18}), .*\}\n')  # a complete line of metrics.jsonl
 
 
@@ -57,8 +58,10 @@ class Metrics:
         file.truncate(whole)
         return file
 
-    def __call__(self, record: Step | Evaluation) -> None:
-        values = {name: value if math.isfinite(value) else None for name, value in asdict(record).items()}
+    def __call__(self, record: Record) -> None:
+        values = {
+            name: None if value in NOT_JSON or value != value else value for name, value in asdict(record).items()
+        }
         try:
             if self.file is None:
                 self.file = self.open(record.step)

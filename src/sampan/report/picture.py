@@ -15,7 +15,7 @@ from sampan.errors import UserError
 from sampan.files import write_text
 from sampan.messages import _
 from sampan.report.metrics import Metrics, read_record
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Evaluation, Record
 
 POINTS = 1000  # at most, of a curve
 HIGHEST = 1e6  # a loss above is left out: the run diverged
@@ -30,7 +30,7 @@ class Picture:
         self.metrics, self.path = metrics.path, metrics.path.with_name("loss.svg")
         self.outdated, self.again = False, 0.0  # whether it lacks an evaluation; when it may be drawn again
 
-    def __call__(self, record: Step | Evaluation) -> None:
+    def __call__(self, record: Record) -> None:
         if record.step == 0:
             self.path.unlink(missing_ok=True)  # an older run's, that this one replaces
         elif isinstance(record, Evaluation):

@@ -7,12 +7,12 @@ It decides nothing (training/plan.py) and measures nothing (training/cost.py).
 """
 
 from sampan.config import TrainConfig
-from sampan.engine.open import engines_here, pick_engine, unused_gpu
+from sampan.engine.open import engines_here, peak_memory, pick_engine, unused_gpu
 from sampan.engine.protocol import Engine
 from sampan.errors import install
 from sampan.messages import N_, _, pad, width, wrap
 from sampan.model.count import count_parameters, flops_per_token
-from sampan.training.cost import Costs, memory_parts, peak_memory, program_memory, run_seconds, total_memory
+from sampan.training.cost import Costs, memory_parts, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
 from sampan.training.schedule import decay_end
 from sampan.units import duration, size_of
@@ -114,7 +114,9 @@ def time_line(plan: Plan, costs: Costs) -> str:
 
 
 def peak_bytes(plan: Plan) -> int:
-    return max(total_memory(plan.model, plan.config), peak_memory())  # measuring for the plan may have taken more
+    return max(
+        total_memory(plan.model, plan.config), peak_memory(plan.config)
+    )  # measuring for the plan may have taken more
 
 
 def model_line(plan: Plan) -> str:

@@ -11,8 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, TextIO
 
 from sampan.messages import _
-from sampan.training.cost import peak_memory
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Evaluation, Final, Record, Sample, Step
 from sampan.training.plan import Plan
 from sampan.units import duration, size_of
 
@@ -31,17 +30,16 @@ class Lines:
         self.config, self.out = plan.config, out
         self.totals = Totals(plan)
 
-    def __call__(self, record: Step | Evaluation) -> None:
-        if isinstance(record, Evaluation):
-            self.print(evaluation_line(record))
-            if not self.config.eval_only and (record.best or self.config.always_save_checkpoint):
-                self.print(f"saving checkpoint to {self.config.out_dir}")
-            return
+    def __call__(self, record: Record) -> None:
         self.totals.add(record)
-        if record.step % self.config.log_interval == 0:
+        if not isinstance(record, Step):
+            self.print(record_line(record))
+            if isinstance(record, Evaluation) and record.saved:
+                self.print(f"saving checkpoint to {self.config.out_dir}")
+        elif record.step % self.config.log_interval == 0:
             self.print(
                 f"iter {record.step}: loss {record.loss:.4f}, time {record.seconds * 1000:.2f}ms, mfu {record.mfu:.2%}, "
-                f"lr {record.lr:.3g}, norm {record.grad_norm:.3g}, epoch {self.totals.epoch(record):.2f}"
+                f"lr {record.lr:.3g}, norm {record.grad_norm:.3g}, epoch {record.epoch:.2f}"
             )
 
     def print(self, line: str) -> None:
@@ -63,15 +61,15 @@ class Live:
         self.console = console.Console(file=out, highlight=False)
         self.live = live.Live(console=self.console, get_renderable=self.render, refresh_per_second=4, transient=True)
 
-    def __call__(self, record: Step | Evaluation) -> None:
+    def __call__(self, record: Record) -> None:
         self.live.start()  # at the first record
         self.step = record.step
-        if isinstance(record, Evaluation):
-            line = evaluation_line(record) + (_(" (best)") if record.best else "")
-            self.console.print(line, markup=False, soft_wrap=True)
+        self.totals.add(record)
+        if not isinstance(record, Step):
+            best = isinstance(record, Evaluation) and record.best
+            self.console.print(record_line(record) + (_(" (best)") if best else ""), markup=False, soft_wrap=True)
             return
         self.step += 1
-        self.totals.add(record)
         if math.isfinite(record.loss):  # a skipped step has its own warning
             self.recent.append(record)
 
@@ -88,9 +86,7 @@ class Live:
             left, last = duration(seconds * (self.of - self.step)), self.recent[-1]
             lines[0] += _(" {speed:,.0f} tokens/s, {mfu:.0%} of peak; {left} left", speed=speed, mfu=mfu, left=left)
             about = _("mean of {count} steps: loss {loss:.4f}, norm {norm:.2g}; rate {rate:.3g}, epoch {epoch:.2f}")
-            lines.append(
-                about.format(count=len(self.recent), loss=loss, norm=norm, rate=last.lr, epoch=self.totals.epoch(last))
-            )
+            lines.append(about.format(count=len(self.recent), loss=loss, norm=norm, rate=last.lr, epoch=last.epoch))
         shown = [Text(line) for line in lines]
         for line in shown:
             line.truncate(max(1, self.console.width - MARGIN))
@@ -102,26 +98,29 @@ class Live:
             self.console.print(self.totals.line(), soft_wrap=True)
 
 
-def evaluation_line(record: Evaluation) -> str:
-    return f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
+def record_line(record: Evaluation | Sample | Final) -> str:
+    if isinstance(record, Evaluation):
+        return f"step {record.step}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}"
+    if isinstance(record, Sample):
+        return f"sample at step {record.step}:\n{record.text.strip()}\n"
+    return f"step {record.best_step}: final val loss {record.final_loss:.4f} ({record.tokens} tokens)"
 
 
 class Totals:
     """Count the steps of a run, and say at its end what they took."""
 
     def __init__(self, plan: Plan):
-        self.steps, self.seconds = 0, 0.0
-        self.per_step, self.per_epoch = plan.config.tokens_per_step, max(1, plan.data.meta.train_tokens)  # tokens
+        self.steps, self.seconds, self.memory = 0, 0.0, 0
+        self.per_step = plan.config.tokens_per_step
 
-    def add(self, record: Step) -> None:
-        self.steps += 1
-        self.seconds += record.seconds
-
-    def epoch(self, record: Step) -> float:
-        """Return how often the text has been read after this step."""
-        return (record.step + 1) * self.per_step / self.per_epoch
+    def add(self, record: Record) -> None:
+        if isinstance(record, Step):
+            self.steps += 1
+            self.seconds += record.seconds
+        elif isinstance(record, Evaluation):
+            self.memory = record.peak_memory
 
     def line(self) -> str:
         about = _("{steps:,} steps in {time}: {speed:,.0f} tokens/s, peak memory {memory}")
         speed = self.steps * self.per_step / self.seconds
-        return about.format(steps=self.steps, time=duration(self.seconds), speed=speed, memory=size_of(peak_memory()))
+        return about.format(steps=self.steps, time=duration(self.seconds), speed=speed, memory=size_of(self.memory))

@@ -11,7 +11,7 @@ from typing import Any
 
 from sampan.errors import UserError, install
 from sampan.messages import _
-from sampan.training.loop import Evaluation, Step
+from sampan.training.loop import Evaluation, Final, Record, Sample
 from sampan.training.plan import Plan
 
 
@@ -26,7 +26,7 @@ class Wandb:
         name = plan.config.wandb_run_name or Path(plan.config.out_dir).name
         self.run = wandb.init(project=plan.config.wandb_project, name=name, config=asdict(plan.config))
 
-    def __call__(self, record: Step | Evaluation) -> None:
+    def __call__(self, record: Record) -> None:
         self.run.log(scalars(record), step=record.step)
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class TensorBoard:
         self.folder, self.make = Path(plan.config.out_dir) / "tensorboard", SummaryWriter
         self.writer: Any = None
 
-    def __call__(self, record: Step | Evaluation) -> None:
+    def __call__(self, record: Record) -> None:
         if self.writer is None:  # by now the run has made its folder
             self.writer = self.make(str(self.folder), purge_step=record.step)
         for name, value in scalars(record).items():
@@ -56,8 +56,12 @@ class TensorBoard:
             self.writer.close()
 
 
-def scalars(record: Step | Evaluation) -> dict[str, float]:
+def scalars(record: Record) -> dict[str, float]:
     """Return the numbers of a record under nanoGPT's names in Weights & Biases."""
     if isinstance(record, Evaluation):
         return {"train/loss": record.train_loss, "val/loss": record.val_loss}
+    if isinstance(record, Final):
+        return {"val/final_loss": record.final_loss}
+    if isinstance(record, Sample):
+        return {}
     return {"iter/loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm, "mfu": record.mfu * 100}

@@ -24,6 +24,7 @@ from sampan.data.meta import Data
 from sampan.engine.open import has_gpu, load_engine, memory_of, pick_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
+from sampan.evaluation.losses import final_windows
 from sampan.machine import world
 from sampan.messages import _
 from sampan.model.count import count_parameters
@@ -82,11 +83,13 @@ def evaluation_windows(config: TrainConfig, data: Data) -> int:
 
 
 def run_seconds(config: TrainConfig, model: ModelShape, data: Data, costs: Costs, start_step: int = 0) -> float:
-    """Return the seconds from the first step to the last evaluation."""
+    """Return the seconds from the first step to the loss over the val split."""
     steps = max(0, config.max_iters - start_step)
     evaluations = -(-steps // config.eval_interval) + 1
     evaluation = evaluation_windows(config, data) * costs.window + save_seconds(model)
-    return evaluations * evaluation + (0.0 if config.eval_only else steps * costs.step)
+    if config.eval_only:
+        return evaluation_windows(config, data) * costs.window
+    return steps * costs.step + evaluations * evaluation + final_windows(config, data) * costs.window
 
 
 def save_seconds(model: ModelShape) -> float:
@@ -163,12 +166,3 @@ def fit_memory(config: TrainConfig, model: ModelShape) -> tuple[TrainConfig, str
             size_of=size_of(need),
         )
     )
-
-
-def peak_memory() -> int:
-    """Return the most RAM in bytes that this process has had so far; 0 on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""The training loop: a generator that yields a record for each step and each evaluation.
+"""The training loop: a generator that yields a record for each step, each evaluation and each sample.
 
     for record in train(make_plan("my-novel.txt", {})):
         print(record)
@@ -17,21 +17,23 @@ from dataclasses import dataclass, replace
 
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
-from sampan.config import TrainConfig
+from sampan.config import SampleConfig, TrainConfig
 from sampan.data.examples import Batch, micro_batches
 from sampan.data.windows import EvaluationBatches, Windows
-from sampan.engine.open import open_engine
+from sampan.engine.open import open_engine, peak_memory
 from sampan.engine.protocol import Engine, Update
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
 from sampan.machine import torchrun_job, world
 from sampan.messages import _
 from sampan.model.count import flops_per_token
+from sampan.sampling.write import write
 from sampan.training.plan import Plan
 from sampan.training.schedule import is_enough, learning_rate
 from sampan.training.writer import RunWriter
 
 MOST_REFUSED = 20  # bad steps in a row that --on_nan skip accepts
+SAMPLE_TOKENS = 100
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Step:
     grad_norm: float  # before clipping; if it or the loss is NaN or infinite, the step has changed nothing
     seconds: float
     tokens_per_second: float
-    mfu: float  # share of the peak that the engine measured on this machine, 0 to 1
+    mfu: float  # share of the peak: what the engine measured on this machine, or what a step reached if that is more
+    epoch: float = 0.0  # passes over the training data after this step; 0 for data of unknown length
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,33 @@ class Evaluation:
     train_loss: float  # NaN where the training data can be read only once
     val_loss: float
     best: bool  # the lowest val_loss so far
-    lr: float
+    lr: float  # of the next step
+    epoch: float = 0.0  # passes over the training data
+    saved: bool = False  # whether a checkpoint was written
+    peak_memory: int = 0  # bytes so far, of this process or of its GPU; 0 where unknown
 
 
-Records = Generator[Step | Evaluation, None, None]
+@dataclass(frozen=True)
+class Sample:
+    """Show what the model writes after `step` optimizer steps."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Final:
+    """Report the loss of the best weights on the val split, once, at the end."""
+
+    step: int  # of the run
+    best_step: int  # of the weights
+    final_loss: float  # nats per token
+    tokens: int  # of the val split that were read
+
+
+Record = Step | Evaluation | Sample | Final
+Records = Generator[Record, None, None]
+Learning = Generator[Step | Evaluation, None, None]
 
 
 def train(plan: Plan, engine: Engine | None = None) -> Records:
@@ -75,12 +101,32 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
         if writes and plan.resume:
             run.write_settings(config, plan.data.record(), torchrun_job())
         saved = progress if plan.resume else None
-        record, reasons = plan.data.record(), plan.reasons
-        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, record, reasons, saved)
+        about, reasons = plan.data.record(), plan.reasons
+        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, about, reasons, saved)
         windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
         steps = micro_batches(windows, config, progress.step)
         splits = {split: evaluation_batches(plan, split) for split in ("train", "val")}
-        yield from learn(engine, config, steps, splits, flops_per_token(model), progress, writer if writes else None)
+        epoch = plan.data.meta.train_tokens / config.tokens_per_step
+        keeps = writer if writes else None
+        with contextlib.closing(
+            learn(engine, config, steps, splits, flops_per_token(model), epoch, progress, keeps)
+        ) as learnt:
+            for record in learnt:
+                yield record
+                if writes and isinstance(record, Evaluation) and wants_sample(config, record.step):
+                    yield Sample(record.step, sample_text(plan, engine))
+
+
+def wants_sample(config: TrainConfig, step: int) -> bool:
+    """Return whether an evaluation is the first at or after a multiple of sample_interval, before the end."""
+    every, before = config.sample_interval, max(0, step - config.eval_interval)
+    return every is not None and step < config.max_iters and step // every > before // every
+
+
+def sample_text(plan: Plan, engine: Engine) -> str:
+    """Return what the model writes now, without a prompt."""
+    settings = SampleConfig(max_new_tokens=SAMPLE_TOKENS, seed=plan.config.seed)
+    return "".join(text for _sample, text in write(engine, plan.model, plan.data.tokenizer, None, settings))
 
 
 def load_start(plan: Plan, run: WritableRun, engine: Engine) -> Progress:
@@ -105,13 +151,15 @@ def learn(
     steps: Iterator[list[Batch]],
     splits: Mapping[str, Iterable[Batch]],
     flops: float = 0.0,
+    epoch: float = math.inf,
     progress: Progress = Progress(),  # noqa: B008  (it is frozen)
     writer: RunWriter | None = None,
-) -> Records:
+) -> Learning:
     """Train from `progress` to max_iters, or to the end of `steps`, which yields the micro-batches of each step.
 
     `splits` are evaluated on: "val" and, where it can be read again, "train"; {} evaluates nothing. `flops` per token
-    give the share of the machine's peak. Without a `writer` nothing is saved. Raise UserError for NaN or infinity.
+    give the share of the machine's peak, `epoch` is its steps. Without a `writer` nothing is saved. Raise UserError for
+    NaN or infinity.
     """
     processes, peak = world()[1], engine.peak_flops()
     try:
@@ -123,14 +171,14 @@ def learn(
             waited = time.perf_counter() - start
 
             # evaluate, and keep what is worth keeping
-            if splits and (step % config.eval_interval == 0 or ends):
+            if splits and (step % config.eval_interval == 0 or ends or config.eval_only):
                 losses = {split: evaluate(engine, batches) for split, batches in splits.items()}
                 progress = evaluated(progress, losses, writer)
                 best = progress.best_step == step
                 ends = ends or is_enough(config, progress)
-                if writer:
-                    writer.keep(progress, best, ends)
-                yield Evaluation(step, losses.get("train", math.nan), losses["val"], best, lr)
+                saved = writer is not None and writer.keep(progress, best, ends)
+                both, memory = (losses.get("train", math.nan), losses["val"]), peak_memory(config)
+                yield Evaluation(step, *both, best, lr, step / epoch, saved, memory)
             if batch is None or ends or config.eval_only:
                 return
 
@@ -145,7 +193,9 @@ def learn(
             # everything that follows is just diagnostics
             speed = sum(x.size for x, y in batch) * processes / seconds
             peak = max(peak, speed * flops)  # which was measured too low, if the machine was busy
-            yield Step(step, update.loss, lr, update.grad_norm, seconds, speed, speed * flops / peak)
+            yield Step(
+                step, update.loss, lr, update.grad_norm, seconds, speed, speed * flops / peak, (step + 1) / epoch
+            )
     except GeneratorExit:  # the consumer stops the run
         if writer:
             writer.save(progress)
@@ -160,7 +210,7 @@ def evaluated(progress: Progress, losses: dict[str, float], writer: RunWriter | 
     # a resume begins with the evaluation that it was saved at, and finds the same best
     if losses["val"] < progress.best_val_loss or progress.step == progress.best_step:
         progress = replace(progress, best_step=progress.step, best_val_loss=losses["val"])
-    return replace(progress, val_loss=losses["val"])
+    return replace(progress, val_loss=losses["val"], val_step=progress.step)
 
 
 def stepped(progress: Progress, update: Update, config: TrainConfig, writer: RunWriter | None) -> Progress:

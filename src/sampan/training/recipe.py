@@ -19,8 +19,8 @@ from sampan.errors import UserError
 from sampan.machine import world
 from sampan.messages import _
 from sampan.model.count import count_parameters, flops_per_token
-from sampan.model.shape import ModelShape, resolve
-from sampan.training.cost import Costs, evaluation_windows, fit_memory, save_seconds, time_step
+from sampan.model.shape import ModelShape, resolve, settings_of
+from sampan.training.cost import Costs, fit_memory, run_seconds, time_step
 from sampan.units import duration
 
 Choice = tuple[dict[str, Any], str]  # {setting: value}, and the reason
@@ -43,8 +43,8 @@ MEASURED = ("small", "mini", "tiny")  # the first that fits shows the machine's 
 TOKENS_PER_PARAMETER = 3.0
 EPOCHS = 60  # at most: a text that was read so often is known by heart
 TRAINING_SHARE = 0.92  # of the minutes; evaluations and files take the rest
-EVALUATIONS = 20
-EVALUATION_SHARE = 0.05
+EVALUATIONS = 20  # at most
+EVALUATION_SHARE = 0.05  # of the arithmetic
 PATIENCE = 6  # evaluations
 STEPS_UNMEASURED = 2000
 
@@ -86,7 +86,7 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     base = replace_open(config, settings, *(values for values, _ in groups))
 
     minutes = config.minutes
-    if minutes is None and not ({"max_iters", "size"} & settings.keys()):
+    if minutes is None and not ({"max_iters", "max_epochs", "size"} & settings.keys()):
         minutes = MINUTES[machine]
         groups.append(({"minutes": minutes}, _("default for a {machine}", machine=machine.upper())))
     speed = Speed(data) if engines_here() and world()[1] == 1 else None
@@ -97,30 +97,25 @@ def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice
     costs = speed.of(base) if speed else None
     steps, why = pick_steps(base, data, settings, minutes, costs)
     groups.append(({"max_iters": steps}, why))
-    last = evaluations(replace(base, max_iters=steps), data, minutes, costs)
+    last = evaluations(replace(base, max_iters=steps))
     return [*groups, (last, _("evaluations take a twentieth of the time"))]
 
 
 def fine_tuning(data: Data, settings: dict, config: TrainConfig, given: ModelShape) -> list[Choice]:
     """Return the choices for fine-tuning the model `given`: nanoGPT's recipe, a small constant rate and few steps."""
     block = min(given.block_size, 1024 if has_gpu(config.device) else 256, fitting_block(data))
-    steps = min(200, max(20, 3 * data.meta.train_tokens // (16 * block)))
-    why = _("fine-tuning: three epochs, but 20 to 200 steps")
-    batch = dict(block_size=block, batch_size=4, gradient_accumulation_steps=4)
-    if "max_iters" in settings:
-        steps, why = config.max_iters, _("as asked")
-    elif config.minutes is not None and engines_here() and world()[1] == 1:
-        base = replace_open(config, settings, batch)
-        model = replace(given, block_size=min(base.block_size, given.block_size))
-        costs = time_step(open_engine(model, base, base), model, base, seconds=0.15)
+    batch = shared(dict(block_size=block, batch_size=4, gradient_accumulation_steps=4), settings, config)
+    base = replace_open(config, settings, vars(settings_of(given)), batch)
+    steps = min(200, max(20, 3 * data.meta.train_tokens // base.tokens_per_step))
+    why, costs = _("fine-tuning: three epochs, but 20 to 200 steps"), None
+    if config.minutes is not None and "max_iters" not in settings and engines_here() and world()[1] == 1:
+        costs = Speed(data).of(base)
+    if costs or {"max_iters", "max_epochs"} & settings.keys():
         steps, why = pick_steps(base, data, settings, config.minutes, costs)
-    times = dict(eval_interval=max(1, steps // 10), eval_iters=10, patience=PATIENCE)
+    rates = fine_tuning_rates(given)
     return [
-        (
-            fine_tuning_rates(given),
-            _("fine-tuning: a constant rate; nanoGPT's for GPT-2, higher for narrower models"),
-        ),
-        (batch | times, _("fine-tuning")),
+        (rates, _("fine-tuning: a constant rate; nanoGPT's for GPT-2, higher for narrower models")),
+        (batch | evaluations(replace(base, max_iters=steps)), _("fine-tuning")),
         ({"max_iters": steps}, why),
     ]
 
@@ -154,11 +149,23 @@ def pick_batch(usual: dict, machine: str, data: Data, settings: dict, config: Tr
         block_size = config.block_size
     batch_size = max(1, min(batch_size, most // block_size))
     chosen = dict(batch_size=batch_size, block_size=block_size, gradient_accumulation_steps=1)
+    if (even := shared(chosen, settings, config)) != chosen:
+        return even, _("the {processes} processes share a step evenly", processes=world()[1])
     if chosen.items() >= usual.items():
         return chosen, _("default for a {machine}", machine=machine.upper())
     if most >= block_size:
         return chosen, _("a step reads at most a tenth of the text")
     return chosen, _("a step reads at most a tenth of the text, or one window")
+
+
+def shared(batch: dict, settings: dict, config: TrainConfig) -> dict:
+    """Return the batch with as many more windows as the processes of torchrun need to share a step evenly."""
+    name = "gradient_accumulation_steps" if "batch_size" in settings else "batch_size"
+    if name in settings:
+        return batch
+    while replace_open(config, settings, batch).windows_per_step % world()[1]:
+        batch = batch | {name: batch[name] + 1}
+    return batch
 
 
 # ---- the model ----
@@ -260,38 +267,52 @@ def fits(config: TrainConfig, model: ModelShape) -> bool:
 def pick_steps(
     config: TrainConfig, data: Data, settings: dict, minutes: float | None, costs: Costs | None
 ) -> tuple[int, str]:
-    """Return (steps, reason): those given, else those that fit into `minutes`, at most EPOCHS epochs of the text."""
+    """Return (steps, reason): the fewest of those given, those that fit into `minutes`, and those of EPOCHS epochs."""
+    limits = []
     if "max_iters" in settings:
-        return config.max_iters, _("as asked")
-    if minutes is not None and costs is not None:
-        steps, why = (
-            60 * minutes * TRAINING_SHARE / costs.step,
-            _("{duration} at {step:.1f} ms a step", duration=duration(60 * minutes), step=costs.step * 1000),
-        )
-    elif config.size is not None:
-        steps = TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step
-        why = _("{tokens_per_parameter:g} tokens for each parameter", tokens_per_parameter=TOKENS_PER_PARAMETER)
-    else:
-        steps, why = STEPS_UNMEASURED, _("no training time is given")
-    most = EPOCHS * data.meta.train_tokens / config.tokens_per_step
-    if steps > most:
-        steps, why = most, _("{epochs} epochs: more would only memorize the text", epochs=EPOCHS)
-    return max(1, int(steps)), why
+        limits.append((config.max_iters, _("as asked")))
+    elif minutes is not None and costs is not None:
+        why = _("{duration} at {step:.1f} ms a step", duration=duration(60 * minutes), step=costs.step * 1000)
+        limits.append((steps_in(60 * minutes, config, data, settings, costs), why))
+    if config.max_epochs is not None:
+        limits.append((epoch_steps(config, data, config.max_epochs), _("as asked")))
+    elif "max_iters" not in settings:
+        why = _("{epochs} epochs: more would only memorize the text", epochs=EPOCHS)
+        limits.append((epoch_steps(config, data, EPOCHS), why))
+        if config.size is not None and minutes is None:
+            steps = int(TOKENS_PER_PARAMETER * count_parameters(resolved(config, data)) / config.tokens_per_step)
+            why = _("{tokens_per_parameter:g} tokens for each parameter", tokens_per_parameter=TOKENS_PER_PARAMETER)
+            limits.append((max(1, steps), why))
+        elif costs is None or minutes is None:
+            limits.append((STEPS_UNMEASURED, _("no training time is given")))
+    return min(limits, key=lambda limit: limit[0])
 
 
-def evaluations(config: TrainConfig, data: Data, minutes: float | None, costs: Costs | None) -> dict:
-    """Return the settings of evaluation: the interval in steps, the batches, and the patience in evaluations."""
-    count, batches = EVALUATIONS, 20
-    if costs is not None:
-        allowed = max(EVALUATION_SHARE * config.max_iters * costs.step, 1.0)
-        if minutes is not None:  # which a short text may leave unused
-            allowed = EVALUATION_SHARE * 60 * minutes
-        least = 2 * config.batch_size * costs.window + save_seconds(resolved(config, data))
-        count = max(1, min(EVALUATIONS, int(allowed / least)))
-        windows = (allowed / count - least) / costs.window / 2
-        whole = evaluation_windows(replace(config, eval_iters=1 << 30), data) / 2
-        batches = 1 + max(0, math.ceil(min(windows, whole) / config.batch_size))
-    interval = max(1, math.ceil(config.max_iters / count))
+def epoch_steps(config: TrainConfig, data: Data, epochs: float) -> int:
+    """Return the steps in so many epochs, at least 1."""
+    return max(1, int(epochs * data.meta.train_tokens / config.tokens_per_step))
+
+
+def steps_in(seconds: float, config: TrainConfig, data: Data, settings: dict, costs: Costs) -> int:
+    """Return the steps of a run that takes so many seconds with its evaluations and files, at least 1."""
+    steps = max(1, int(TRAINING_SHARE * seconds / costs.step))
+    config = replace(config, max_iters=steps)
+    config = replace_open(config, settings, evaluations(config))
+    return max(1, int(steps * min(1.0, seconds / run_seconds(config, resolved(config, data), data, costs))))
+
+
+def evaluations(config: TrainConfig) -> dict:
+    """Return the settings of evaluation: the interval in steps, the batches per split, and the patience in evaluations.
+
+    They follow from the number of steps alone, so that a run has the same on any machine and under any load.
+    """
+    scratch = config.init_from == "scratch"
+    interval = max(10 if scratch else 5, math.ceil(config.max_iters / (EVALUATIONS if scratch else 10)))
+    share = (
+        EVALUATION_SHARE * 3 / 2 * interval * config.gradient_accumulation_steps
+    )  # a third of the work, in two splits
+    batches = math.ceil(share) if scratch else 10
     return dict(
-        eval_interval=interval, eval_iters=batches, log_interval=10, always_save_checkpoint=True, patience=PATIENCE
-    )
+        eval_interval=interval, eval_iters=batches, sample_interval=5 * interval, log_interval=10,
+        always_save_checkpoint=True, patience=PATIENCE,
+    )  # fmt: skip

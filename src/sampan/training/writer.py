@@ -32,10 +32,12 @@ class RunWriter:
     reasons: Mapping[str, str]  # why each setting was chosen that nobody gave
     saved: Progress | None = None  # the progress that last/ holds; None: the folder is not begun
 
-    def keep(self, progress: Progress, best: bool, ends: bool) -> None:
+    def keep(self, progress: Progress, best: bool, ends: bool) -> bool:
         """Save after an evaluation, where the settings ask for it: new best weights and the last weights always."""
-        if best or ends or self.config.always_save_checkpoint:
+        saves = best or ends or self.config.always_save_checkpoint
+        if saves:
             self.save(progress, best)
+        return saves
 
     def save(self, progress: Progress, best: bool = False) -> None:
         """Replace last/ unless it has this progress, and with `best` the best weights. Raise UserError where it fails."""
