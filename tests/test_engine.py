@@ -237,8 +237,8 @@ def test_dropout_is_keyed_by_seed_step_and_micro_batch(engine_name):
     x, y = batch(config, 0)
 
     def losses(seed):
-        machine = MachineConfig(engine=engine_name, device="cpu", seed=seed)
-        engine = open_engine(config, machine, OptimizerSettings(batch_size=4, gradient_accumulation_steps=1))
+        optimizer = OptimizerSettings(batch_size=4, gradient_accumulation_steps=1, seed=seed)
+        engine = open_engine(config, MachineConfig(engine=engine_name, device="cpu"), optimizer)
         engine.load(random_weights(config, 0))
         result = []
         for _ in range(3):

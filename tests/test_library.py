@@ -249,9 +249,7 @@ def test_a_second_training_begins_where_the_first_ended(make, tokens):
     weights = gpt.weights
     second = gpt.train(tokens, **SHORT)
     assert same(gpt.weights, weights) and list(first) == [], "the first has ended"
-    other = GPT(
-        gpt.model, weights=weights, engine=gpt.machine.engine, threads=1, dtype="float32", seed=gpt.machine.seed + 1
-    )
+    other = GPT(gpt.model, weights=weights, engine=gpt.machine.engine, threads=1, dtype="float32", seed=gpt.seed + 1)
     rates = dict(optimizer="muon", decay_lr=True, min_lr=0.0)
     assert losses(second) != losses(other.train(tokens, **rates, **SHORT)), "fine-tuning has another rate"
     assert not same(gpt.weights, weights)
@@ -304,19 +302,33 @@ def test_generate_follows_the_logits(make):
     assert ids.shape == (2, 13) and ids.dtype == np.int32 and np.array_equal(ids[:, :3], prompts)
     for row in ids:
         for t in range(3, 9):  # within the block
-            assert row[t] == gpt.logits(row[:t])[0].argmax()
+            assert row[t] == gpt.logits(row[:t])[0, -1].argmax()
     assert np.array_equal(gpt.generate(prompts[1], 10, temperature=0), ids[1:])
     drawn = gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None)
     assert drawn.shape == (6, 8) and np.array_equal(drawn[:, :3], np.repeat(prompts, 3, axis=0))
     assert np.array_equal(drawn, gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None))
     assert np.array_equal(gpt.generate(prompts, 0), prompts)
-    assert np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.machine.seed))
-    assert not np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.machine.seed + 1))
+    assert np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.seed))
+    assert not np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.seed + 1))
+
+
+def test_a_loaded_model_continues_a_text(make):
+    """With the folder's tokenizer, which has fewer tokens than the model: no id that writes nothing is drawn."""
+    make().save("folder", sampan.characters("abcdefg\n"))
+    gpt = GPT.load("folder", threads=1)
+    text = gpt.generate("abc", 40, temperature=2.0, top_k=0)
+    assert text.startswith("abc") and len(text) == 43 and set(text[3:]) <= set("abcdefg\n")
+    many = gpt.generate("abc", 40, temperature=2.0, top_k=0, num_samples=3)
+    assert many[0] == text and len({*many}) == 3
+    assert gpt.generate("abc", 40, temperature=2.0, top_k=0, stop=text[10]) == text[: text.index(text[10], 3)]
+    ids = gpt.generate(gpt.tokenizer.encode("abc"), 40, temperature=2.0, top_k=0)
+    assert gpt.tokenizer.decode(ids[0]) == text
 
 
 def test_loss_is_of_the_logits(make, rows):
     gpt, x, y = make(), rows[0, :-1], rows[0, 1:]
-    logits = np.concatenate([gpt.logits(x[: t + 1]) for t in range(len(x))]).astype(float)
+    logits = gpt.logits(x)[0].astype(float)
+    assert np.array_equal(gpt.logits(x[:3])[0], gpt.logits(x)[0, :3]), "each position, and each knows only those before"
     expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y])
     assert gpt.loss(x, y) == pytest.approx(expected, rel=1e-5)
 
@@ -400,6 +412,10 @@ def test_settings_that_cannot_be(tokens):
         (lambda: gpt.generate([1], stop="x"), "GPT.generate: stop is no setting of it"),
         (lambda: gpt.generate([1], temperature=-1), "temperature"),
         (lambda: gpt.logits(np.zeros(9, int)), "ids has 9 tokens"),
+        (lambda: gpt.generate("abc"), "this model has no tokenizer"),
+        (lambda: gpt.train(tokens, lr=1e-3), "unknown setting 'lr'; did you mean learning_rate"),
+        (lambda: gpt.train(tokens, wd=0.1), "did you mean weight_decay"),
+        (lambda: GPT(vocab_size=3, seed=-1), "seed=-1: expected"),
         (lambda: gpt.loss([1], [-1]), "every target is -1"),
         (lambda: GPT.load("nowhere/at/all"), "no such folder"),
         (lambda: GPT.load(".", n_layer=2), "GPT.load: n_layer is no setting of it"),
@@ -420,6 +436,10 @@ def test_documents_are_whole():
 def test_no_file_is_written(make, tokens):
     list(make().train(tokens, tokens[:50], **SHORT))
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_package_lists_its_names():
+    assert {"GPT", "UserError", "train", "__version__"} <= {*dir(sampan)} and dir(sampan) == sorted(dir(sampan))
 
 
 def test_the_stub_names_what_the_package_has():

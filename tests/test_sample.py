@@ -4,6 +4,7 @@
 engine is a few lines of numpy whose logits depend on the whole context: it can tell a right one from a wrong.
 """
 
+import collections
 import io
 import itertools
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import tokenizers
 from conftest import readable, tiny_config
+from helpers import sampan as command
 from hypothesis import given, strategies as st
 from tokenizers import decoders
 
@@ -31,7 +33,7 @@ from sampan.errors import UserError
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import WIDE, draw, generate
-from sampan.sampling.write import Writer, beginning_of_text, write
+from sampan.sampling.write import Writer, beginning_of_text, keep_known, write
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.bytes import stream_text, token_bytes, transitions
 from sampan.tokens.characters import Characters, characters
@@ -228,6 +230,92 @@ def test_logits_that_are_no_numbers_are_one_sentence(bad, temperature):
         draw(logits, np.zeros(2), temperature)
 
 
+# ---- repetition ----
+
+
+def processed(history: np.ndarray, logits: np.ndarray, settings: dict) -> np.ndarray:
+    """Return the probabilities of the next token as transformers computes them: its own processors in its own order."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    plain = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=logits.shape[1], n_positions=64)
+    config = transformers.GenerationConfig(do_sample=True, **settings)
+    processors = transformers.GPT2LMHeadModel(plain)._get_logits_processor(
+        config, input_ids_seq_length=history.shape[1]
+    )
+    assert len(processors) == len(settings)
+    scores = processors(torch.from_numpy(history.astype(np.int64)), torch.from_numpy(logits.copy()))
+    return scores.double().softmax(-1).numpy()
+
+
+class Fixed:
+    """An engine that gives one array of logits, whatever it is fed."""
+
+    def __init__(self, logits: np.ndarray):
+        self.logits = logits
+
+    def session(self, batch_size: int):
+        return self
+
+    def feed(self, ids: np.ndarray) -> np.ndarray:
+        return self.logits
+
+
+LIMITS = [
+    dict(repetition_penalty=1.4), dict(repetition_penalty=0.7), dict(no_repeat_ngram_size=1), dict(no_repeat_ngram_size=2),
+    dict(no_repeat_ngram_size=3), dict(min_p=0.2), dict(min_p=1.0), dict(temperature=2.0, min_p=0.3),
+    dict(temperature=0.6, top_k=5, top_p=0.9, min_p=0.15, repetition_penalty=1.3, no_repeat_ngram_size=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", LIMITS, ids=str)
+@pytest.mark.parametrize("V", [9, WIDE + 50])
+def test_repetition_and_min_p_are_transformers(settings, V):
+    """The distribution of the next token, read off from many samples of one history: its support, and its shape."""
+    rng = np.random.default_rng(V)
+    history = rng.integers(0, 6, (1, 40)).astype(np.int32)
+    logits = (2 * rng.standard_normal((1, V))).astype(np.float32)
+    logits[:, 6:] -= 2.0
+    expected = processed(history, logits, settings)[0]
+    B = 4000 if V < WIDE else 500
+    config = SampleConfig(**dict(temperature=1.0, top_k=0, seed=3, num_samples=B) | settings)
+    engine = Fixed(np.repeat(logits, B, axis=0))
+    tokens = next(generate(engine, model(64, V), history[0], config))
+    counts = np.bincount(tokens, minlength=V)
+    assert fits(counts, expected) and (expected == 0).any() == (not settings.keys() <= {"repetition_penalty"})
+    if V < WIDE:
+        plain = processed(history, logits, {})[0]
+        assert not fits(counts, plain), "without the settings it is another distribution"
+
+
+@pytest.mark.parametrize("settings", [dict(repetition_penalty=1.3), dict(no_repeat_ngram_size=2),
+                                      dict(repetition_penalty=1.2, no_repeat_ngram_size=3)], ids=str)  # fmt: skip
+def test_greedy_text_without_repetition_is_transformers(settings, engine_name):
+    """A whole text, past the prompt: the same ids as transformers writes with the same weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    shape = tiny_config("gpt2", block_size=64, vocab_size=30)
+    weights = {name: 5 * w for name, w in initialize(shape, seed=3).items()}
+    save_model("model", shape, weights, None)
+    ids = np.array([3, 4, 3, 5], np.int32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
+    made = theirs.generate(torch.from_numpy(ids[None].astype(np.int64)), do_sample=False, max_new_tokens=50,
+                           eos_token_id=None, pad_token_id=0, **settings)[0].tolist()  # fmt: skip
+    config = SampleConfig(engine=engine_name, device="cpu", dtype="float32", threads=1, temperature=0.0, **settings)
+    engine = open_engine(shape, config)
+    engine.load(weights)
+    ours = [int(t[0]) for t in itertools.islice(generate(engine, shape, ids, config), 50)]
+    assert ours == made[4:] and len(set(ours)) > 5
+    plain = [int(t[0]) for t in itertools.islice(generate(engine, shape, ids, SampleConfig(temperature=0.0)), 50)]
+    assert plain != ours
+
+
+def test_a_ban_that_leaves_nothing_is_lifted():
+    """Where every token has been written, transformers fails; a text of three letters goes on."""
+    engine, config = Constant(np.float32([0.1, 0.3, 0.2])), SampleConfig(no_repeat_ngram_size=1, temperature=0.0)
+    tokens = [int(t[0]) for t in itertools.islice(generate(engine, model(8, 3), np.int32([2]), config), 6)]
+    assert tokens == [1, 0, 1, 1, 1, 1]
+
+
 # ---- the writer ----
 
 
@@ -410,7 +498,7 @@ def test_greedy_samples_are_equal_and_need_no_seed():
 
 
 def texts(tokenizer, prompt, vocab_size=None, **settings) -> list[str]:
-    config = SampleConfig(**{"max_new_tokens": 40} | settings)
+    config = SampleConfig(**{"max_new_tokens": 40, "seed": 1337} | settings)
     shape = model(16, vocab_size or tokenizer.vocab_size)
     result = [""] * config.num_samples
     for number, piece in write(Recorder(shape), shape, tokenizer, prompt, config):
@@ -441,6 +529,19 @@ def test_a_stop_string_in_the_prompt_stops_nothing():
 
 def test_a_padded_vocabulary_writes_too(bpe):
     assert texts(bpe, "the", vocab_size=bpe.vocab_size * 4)[0].startswith("the")
+
+
+@pytest.mark.parametrize("settings", [{}, {"valid_utf8": False}, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_ids_that_no_token_has_are_not_drawn(chars, bpe, kind, settings):
+    """A padded vocabulary: such an id would write nothing, and take a place of max_new_tokens."""
+    tokenizer = bpe if kind == "bpe" else chars
+    shape = model(16, 4 * tokenizer.vocab_size)
+    engine, config = Recorder(shape), SampleConfig(max_new_tokens=50, seed=1, top_k=0, num_samples=9, **settings)
+    collections.deque(write(engine, shape, tokenizer, "the", config), maxlen=0)
+    fed = np.array([row[-1] for context in engine.contexts[1:] for row in context])
+    assert len(fed) > 100 and fed.max() < tokenizer.vocab_size
+    assert len({*fed.tolist()}) > 10
 
 
 def test_a_vocabulary_that_does_not_fit_is_one_sentence(bpe):
@@ -624,7 +725,13 @@ def test_a_thousand_wild_samples_are_utf8(kind):
         for number, piece in write(engine, shape, tokenizer, "", settings):
             written[number] += piece
         table = token_bytes(tokenizer, shape.vocab_size)
-        drawn = generate(engine, shape, beginning_of_text(tokenizer), settings, transitions(table))
+        drawn = generate(
+            engine,
+            shape,
+            beginning_of_text(tokenizer),
+            settings,
+            keep_known(tokenizer, shape.vocab_size, transitions(table)),
+        )
         ids = np.stack([next(drawn) for _ in range(40)], axis=1)
         for text, row in zip(written, ids.tolist(), strict=True):
             raw = b"".join(table[i] for i in itertools.takewhile(lambda i: i != tokenizer.end_of_text, row))
@@ -655,8 +762,36 @@ def test_a_prompt_is_itself_a_file_or_standard_input():
 
 
 def test_marks_of_windows_are_no_part_of_a_prompt():
-    Path("p.txt").write_bytes(b"\xef\xbb\xbfROMEO:\r\n")
-    assert read_prompt("FILE:p.txt", None) == "ROMEO:\n"
+    marked = b"\xef\xbb\xbfROMEO:\r\n\r\nO"
+    Path("p.txt").write_bytes(marked)
+    as_on_linux = io.TextIOWrapper(io.BytesIO(marked), encoding="utf-8", newline="\n")  # it translates no line ends
+    assert read_prompt("FILE:p.txt", None) == read_prompt("-", as_on_linux) == "ROMEO:\n\nO"
+    assert read_prompt("ROMEO:\r\n\rO", None) == "ROMEO:\n\nO", "as a shell's $(cat p.txt) gives it"
+
+
+# ---- the seed ----
+
+
+def sample_twice(*words: str) -> list[tuple[str, str]]:
+    """Return what two runs of the same command print and say."""
+    shape, tokenizer = model(16, 30), characters(TEXT)
+    save_model("model", shape, initialize(shape, 1), tokenizer)
+    done = [command("sample", "model", "--prompt=the", "--max_new_tokens=60", *words) for _ in range(2)]
+    return [(d.stdout, d.stderr) for d in done]
+
+
+def test_each_run_draws_a_new_text_and_prints_its_seed():
+    (one, said), (two, _said) = sample_twice()
+    seed = re.search(r"--seed (\d+)", said)[1]
+    assert one != two
+    for again in (f"--seed={seed}", f"--seed={seed}"):
+        assert [text for text, _ in sample_twice(again)] == [one, one]
+
+
+def test_a_given_seed_or_none_at_all_is_not_printed():
+    for words in (["--seed=1337"], ["--temperature=0"]):
+        (one, said), (two, _said) = sample_twice(*words)
+        assert one == two and "seed" not in said
 
 
 @pytest.mark.parametrize("start", ["FILE:missing.txt", "FILE:bad.txt", "FILE:.", "FILE:"])

@@ -22,6 +22,10 @@ _WHERE = {
 __all__ = [*_WHERE, "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     if name not in _WHERE:
         raise AttributeError(f"module 'sampan' has no attribute {name!r}")

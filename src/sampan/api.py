@@ -8,8 +8,9 @@
 
 Settings are keywords, with the names and ranges of config.py. Their defaults are the command's (training/recipe.py),
 except for the sizes of the model and the training, which the command derives from a text and a number of minutes.
-The same calls with the same seed give the same bits. This file does not handle text: tokens come from a tokenizer
-(tokens/) or from anywhere else. For runs in a folder that can be resumed, use `make_plan` and `train`.
+The same calls with the same seed give the same bits. Tokens come from a tokenizer (tokens/) or from anywhere else; a
+loaded model has its own, and then a prompt can be a text. For runs in a folder that can be resumed, use `make_plan` and
+`train`.
 """
 
 from collections.abc import Generator, Iterable
@@ -32,6 +33,7 @@ from sampan.config import (
     build,
     change,
     check_keys,
+    convert,
 )
 from sampan.data.examples import (
     Batch,
@@ -53,6 +55,7 @@ from sampan.model.count import count_parameters, flops_per_token
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.sampling.draw import generate
+from sampan.sampling.write import keep_known, write
 from sampan.text.sources import find_source
 from sampan.tokens.kinds import has_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
@@ -71,13 +74,17 @@ from sampan.training.recipe import (
 
 MACHINE = frozenset(f.name for f in fields(MachineConfig))
 SHAPE_NAMES = frozenset(f.name for f in fields(ModelSettings))
-SAMPLING = frozenset(("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "seed"))
+SAMPLING = frozenset(
+    ("num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+     "no_repeat_ngram_size", "seed")
+)  # fmt: skip
+WRITING = SAMPLING | {"stop", "valid_utf8", "oov"}
 # Fields of TrainConfig about texts, folders and the terminal; the others are the settings of `GPT.train`.
 OF_THE_COMMAND = frozenset(f.name for f in fields(DataConfig)) | frozenset(
     ("dataset", "out_dir", "init_from", "minutes", "size", "fit", "eval_only", "log_interval", "always_save_checkpoint",
      "backend", "max_epochs", "sample_interval", "wandb_log", "wandb_project", "wandb_run_name", "tensorboard")
 )  # fmt: skip
-TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE_NAMES - MACHINE - OF_THE_COMMAND | {"seed"}
+TRAINING = frozenset(f.name for f in fields(TrainConfig)) - SHAPE_NAMES - MACHINE - OF_THE_COMMAND
 
 
 class GPT:
@@ -92,17 +99,19 @@ class GPT:
         config: ModelSettings | ModelShape | None = None,
         *,
         weights: dict[str, np.ndarray] | None = None,
+        seed: int = TrainConfig.seed,
         **settings: Any,
     ):
         """Create a model from settings, from a shape, or from keywords of ModelSettings.
 
         Keywords override `config`, or the defaults if there is none; vocab_size is required. The default model is small
-        and of the family that learns fastest. Keywords of MachineConfig (engine, device, dtype, compile, threads, seed)
+        and of the family that learns fastest. Keywords of MachineConfig (engine, device, dtype, compile, threads)
         choose what computes it. `weights` are {name: float32 array}, as the property `weights` returns them; without
-        them the weights are initialized from the seed. Raise UserError for an unknown or invalid setting, and for
-        weights of another model.
+        them the weights are initialized from `seed`, which is also the default seed of `train` and `generate`. Raise
+        UserError for an unknown or invalid setting, and for weights of another model.
         """
         check_names(settings, SHAPE_NAMES | MACHINE, "GPT", TrainConfig)
+        self.seed: int = convert(TrainConfig, "seed", seed)
         self.machine = build(MachineConfig, {k: v for k, v in settings.items() if k in MACHINE})
         shape = {k: v for k, v in settings.items() if k in SHAPE_NAMES}
         if isinstance(config, ModelShape):
@@ -111,7 +120,7 @@ class GPT:
         self.tokenizer: Tokenizer | None = None
         self.pretrained = weights is not None
         if weights is None:
-            weights = initialize(self.model, self.machine.seed)
+            weights = initialize(self.model, self.seed)
         else:
             check_weights(weights, self.model)
         self._weights: dict[str, np.ndarray] | None = weights  # None: a training's engine has newer ones
@@ -127,17 +136,20 @@ class GPT:
         return f"GPT({m.family}, {count_parameters(m):,} parameters: {size})"
 
     @classmethod
-    def load(cls, folder: str | Path, *, block_size: int | None = None, dropout: float = 0.0, **machine: Any) -> "GPT":
+    def load(
+        cls, folder: str | Path, *, block_size: int | None = None, dropout: float = 0.0, seed: int = TrainConfig.seed,
+        **machine: Any,
+    ) -> "GPT":  # fmt: skip
         """Load the model in a folder, or under a name on the Hugging Face hub.
 
         The folder may come from `save`, from a run, or from Hugging Face if its model is of a known family.
-        `block_size`, in tokens, crops the context; `dropout` applies to later training; `machine` are keywords of
-        MachineConfig. Raise UserError if there is no such model.
+        `block_size`, in tokens, crops the context; `dropout` applies to later training; `seed` and `machine`, keywords of
+        MachineConfig, are those of `GPT`. Raise UserError if there is no such model.
         """
         check_names(machine, MACHINE, "GPT.load", TrainConfig)
         path = find_model(str(folder))
         model, weights = load_model(path, block_size)
-        gpt = cls(change(settings_of(model), {"dropout": dropout}), weights=weights, **machine)
+        gpt = cls(change(settings_of(model), {"dropout": dropout}), weights=weights, seed=seed, **machine)
         if has_tokenizer(path):
             gpt.tokenizer = load_tokenizer(path)
         return gpt
@@ -227,7 +239,7 @@ class GPT:
         chosen: dict[str, Any] = dict(max_iters=STEPS_UNMEASURED, batch_size=examples)
         chosen |= dict(gradient_accumulation_steps=1, eval_iters=20)
         chosen |= fine_tuning_rates(self.model) if self.pretrained else rates
-        chosen |= dict(seed=(self.machine.seed + self._trainings) % 2**63)
+        chosen |= dict(seed=(self.seed + self._trainings) % 2**63)
         config = change(TrainConfig(**asdict(self.machine) | asdict(settings_of(self.model))), chosen | settings)
         interval = settings.get("eval_interval", max(1, -(-config.max_iters // EVALUATIONS)))
         return change(config, {"eval_interval": interval})
@@ -241,25 +253,52 @@ class GPT:
             self._engine.load(self._weights)
         return self._engine
 
-    def generate(self, prompt: npt.ArrayLike, max_new_tokens: int = 100, **settings: Any) -> np.ndarray:
-        """Return prompts with their continuations, int32 (B, T + max_new_tokens).
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = 100, **settings: Any) -> str: ...
 
-        `prompt` holds the tokens of one prompt (T,) or of several of equal length (B, T). `settings` are keywords of
-        SampleConfig: temperature (0 always takes the most probable token), top_k, top_p, seed, and num_samples, which
-        repeats each prompt. When the context reaches block_size, generation continues from its newer half. Raise
-        UserError if a prompt is empty or contains a token outside the vocabulary.
+    @overload
+    def generate(self, prompt: npt.ArrayLike, max_new_tokens: int = 100, **settings: Any) -> np.ndarray: ...
+
+    def generate(
+        self, prompt: str | npt.ArrayLike, max_new_tokens: int = 100, **settings: Any
+    ) -> str | list[str] | np.ndarray:
+        """Return prompts with their continuations, int32 (B, T + max_new_tokens), or a text with its continuation.
+
+        `prompt` holds the tokens of one prompt (T,) or of several of equal length (B, T). If the model has a tokenizer,
+        it can be a text; then the result is a text, or a list of texts if num_samples is given, and each ends where the
+        model ends it. `settings` are keywords of SampleConfig: temperature (0 always takes the most probable token),
+        top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, seed, and num_samples, which repeats each prompt;
+        for a text also stop, valid_utf8 and oov. When the context reaches block_size, generation continues from its newer
+        half. Ids that the tokenizer lacks are not drawn. Raise UserError if a prompt is empty, or contains a token
+        outside the vocabulary, or is a text and the model has no tokenizer.
         """
-        check_names(settings, SAMPLING, "GPT.generate", SampleConfig)
-        config = build(SampleConfig, {"seed": self.machine.seed, "max_new_tokens": max_new_tokens} | settings)
+        is_text = isinstance(prompt, str)
+        check_names(settings, WRITING if is_text else SAMPLING, "GPT.generate", SampleConfig)
+        config = build(SampleConfig, {"seed": self.seed, "max_new_tokens": max_new_tokens} | settings)
+        if isinstance(prompt, str):
+            texts = self._write(prompt, config)
+            return texts if "num_samples" in settings else texts[0]
         ids = np.repeat(self._ids(prompt, "prompt"), config.num_samples, axis=0)
-        tokens = generate(self._opened(), self.model, ids, replace(config, num_samples=len(ids)))
+        after = None if self.tokenizer is None else keep_known(self.tokenizer, self.model.vocab_size)
+        tokens = generate(self._opened(), self.model, ids, replace(config, num_samples=len(ids)), after)
         return np.stack([*ids.T, *islice(tokens, config.max_new_tokens)], axis=1)
 
-    def logits(self, ids: npt.ArrayLike) -> np.ndarray:
-        """Return the logits of the token after `ids`, float32 (B, vocab_size).
+    def _write(self, prompt: str, config: SampleConfig) -> list[str]:
+        """Return num_samples texts that begin with a prompt."""
+        if self.tokenizer is None:
+            raise UserError(
+                _("prompt is a text, and this model has no tokenizer: give tokens, or set the model's tokenizer")
+            )
+        texts = [""] * config.num_samples
+        for number, piece in write(self._opened(), self.model, self.tokenizer, prompt, config):
+            texts[number] += piece
+        return texts
 
-        `ids` holds tokens, (T,) or (B, T). Raise UserError if T is 0 or more than block_size, or if a token is outside
-        the vocabulary.
+    def logits(self, ids: npt.ArrayLike) -> np.ndarray:
+        """Return the logits of the token after each of `ids`, float32 (B, T, vocab_size).
+
+        `ids` holds tokens, (T,) or (B, T). `logits(ids)[:, -1]` are those of the token after the last. Raise UserError if
+        T is 0 or more than block_size, or if a token is outside the vocabulary.
         """
         tokens = self._ids(ids, "ids")
         if tokens.shape[1] > self.model.block_size:
@@ -270,7 +309,8 @@ class GPT:
                     block_size=self.model.block_size,
                 )
             )
-        return self._opened().session(len(tokens)).feed(tokens)
+        session = self._opened().session(len(tokens))
+        return np.stack([session.feed(column[:, None]) for column in tokens.T], axis=1)
 
     def loss(self, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """Return the mean loss over the targets in nats per token, without dropout.

@@ -120,7 +120,6 @@ class MachineConfig:
     dtype: str = setting("auto", "precision of matrix products", choices=("auto", "float32", "bfloat16", "float16"))
     compile: bool | None = setting(None, "torch.compile; auto: on a GPU")
     threads: int | None = setting(None, "CPU threads; auto: the physical cores", low=1, high=1024)
-    seed: int = setting(1337, "random seed", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,7 @@ class OptimizerSettings:
     grad_clip: float = setting(1.0, "clip the gradient norm to this value; 0: no clipping", low=0.0)
     backend: str | None = setting(None, "torch.distributed backend; auto: nccl on CUDA, else gloo")
     process_timeout: int = setting(600, "seconds to wait for the other ranks under torchrun", low=1)
+    seed: int = setting(1337, "random seed", low=0, high=2**63 - 1)
 
     @property
     def windows_per_step(self) -> int:
@@ -226,6 +226,19 @@ class SampleConfig(MachineConfig):
         low=0.0,
         high=1.0,
     )
+    seed: int | None = setting(
+        None,
+        "random seed; the same seed writes the same text; auto: a new one, which is printed",
+        low=0,
+        high=2**63 - 1,
+    )
+    min_p: float = setting(
+        0.0, "drop tokens less probable than this share of the likeliest token's probability", low=0.0, high=1.0
+    )
+    repetition_penalty: float = setting(
+        1.0, "above 1: lower the logits of tokens that were written already, as transformers does; 1: off", low=1e-6
+    )
+    no_repeat_ngram_size: int = setting(0, "never write the same sequence of this many tokens twice; 0: off", low=0)
     stop: tuple[str, ...] = setting((), "end a sample before this string; may be repeated", literal=True)
     valid_utf8: bool | None = setting(
         None, "sample only tokens that keep the text valid UTF-8; auto: if tokens can be parts of characters"
@@ -421,11 +434,16 @@ def check_keys(cls: type, keys: Iterable[str], where: str) -> None:
     for key in keys:
         if key in known:
             continue
-        near = difflib.get_close_matches(key, known + aliases, n=1, cutoff=0.5)
+        near = [name for name in known if initials(name) == key]  # lr is learning_rate, and not min_lr
+        near += difflib.get_close_matches(key, known + aliases, n=1, cutoff=0.5)
         if near:
             about = dict(where=where, key=key, near=near[0])
             raise UserError(_("{where}: unknown setting {key!r}; did you mean {near}?", **about))
         raise UserError(_("{where}: unknown setting {key!r}", where=where, key=key))
+
+
+def initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_"))
 
 
 def build(cls: type[Settings], settings: Mapping[str, Any], where: str = "settings") -> Settings:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -15,19 +16,23 @@ from sampan.errors import UserError
 from sampan.messages import _, fill
 from sampan.model.shape import ModelShape
 from sampan.report.verbatim import training_data, verbatim_report
+from sampan.sampling.draw import new_seed
 from sampan.sampling.write import write
 from sampan.tokens.tokenizer import Tokenizer
 
 
 def read_prompt(start: str, standard_input: TextIO) -> str:
-    """The prompt of a `start` setting: itself, FILE:PATH, or - for standard input."""
+    """Return the prompt of a `start` setting: itself, FILE:PATH, or - for standard input; each line ends in a line feed.
+
+    Prepared texts have no carriage returns, and on Linux Python's standard input keeps those that come from Windows.
+    """
     if start == "-":
         try:
-            return standard_input.read()
+            return one_line_end(standard_input.read())
         except UnicodeDecodeError as error:
             raise UserError(_("standard input cannot be read as a prompt ({error})", error=error)) from None
     if not start.startswith("FILE:"):
-        return start
+        return one_line_end(start)
     path = Path(start.removeprefix("FILE:"))
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -39,6 +44,10 @@ def read_prompt(start: str, standard_input: TextIO) -> str:
                 expected=getattr(error, "strerror", None) or error,
             )
         ) from None
+
+
+def one_line_end(text: str) -> str:
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray], Tokenizer, str]:
@@ -60,6 +69,9 @@ def run(source: list[str], flags: dict) -> int:
     if len(source) > 1:
         raise UserError(_("sampan sample takes one folder, such as: sampan sample out/shakespeare"))
     settings = build(SampleConfig, flags | ({"out_dir": source[0]} if source else {}))
+    seed = new_seed() if settings.seed is None else settings.seed
+    is_new = settings.seed is None and settings.temperature > 0
+    settings = replace(settings, seed=seed)
     prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
     model, weights, tokenizer, line = open_weights(settings)
     data = training_data(settings) if settings.check else None
@@ -70,6 +82,7 @@ def run(source: list[str], flags: dict) -> int:
     try:
         for number, piece in write(engine, model, tokenizer, prompt, settings):
             if line:  # not before the prompt has been accepted
+                line += "; " + _("seed {seed} (--seed {seed} writes the same text again)", seed=seed) if is_new else ""
                 print(fill(line), file=sys.stderr, flush=True)
                 line = ""
             parts[number].append(piece)

@@ -120,7 +120,7 @@ def destroy(library: ctypes.CDLL, pointer: c_void_p, process: int) -> None:
 def c_config(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None) -> Config:
     """Return the library's configuration of a model, which trains if there is an optimizer."""
     c = shape
-    config = Config(ctypes.sizeof(Config), threads=machine.threads or 0, seed=machine.seed)
+    config = Config(ctypes.sizeof(Config), threads=machine.threads or 0, seed=optimizer.seed if optimizer else 0)
     config.dtype = machine.dtype.encode()
     for name in NAMES:
         setattr(config, name, getattr(c, name).encode())

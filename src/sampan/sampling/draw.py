@@ -6,6 +6,7 @@ An engine gives logits; what is drawn from them is here. The tokens of a sample 
 depend on how many are drawn beside it. Text is write.py's.
 """
 
+import secrets
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,20 +16,28 @@ from sampan.engine.protocol import Engine
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.model.shape import ModelShape
+from sampan.sampling.repetition import History
 from sampan.tokens.bytes import BROKEN, WHOLE
 
 WIDE = 2048  # tokens; in a vocabulary of more, those that cannot be drawn are left out before the arithmetic
 
 
 def draw(
-    logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    logits: np.ndarray,
+    uniform: np.ndarray,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> np.ndarray:
     """Return a random token for each row of `logits`, float32 (B, V): int32 (B,).
 
     `uniform`, float (B,) in [0, 1), decides which: the same numbers give the same tokens. `temperature` divides the
     logits; at 0 the most probable token is taken. `top_k` keeps the k most probable tokens (Fan et al. 2018) and ties
     with the last of them; None or 0 keeps all. `top_p` is nucleus sampling (Holtzman et al. 2020): of the tokens that
-    top_k keeps, it keeps the smallest set whose probabilities add up to top_p.
+    top_k keeps, it keeps the smallest set whose probabilities add up to top_p. `min_p`
+    then drops tokens less probable than this share of the most probable one (Nguyen et al. 2024). The order is
+    transformers'.
 
     Raise UserError if the largest logit of a row is NaN or infinite.
     """
@@ -59,6 +68,8 @@ def draw(
         keep = before < top_p
         keep[:, 0] = True
         np.put_along_axis(p, order, np.where(keep, ranked, 0.0), axis=1)
+    if min_p:
+        p[p < min_p * p.max(axis=1, keepdims=True)] = 0.0
     cumulative = p.cumsum(axis=1)
     column = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1, dtype=np.int32)
     return column if ids is None else ids[column].astype(np.int32)
@@ -70,8 +81,9 @@ def generate(
     """Yield the tokens that follow `ids`, without end: the next one of each sample, int32 (num_samples,), at a time.
 
     `ids` is one prompt for all samples, int32 (n,), or one for each, int32 (num_samples, n); n > 0. Sample i draws
-    from its own random numbers, seeded with (config.seed, i). With `after`, uint8 (states, V) from `transitions`, only
-    tokens that keep the text valid UTF-8 are drawn, and top_k and top_p count only these.
+    from its own random numbers, seeded with (config.seed, i). With `after`, uint8 (states, V) as from `transitions`,
+    tokens that lead to BROKEN are not drawn, and top_k, top_p and min_p count only the others. A ban on n-grams is lifted
+    where it leaves no token.
 
     A context that has reached block_size is cut to its newer half and computed again: one pass over the half every
     block_size / 2 tokens. Cutting off one token at a time, as nanoGPT does, would need a pass for every token.
@@ -79,20 +91,27 @@ def generate(
     Raise UserError if the model's output is NaN or infinite.
     """
     B, block = config.num_samples, model.block_size
-    uniforms = [np.random.default_rng([config.seed, i]).random for i in range(B)]
+    seed = new_seed() if config.seed is None else config.seed
+    uniforms = [np.random.default_rng([seed, i]).random for i in range(B)]
     allowed, state = None if after is None else after != BROKEN, np.full(B, WHOLE)
     context = np.empty((B, block), np.int32)  # of which `length` tokens are in use
     length = min(ids.shape[-1], block)
     context[:, :length] = ids[..., -block:]
+    history = History(np.broadcast_to(ids, (B, ids.shape[-1])), model.vocab_size, config)
     session = engine.session(B)
     logits = session.feed(context[:, :length])
     while True:
         uniform = np.array([draw_one() for draw_one in uniforms])
+        logits = history.penalize(logits)
         if allowed is not None:
             logits = np.where(allowed[state], logits, -np.inf)
-        tokens = draw(logits, uniform, config.temperature, config.top_k, config.top_p)
+        if (banned := history.banned()) is not None:
+            banned &= ~(banned | (logits == -np.inf)).all(axis=1, keepdims=True)
+            logits = np.where(banned, -np.inf, logits)
+        tokens = draw(logits, uniform, config.temperature, config.top_k, config.top_p, config.min_p)
         if after is not None:
             state = after[state, tokens]
+        history.add(tokens)
         yield tokens
         if length < block:
             context[:, length] = tokens
@@ -104,3 +123,8 @@ def generate(
         context[:, length - 1] = tokens
         session = engine.session(B)
         logits = session.feed(context[:, :length])
+
+
+def new_seed() -> int:
+    """Return a seed from the system's random numbers, short enough to be typed again."""
+    return secrets.randbelow(2**32)

@@ -17,7 +17,7 @@ from sampan.errors import UserError
 from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.sampling.draw import generate
-from sampan.tokens.bytes import WHOLE, stream_text, token_bytes, transitions
+from sampan.tokens.bytes import BROKEN, WHOLE, stream_text, token_bytes, transitions
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -104,6 +104,7 @@ def write(
         )
     table = token_bytes(tokenizer, model.vocab_size)
     after = None if config.valid_utf8 is False else keep_valid(table, bool(config.valid_utf8))
+    after = keep_known(tokenizer, model.vocab_size, after)
     writers = [
         Writer(tokenizer.stream() if table is None else stream_text(table), tokenizer.stops, config.stop)
         for _ in range(config.num_samples)
@@ -132,6 +133,20 @@ def keep_valid(table: list[bytes] | None, asked: bool) -> np.ndarray | None:
         return None
     after = transitions(table)
     return after if (after[WHOLE] != WHOLE).any() else None
+
+
+def keep_known(tokenizer: Tokenizer, vocab_size: int, after: np.ndarray | None = None) -> np.ndarray | None:
+    """Return `after`, uint8 (states, V), with BROKEN for ids that no token has, since these would write nothing.
+
+    A model's vocabulary is often padded to more ids than its tokenizer's. `after` None allows all tokens; None is also
+    returned if there is no such id.
+    """
+    unknown = ~tokenizer.has_token(vocab_size)
+    if not unknown.any():
+        return after
+    after = np.zeros((1, vocab_size), np.uint8) if after is None else after  # WHOLE after each
+    after[:, unknown] = BROKEN
+    return after
 
 
 def beginning_of_text(tokenizer: Tokenizer) -> np.ndarray:

@@ -174,7 +174,7 @@ class TorchEngine:
     def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
         self.model.train()
         if self.config.dropout:
-            key = np.random.SeedSequence([self.machine.seed, self.step, self.micro, self.rank])
+            key = np.random.SeedSequence([self.recipe.seed, self.step, self.micro, self.rank])
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
         sync: AbstractContextManager[object] = contextlib.nullcontext()
         if more and isinstance(self.forward, DistributedDataParallel):
