@@ -63,11 +63,11 @@ def shape(**settings) -> ModelShape:
     return resolve(ModelSettings(**sizes | settings))
 
 
-def data_folder(folder: Path) -> Path:
+def data_folder(folder: Path, text: str = TEXT) -> Path:
     """As nanoGPT's data/shakespeare_char/prepare.py leaves it."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     stoi = {s: i for i, s in enumerate(SYMBOLS)}
-    ids = np.array([stoi[s] for s in TEXT], dtype=np.uint16)
+    ids = np.array([stoi[s] for s in text], dtype=np.uint16)
     ids[:300].tofile(folder / "train.bin")
     ids[300:].tofile(folder / "val.bin")
     meta = {"vocab_size": len(SYMBOLS), "itos": dict(enumerate(SYMBOLS)), "stoi": stoi}

@@ -8,12 +8,14 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +56,8 @@ def write(name: str, text: str | bytes = TEXT) -> str:
 
 
 def snapshot(folder="data") -> dict:
-    """Every file below a folder, with its bytes."""
-    return {str(p): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    """Every file below a folder but its lock, with its bytes."""
+    return {str(p): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name != ".lock"}
 
 
 def text_of(data, split: str) -> str:
@@ -198,7 +200,7 @@ def test_processes_that_prepare_the_same_text_wait_for_each_other(tmp_path):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and "vocabulary" in output, errors
     left = {p.name for p in Path("data/big-bpe2000").iterdir()}
-    assert left == {"train.bin", "val.bin", "tokenizer.json", "meta.json", "look.json"}
+    assert left == {"train.bin", "val.bin", "tokenizer.json", "meta.json", "look.json", ".lock"}
     assert len(open_folder("data/big-bpe2000").train) > 1000
 
 
@@ -258,6 +260,7 @@ def test_the_files_are_raw_ids_with_the_tokenizer_and_a_summary(tokenizer):
         assert raw.tolist() == data.tokenizer.encode(text).tolist() == data.tokens(split).tolist() != []
         assert data.meta.tokens(split) == len(raw)
     assert sorted(p.name for p in data.folder.iterdir()) == [
+        ".lock",
         "meta.json",
         "tokenizer.json",
         "train.bin",
@@ -411,6 +414,73 @@ def test_a_damaged_folder_is_named_and_preparing_again_mends_it(damage):
     assert {k: v for k, v in snapshot().items() if k.endswith(".bin")} == before
 
 
+# ---- prepare: a folder that is given ----
+
+
+def test_a_given_folder_is_taken_as_it_is_and_flags_cannot_change_it():
+    made = prepare(write("x.txt"), DataConfig(tokenizer="bpe:300", data_dir="data/x"))
+    before = snapshot()
+    for name in ("data/x", "x", str(Path("data/x").resolve())):
+        for flags in ({}, {"tokenizer": "bpe:300"}, {"val_fraction": 0.1}, {"data_dir": "data/x"}):
+            assert prepare(name, DataConfig(**flags)).meta == made.meta
+        for flags in (
+            {"tokenizer": "char"}, {"val_fraction": 0.3}, {"val_file": "v.txt"}, {"encoding": "gb18030"},
+            {"normalize": "nfc"}, {"text_field": "body"}, {"data_dir": "data/y"},
+        ):  # fmt: skip
+            ((flag, value),) = flags.items()
+            with pytest.raises(UserError, match=rf"prepared already: --{flag} {value} cannot change it.* x\.txt"):
+                prepare(name, DataConfig(**flags))
+    assert snapshot() == before
+
+
+def test_a_tokenizer_file_may_be_that_of_the_folder():
+    made = prepare(write("x.txt"), DataConfig(tokenizer="bpe:300", data_dir="data/x"))
+    assert prepare("data/x", DataConfig(tokenizer="data/x/tokenizer.json")).meta == made.meta
+    write("other/tokenizer.json", train_bpe([TEXT], 301).to_json())
+    with pytest.raises(UserError, match="--tokenizer other"):
+        prepare("data/x", DataConfig(tokenizer="other"))
+
+
+def test_a_text_that_changed_since_is_said(caplog):
+    made = prepare(write("x.txt"), CHAR)
+    prepare("data/x", CHAR)
+    assert not caplog.text
+    write("x.txt", TEXT + "!")
+    assert prepare("data/x", CHAR).meta == made.meta and "x.txt has changed since data/x was made" in caplog.text
+    caplog.clear()
+    (
+        prepare("./x.txt", CHAR),
+        os.utime("x.txt", (1, 1)),
+        prepare("x.txt", CHAR),
+    )  # as the warning says; then only touched
+    caplog.clear()
+    assert text_of(prepare("data/x", CHAR), "val").endswith("!")
+    Path("x.txt").unlink()
+    prepare("data/x", CHAR)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("folder", ["data/book", "books/mine"])
+def test_a_folder_that_was_made_of_its_own_texts_follows_them(folder):
+    """`sampan prepare data/book`, as with nanoGPT's folders: input.txt and the tokens lie side by side."""
+    write(f"{folder}/input.txt", TEXT)
+    config = DataConfig(tokenizer="bpe:300", data_dir=folder)
+    prepare(folder, config)
+    for text in (TEXT + "!", TEXT * 2):
+        write(f"{folder}/input.txt", text)
+        data = prepare(folder, DataConfig())
+        assert data.folder == Path(folder) and data.meta.tokenizer == "bpe:300"
+        assert text_of(data, "train") + text_of(data, "val") == text
+    Path(folder, "input.txt").unlink()
+    assert prepare(folder, DataConfig()).meta == data.meta
+
+
+def test_a_text_named_as_nanogpt_does_has_its_folders_name():
+    write("data/book/input.txt", TEXT), write("input.txt", TEXT)
+    assert prepare("data/book/input.txt", CHAR).folder == Path("data/book")
+    assert prepare("input.txt", CHAR).folder == Path("data/input")
+
+
 # ---- prepare: errors ----
 
 BAD_SOURCES = {
@@ -481,8 +551,10 @@ def test_a_tokenizer_that_is_none_is_one_sentence(tokenizer):
 def test_a_foreign_train_bin_is_left_alone():
     write("data/a/train.bin", b"nanoGPT's")
     with pytest.raises(UserError, match=r"data/a holds a train\.bin that Sampan did not write"):
-        prepare(write("a.txt"), CHAR)
+        prepare(write("a.txt"), DataConfig(data_dir="data/a"))
     assert snapshot() == {"data/a/train.bin": b"nanoGPT's"}
+    assert prepare("a.txt", CHAR).folder.name.startswith("a-")
+    assert snapshot("data/a") == {"data/a/train.bin": b"nanoGPT's"}
 
 
 def test_a_character_that_the_tokenizer_lacks_changes_nothing():
@@ -673,9 +745,24 @@ def test_a_val_file_is_val_and_no_part_of_train(name):
     assert (text_of(data, "train"), text_of(data, "val")) == (TEXT, "the river")
     with pytest.raises(UserError, match="val_fraction"):
         prepare("texts", DataConfig(val_file=name, val_fraction=0.1))
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        prepare(name, DataConfig(val_file=name))
     write(name, "")
     with pytest.raises(UserError, match=r"b\.txt is empty"):
         prepare("texts", DataConfig(tokenizer="char", val_file=name))
+
+
+@pytest.mark.parametrize(("text", "val"), [("texts", "texts/v"), ("texts/v/b.txt", "texts"), ("x.zip", "x.zip")])
+def test_a_val_folder_is_no_part_of_train(text, val):
+    write("texts/a.txt", TEXT), write("texts/v/b.txt", "the river")
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        archive.write("texts/a.txt")
+    if text == "texts":
+        data = prepare(text, DataConfig(tokenizer="char", val_file=val))
+        assert (text_of(data, "train"), text_of(data, "val")) == (TEXT, "the river")
+    else:
+        with pytest.raises(UserError, match=f"--val_file {val} is the whole text"):
+            prepare(text, DataConfig(val_file=val))
 
 
 @pytest.mark.parametrize(
@@ -696,11 +783,14 @@ def test_a_large_text_is_not_read_to_see_that_it_is_the_same(monkeypatch):
     os.utime("a.txt", (1, 1))
     made = prepare("a.txt", DataConfig())
     with monkeypatch.context() as patch:
-        patch.setattr(sampan.data.survey, "read_through", lambda *_: pytest.fail("it is read"))
+        patch.setattr(sampan.data.prepare, "read_through", lambda *_: pytest.fail("it is read"))
         assert prepare("a.txt", DataConfig()).meta.stamp == made.meta.stamp is not None
         assert prepare("a.txt", CHAR).folder == made.folder
     write("a.txt", TEXT[:-1] + "!")  # a file of now: its time may stay when it changes again
-    assert prepare("a.txt", DataConfig()).meta.stamp is None
+    prepare("a.txt", DataConfig())
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="read"):
+        patch.setattr(sampan.data.prepare, "read_through", lambda *_: exec("raise AssertionError('read')"))
+        prepare("a.txt", DataConfig())
 
 
 def test_a_kill_at_any_moment_leaves_nothing_half_done():
@@ -780,12 +870,12 @@ def test_a_preparation_is_waited_for_and_a_killed_ones_place_is_taken(caplog):
     write("a.txt")
     with subprocess.Popen([sys.executable, "-c", HOLDER], env=env, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Held, match=f"process {holder.pid}"), lock_file(Path("data/.a.lock"), "us"):
+        with pytest.raises(Held, match=f"process {holder.pid}"), lock_file(Path("data/a/.lock"), "us"):
             pass
         threading.Timer(0.5, holder.kill).start()
         data = prepare("a.txt", CHAR)
         assert holder.wait() == -signal.SIGKILL  # it was waited for until it was gone
-    assert f"data/a is being prepared by process {holder.pid}; waiting" in caplog.text
+    assert f"data/a is being prepared by process {holder.pid} on {platform.node()}; waiting" in caplog.text
     assert text_of(data, "train") + text_of(data, "val") == TEXT
     assert {p.name for p in Path("data").iterdir()} == {"a"}
 

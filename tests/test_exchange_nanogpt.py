@@ -14,14 +14,20 @@ import pytest
 import torch
 from nanogpt_files import RATE, SYMBOLS, TEXT, Theirs, batches, checkpoint, data_folder, learn, shape
 
+import sampan.data.nanogpt
 from sampan.checkpoint.folder import load_model, load_tokenizer
 from sampan.checkpoint.run import Run
 from sampan.cli.main import main
-from sampan.config import ImportConfig, MachineConfig, change
+from sampan.config import DataConfig, ImportConfig, MachineConfig, change
+from sampan.config_files import read_file
+from sampan.data.given import open_given
+from sampan.data.prepare import prepare
 from sampan.engine.open import open_engine
 from sampan.errors import UserError
 from sampan.exchange.convert import import_path
 from sampan.model.shape import ModelShape
+from sampan.text.corpora import find_corpus
+from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.characters import characters
 from sampan.training.loop import train
 from sampan.training.plan import make_plan
@@ -101,6 +107,86 @@ def test_a_data_folder_alone_is_trained_on(trained):
     assert plan.data.tokenizer.decode(plan.data.train) == TEXT[:300]
     assert len(list(train(plan))) == 3
     assert import_path("data/letters/meta.pkl", ImportConfig())  # once more, by the name of its vocabulary
+
+
+TINY = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, max_iters=1, threads=1)
+
+
+def data_of(dataset: str, **settings):
+    """The data that a nanoGPT configuration with this dataset is trained on."""
+    Path("train_it.py").write_text(f"out_dir = 'out-it'\ndataset = '{dataset}'\n", encoding="utf-8")
+    return make_plan(None, read_file("train_it.py") | TINY | settings, recipe=False).data
+
+
+def test_a_dataset_is_the_folder_of_that_name_as_in_nanogpt():
+    """The folder wins over a corpus's name, in a configuration and on the command line."""
+    for name in ("letters", "shakespeare_char", "shakespeare", "sanzijing_char"):
+        folder = data_folder(Path("data") / name)
+        before = {p: p.read_bytes() for p in folder.iterdir()}
+        for data in (data_of(name), data_of(name), prepare(name, DataConfig())):  # when it is first met, and later
+            assert str(data.folder) == str(folder) and data.tokenizer.decode(data.train) == TEXT[:300]
+        assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_the_folder_that_was_made_of_a_corpus_is_not_nanogpts(real, monkeypatch):
+    monkeypatch.setenv("SAMPAN_MIRROR", str(real))
+    made = prepare("sanzijing", DataConfig())
+    assert prepare("sanzijing", DataConfig(val_fraction=0.2)).folder == made.folder  # prepared again, not refused
+    assert data_of("sanzijing_char").meta.origin == made.meta.origin
+
+
+def test_a_second_prepare_py_is_noticed(trained):
+    first = open_given(Path("data/letters"))
+    data_folder(Path("data/letters"), TEXT[::-1])
+    assert main(["import", "data/letters"]) == 0
+    again = open_given(Path("data/letters"))
+    assert again.tokenizer.decode(again.train) == TEXT[::-1][:300] and again.meta.sha256 != first.meta.sha256
+
+
+def test_the_new_tokens_are_not_those_of_the_run(trained):
+    import_path("out-letters/ckpt.pt", ImportConfig())
+    make_plan(None, dict(init_from="resume", out_dir="out/nanogpt-letters"))
+    np.fromfile("data/letters/train.bin", np.uint16)[::-1].tofile("data/letters/train.bin")  # of the same size
+    with pytest.raises(UserError, match="has changed since"):
+        make_plan(None, dict(init_from="resume", out_dir="out/nanogpt-letters"))
+
+
+def test_the_text_of_a_fork_is_read_where_its_prepare_py_was_not_run():
+    texts = {"shuixu_char/水浒传.txt": TEXT, "mine/input.txt": TEXT[::-1], "mine/notes.txt": "not this one" * 9}
+    for name, text in texts.items():
+        (Path("data") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("data") / name).write_text(text, encoding="utf-8")
+    data = data_of("shuixu_char")
+    assert (data.meta.tokenizer, data.tokenizer.decode(data.train)) == ("char", TEXT[: int(len(TEXT) * 0.9)])
+    data = data_of("mine")
+    assert data.meta.name == "mine" and data.tokenizer.decode(data.train) == TEXT[::-1][: int(len(TEXT) * 0.9)]
+    assert not Path("data/shuixu_char/train.bin").exists()  # nanoGPT's folder is not written into
+
+
+@pytest.mark.parametrize(
+    ("dataset", "corpus", "tokenizer"),
+    [
+        ("sanzijing_char", "sanzijing", "char"),
+        ("shuixu_char", "shuihu", "char"),
+        ("shuixu_full", "shuihu", "gpt2"),
+        ("chucknorris", "chuck_norris", "gpt2"),
+    ],
+)
+def test_the_tutorials_datasets_are_known(dataset, corpus, tokenizer):
+    Path("train_it.py").write_text(f"dataset = '{dataset}'\n", encoding="utf-8")
+    assert read_file("train_it.py") == {"dataset": corpus, "tokenizer": tokenizer}
+    assert find_corpus(corpus)
+
+
+def test_documents_in_the_tokens_are_counted(monkeypatch):
+    bpe = train_bpe([TEXT], 300)
+    monkeypatch.setattr(sampan.data.nanogpt, "fetch_gpt2_tokenizer", lambda: bpe)
+    end = bpe.end_of_text
+    folder = data_folder(Path("data/web"))
+    (folder / "meta.pkl").unlink()
+    np.array([5, 6, end, 7, end, 8, end] * 20, np.uint16).tofile(folder / "train.bin")
+    np.array([5, 6], np.uint16).tofile(folder / "val.bin")
+    assert open_given(folder).meta.documents == 60
 
 
 def test_other_data_is_refused_at_the_resume(trained):

@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from sampan.checkpoint.pickles import read_checkpoint, read_pickle
 from sampan.errors import UserError
+from sampan.pickles import read_checkpoint, read_pickle
 
 keys = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.integers(), st.booleans(), st.none())
 plain = st.recursive(

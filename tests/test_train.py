@@ -164,6 +164,23 @@ def test_what_a_resume_may_change(text):
             resume("out", **setting)
 
 
+def test_a_resume_says_that_the_text_has_grown_and_refuses_other_reading(text, caplog):
+    list(train(start(text, "out", max_iters=1)))
+    resume("out")
+    assert not caplog.text
+    Path(text).write_text(Path(text).read_text(encoding="utf-8") + " more", encoding="utf-8")
+    for asked in (None, text):
+        again = make_plan(asked, dict(init_from="resume", out_dir="out", max_iters=2))
+        assert again.data.meta.characters < len(Path(text).read_text(encoding="utf-8"))
+        assert "text.txt has changed since the run in out began" in caplog.text
+        caplog.clear()
+    for name, value in (("encoding", "gb18030"), ("normalize", "nfc"), ("val_file", text), ("val_fraction", 0.3)):
+        with pytest.raises(UserError, match=f"cannot change {name} to {value} at a resume"):
+            resume("out", **{name: value})
+    Path(again.data.folder).rename("moved")
+    assert resume("out", data_dir="moved").data.folder == Path("moved")
+
+
 def test_a_resume_names_changed_data(text):
     list(train(start(text, "out")))
     with open(text, "a", encoding="utf-8") as file:

@@ -15,17 +15,23 @@ from typing import Any
 
 from sampan.config import TrainConfig, check_keys, convert
 from sampan.errors import UserError
+from sampan.files import read_json
 from sampan.messages import _
 
 # ---- configuration files ----
 
 FILE_BYTES = 1 << 16  # more than any configuration has
 
-# nanoGPT's data folders are named after a text and its tokens; here the tokens are a setting of their own.
-NANOGPT_DATASETS = {
+# What nanoGPT's prepare.py and those of its forks make of a text, where the folder is not there; the tokens are a setting
+# of their own here.
+NANOGPT_DATASETS: dict[str, dict[str, Any]] = {
     "shakespeare_char": {"dataset": "tinyshakespeare", "tokenizer": "char"},
     "shakespeare": {"dataset": "tinyshakespeare", "tokenizer": "gpt2"},
     "openwebtext": {"dataset": "openwebtext", "tokenizer": "gpt2"},
+    "sanzijing_char": {"dataset": "sanzijing", "tokenizer": "char"},
+    "shuixu_char": {"dataset": "shuihu", "tokenizer": "char"},
+    "shuixu_full": {"dataset": "shuihu", "tokenizer": "gpt2"},  # the first of its eight books
+    "chucknorris": {"dataset": "chuck_norris", "tokenizer": "gpt2"},
 }
 
 
@@ -97,7 +103,26 @@ def read_python(text: str, path: Path) -> dict:
             settings[node.targets[0].id] = evaluate_expression(node.value, settings)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"{path}, line {node.lineno}: {error}") from None
-    return settings | NANOGPT_DATASETS.get(settings.get("dataset", ""), {})
+    return settings | nanogpt_dataset(str(settings.get("dataset", "")))
+
+
+def nanogpt_dataset(name: str) -> dict[str, Any]:
+    """The settings for a dataset of nanoGPT, which is a folder of data/: its train.bin, the text in it, or a known text."""
+    folder = Path("data") / name
+    if name and (folder / "train.bin").is_file() and not is_made_of_text(folder):
+        return {"dataset": str(folder)}
+    texts = sorted(folder.glob("input.txt")) or sorted(folder.glob("*.txt"))
+    if name and texts:
+        return {"dataset": [str(path) for path in texts]} | ({"tokenizer": "char"} if name.endswith("_char") else {})
+    return NANOGPT_DATASETS.get(name, {})
+
+
+def is_made_of_text(folder: Path) -> bool:
+    """Whether `sampan prepare` made a data folder, perhaps of another text than the one that nanoGPT calls so."""
+    try:
+        return "source" in read_json(folder / "meta.json")
+    except UserError:
+        return False
 
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

@@ -68,7 +68,8 @@ def lock_file(path: Path, words: str, waiting: Callable[[str], None] | None = No
     """Hold the lock at `path`; a file beside it says `words` meanwhile, for others to show.
 
     Where another process has the lock, raises Held, or calls `waiting` with that process's words and waits for it. The
-    system lets go of a lock when its process ends, however it ends. Raises OSError where the lock cannot be written.
+    system lets go of a lock when its process ends, however it ends; the file stays, since one that is removed could be
+    locked twice. Raises OSError where the lock cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -89,9 +90,8 @@ def lock_file(path: Path, words: str, waiting: Callable[[str], None] | None = No
                 note.write_text(words, encoding="utf-8")
             yield
         finally:
-            for left in (note, path):  # one who has this lock open sees that its name is gone, and tries again
-                with contextlib.suppress(OSError):
-                    left.unlink()
+            with contextlib.suppress(OSError):
+                note.unlink()
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from sampan.checkpoint.pickles import read_checkpoint
 from sampan.errors import UserError
 from sampan.files import read_json, sync_folder
 from sampan.messages import _
+from sampan.pickles import read_checkpoint
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 PICKLED = "pytorch_model.bin"

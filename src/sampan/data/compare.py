@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 
 from sampan.config import DataConfig
-from sampan.data.prepare import cut_of, find_both, make_tokenizer
-from sampan.data.survey import read_through, sample_documents
+from sampan.data.prepare import cut_of, make_tokenizer
+from sampan.data.survey import find_both, read_through, sample_documents
 from sampan.errors import UserError
 from sampan.messages import _, fill
 from sampan.progress import Progress, silent

@@ -65,6 +65,8 @@ class Meta(Facts):
     tokenizer_sha256: str | None = None  # of a tokenizer.json that was given
     trained_on: int | None = None  # characters that a BPE was learnt from, where that is not all of train
     stamp: str | None = None  # changes when the files of the text change; None where that cannot be told
+    read_at: int | None = None  # when they were read, seconds since 1970
+    made_with: dict[str, Any] = field(default_factory=dict)  # the dataset, and the settings that were given
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +103,7 @@ IS_KIND: dict[Any, Callable[[Any], bool]] = {
     int | None: lambda value: value is None or is_count(value),
     float | None: lambda value: value is None or (type(value) in (int, float) and 0 <= value <= 1),
     list[str]: lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    dict[str, Any]: lambda value: isinstance(value, dict),
     dict[str, int]: lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
 }
 
@@ -158,7 +161,7 @@ class Data:
 
     def record(self) -> dict[str, Any]:
         """Return what run.json keeps of the data."""
-        return {"folder": str(self.folder)} | self.meta.identity
+        return {"folder": str(self.folder), "documents": self.meta.documents} | self.meta.identity
 
     def is_recorded(self, record: dict[str, Any]) -> bool:
         """Return whether this is the data that a run.json recorded."""

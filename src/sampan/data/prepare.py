@@ -17,25 +17,26 @@ import glob
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sampan.config import DataConfig
-from sampan.data.meta import FORMAT, Data, Facts, Meta, open_folder, read_meta
-from sampan.data.survey import Survey, read_through, recall, sample_documents, stamp_of_sources
+from sampan.config import DataConfig, change
+from sampan.data.given import check_flags, find_change, in_data, is_given, is_made_in_place, open_given
+from sampan.data.meta import FORMAT, Data, Facts, Meta, read_meta
+from sampan.data.survey import Survey, find_both, is_settled, read_through, recall, sample_documents, stamp_of_sources
 from sampan.errors import UserError
 from sampan.fetch import fetch
 from sampan.files import lock_file, write_json
 from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block
-from sampan.text.sources import Source, find_source
-from sampan.tokens.byte_level import GPT2, gpt2_tokenizer
-from sampan.tokens.choose import check_tokenizer, choose_tokenizer
+from sampan.text.sources import Source
+from sampan.tokens.choose import choose_tokenizer
 from sampan.tokens.kinds import find_kind, fingerprint, read_tokenizer
 from sampan.tokens.tokenizer import Material, Tokenizer
 
@@ -49,24 +50,69 @@ log = logging.getLogger(__name__)
 def prepare(dataset: str | Iterable[str], config: DataConfig, progress: Progress = silent) -> Data:
     """Return the data folder of one or more sources (sources.py says which), made unless it is up to date.
 
-    A folder that was prepared before is taken as it is. Raises UserError for a source that is missing, empty, binary or
-    in no known encoding, and for a folder that is not ours.
+    A data folder is taken as it is, unless it was made from texts in it. Raises UserError for a source that is missing,
+    empty, binary or in no known encoding, for a folder that is not ours, and for a setting that cannot change one.
     """
-    names = (dataset,) if isinstance(dataset, str) else tuple(dataset)
-    if len(names) == 1 and (Path(names[0]) / "meta.json").is_file():
-        return open_folder(names[0])
+    names = in_data((dataset,) if isinstance(dataset, str) else tuple(dataset))
+    if is_given(names):
+        return use_given(open_given(Path(names[0])), config)
+    if is_made_in_place(names):
+        config = made_again(Path(names[0]), config)
     train, val = find_both(names, config)
     folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(train.name)}*")
-    survey = recall(folders, stamp_of_sources(train, val)) or read_through(train, val, progress)
+    survey = recall(folders, train, val) or read_through(train, val, progress)
     key = key_of(train, val, survey.facts, config)
     folder = folder_of(key, train, survey.facts, config)
     if made := up_to_date(folder, key):
-        return made
+        return renewed(made, survey, train, val) if survey.sample else made  # else the facts were recalled
     refuse_foreign(folder)
     if not survey.sample:  # the facts were recalled, and now the text is needed
         survey = read_through(train, val, progress)
-    with preparation_lock(folder):
-        return up_to_date(folder, key) or make_folder(folder, key, train, val, survey, config, progress)
+    while True:
+        with preparation_lock(folder):
+            chosen = folder_of(key, train, survey.facts, config)  # another text of this name may have taken the folder
+            if chosen == folder:
+                made = up_to_date(folder, key)
+                return made or make_folder(folder, key, names, train, val, survey, config, progress)
+        folder = chosen
+
+
+def use_given(data: Data, config: DataConfig) -> Data:
+    """Return a data folder as it is. Raise UserError for flags that cannot change it; say if its text has changed."""
+    check_flags(data, config)
+    if text := find_change(data):
+        log.warning(
+            _(
+                "{text} has changed since {folder} was made from it; using the old tokens. To use the new text, give "
+                "{text} instead of {folder}",
+                text=text,
+                folder=data.folder,
+            )
+        )
+    return data
+
+
+def made_again(folder: Path, config: DataConfig) -> DataConfig:
+    """Return the settings with those that the folder was made with before, where they are open."""
+    made = read_meta(folder)
+    before = {} if made is None else {n: v for n, v in made.made_with.items() if n != "dataset"}
+    return change(config, before | given_settings(config))
+
+
+def given_settings(config: DataConfig) -> dict[str, Any]:
+    """Return the data settings that are not at their defaults."""
+    return {f.name: value for f in fields(DataConfig) if (value := getattr(config, f.name)) != f.default}
+
+
+def renewed(data: Data, survey: Survey, train: Source, val: Source | None) -> Data:
+    """Return the folder with the time of this reading, so that a text that was only touched is not read again."""
+    stamp = stamp_of_sources(train, val)
+    if stamp == data.meta.stamp and not is_settled(survey.begun, train, val):
+        return data
+    data = Data(data.folder, replace(data.meta, stamp=stamp, read_at=survey.begun))
+    with contextlib.suppress(OSError):
+        write_json(data.folder / "meta.json", data.meta.to_json())
+    return data
 
 
 @dataclass(frozen=True)
@@ -99,12 +145,13 @@ def folder_of(key: Key, train: Source, facts: Facts, config: DataConfig) -> Path
         return Path(config.data_dir)
     own, why = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
     name = train.name if own == key.tokenizer else f"{train.name}-{key.tokenizer.replace(':', '')}"
-    meta = read_meta(Path("data") / name)
-    if meta is None or train.key == meta.source or key.sha256 == meta.sha256:
-        return Path("data") / name
+    taken = Path("data") / name
+    meta = read_meta(taken)
+    is_ours = not is_foreign(taken) if meta is None else train.key == meta.source or key.sha256 == meta.sha256
+    if is_ours:
+        return taken
     folder = Path("data") / f"{name}-{train.key}"
     if not folder.exists():
-        taken = Path("data") / name
         log.warning(_("{taken} holds another text of this name; this one goes to {folder}", taken=taken, folder=folder))
     return folder
 
@@ -115,9 +162,14 @@ def up_to_date(folder: Path, key: Key) -> Data | None:
     return Data(folder, meta) if meta and is_same and Data(folder, meta).is_whole() else None
 
 
+def is_foreign(folder: Path) -> bool:
+    """Return whether a folder holds data that are not ours."""
+    return not (folder / "meta.json").exists() and (folder / "train.bin").exists()
+
+
 def refuse_foreign(folder: Path) -> None:
-    """Raise UserError where a folder holds data that are not ours."""
-    if not (folder / "meta.json").exists() and (folder / "train.bin").exists():
+    """Raise UserError where --data_dir names a folder with data that are not ours."""
+    if is_foreign(folder):
         raise UserError(
             _(
                 "{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import "
@@ -129,22 +181,27 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextlib.contextmanager
 def preparation_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock beside a folder while this process prepares it; wait for another process that has it."""
-    path = folder.resolve()
-    path = path.with_name(f".{path.name}.lock")  # not in the folder, which may not even be made
+    """Hold the lock in a folder while this process prepares it; wait for another process that has it."""
 
     def waiting(holder: str) -> None:
         log.warning(_("{folder} is being prepared by {holder}; waiting", folder=folder, holder=holder))
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no place for a lock: files are replaced whole anyway
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_file(path, f"process {os.getpid()}", waiting))
+        with contextlib.suppress(OSError):  # a file system without locks; a folder that cannot be written fails later
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(folder / ".lock", f"process {os.getpid()} on {platform.node()}", waiting))
         yield
 
 
 def make_folder(
-    folder: Path, key: Key, train: Source, val: Source | None, survey: Survey, config: DataConfig, progress: Progress
+    folder: Path,
+    key: Key,
+    names: Sequence[str],
+    train: Source,
+    val: Source | None,
+    survey: Survey,
+    config: DataConfig,
+    progress: Progress,
 ) -> Data:
     """Make the tokenizer, encode the text and write the folder."""
     meta = read_meta(folder)
@@ -161,6 +218,8 @@ def make_folder(
         origin=train.origin,
         reason=reason,
         stamp=stamp_of_sources(train, val),
+        read_at=survey.begun,
+        made_with={"dataset": list(names)} | given_settings(config),
         trained_on=sampled if wanted.startswith("bpe:") and sampled < cut else None,
         **asdict(facts) | asdict(key),
     )
@@ -169,16 +228,6 @@ def make_folder(
         return write_folder(
             folder, tokenizer, describe, encode_blocks(tokenizer, blocks, cut, facts.documents > 1, tick)
         )
-
-
-def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
-    """Return the sources of train and of val; None where val is a part of train's."""
-    if config.val_file is not None and config.val_fraction is not None:
-        raise UserError(_("--val_file and --val_fraction both say what val is: give one of them"))
-    check_tokenizer(config.tokenizer)
-    if config.val_file is None:
-        return find_source(names, config), None
-    return find_source(names, config, [Path(config.val_file)]), find_source([config.val_file], config)
 
 
 def fraction_of(train: Source, config: DataConfig) -> float:
@@ -201,11 +250,6 @@ def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
     kind, size = found
     sample = functools.partial(sample_documents, survey, cut)
     return kind.make(Material(survey.counts, sample, survey.facts.documents > 1, size, [*map(fetch, kind.files)]))
-
-
-def fetch_gpt2_tokenizer() -> Tokenizer:
-    """Return GPT-2's tokenizer; its files are fetched once and checked. Raises UserError where they cannot be had."""
-    return gpt2_tokenizer(*map(fetch, GPT2.files))
 
 
 # ---- the second reading ----

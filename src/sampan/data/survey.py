@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from sampan.config import DataConfig
 from sampan.data.meta import Facts, read_meta
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block, code_points, split_at
 from sampan.text.encodings import SHOWN
-from sampan.text.sources import Source
+from sampan.text.sources import Source, find_source
+from sampan.tokens.choose import check_tokenizer
 
 SAMPLE = 6_000_000  # bytes that a BPE is trained on, spread over the text; of Chinese, in 400 MB of memory
 SETTLED = 2.0  # seconds; a file younger than that may change again without a new time
@@ -30,6 +32,7 @@ class Survey:
     """What one reading of a text tells about it."""
 
     facts: Facts
+    begun: int = 0  # when the reading began, seconds since 1970
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0x110000, np.int64))  # of each code point
     sample: list[tuple[int, Block]] = field(default_factory=list)  # blocks spread over train, with their positions
 
@@ -68,7 +71,7 @@ class Reading:
 
 def read_through(train: Source, val: Source | None, progress: Progress = silent) -> Survey:
     """Return counts, checksum and a sample of a text. Raises UserError where it is empty."""
-    begun = time.time()
+    begun = int(time.time())
     sources = [train] if val is None else [train, val]
     readings = [Reading() for _ in sources]
     with progress("reading", sum(source.work for source in sources)) as tick:
@@ -90,10 +93,7 @@ def read_through(train: Source, val: Source | None, progress: Progress = silent)
         undecodable=sum(f.undecodable for f in found),
         places=[place for f in found for place in f.places][:SHOWN],
     )
-    if any(source.changed > begun - SETTLED for source in sources):
-        for source in sources:
-            source.stamp = None
-    return Survey(facts, counts, readings[0].sample)
+    return Survey(facts, begun, counts, readings[0].sample)
 
 
 def sample_documents(survey: Survey, end: int, begin: int = 0) -> list[str]:
@@ -112,11 +112,33 @@ def sample_documents(survey: Survey, end: int, begin: int = 0) -> list[str]:
     return [text for text in map("".join, documents) if text]
 
 
-def recall(folders: Iterable[Path], stamp: str | None) -> Survey | None:
+def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
+    """Return the sources of train and of val; None where val is a part of train's. Raises UserError."""
+    if config.val_file is not None and config.val_fraction is not None:
+        raise UserError(_("--val_file and --val_fraction both say what val is: give one of them"))
+    check_tokenizer(config.tokenizer)
+    if config.val_file is None:
+        return find_source(names, config), None
+    val = find_source([config.val_file], config)
+    files = [path for part in val.parts for path in (Path(part.where), *Path(part.where).parents)]  # an archive's too
+    train = find_source(names, config, files)
+    if not train.parts or train.key == val.key:
+        raise UserError(_("--val_file {val} is the whole text: nothing is left to train on", val=config.val_file))
+    return train, val
+
+
+def recall(folders: Iterable[Path], train: Source, val: Source | None) -> Survey | None:
     """Return the facts of an earlier reading of the same files, so that a large text is not read to see that."""
-    metas = (read_meta(folder) for folder in folders if stamp)
-    meta = next((m for m in metas if m and m.stamp == stamp), None)
-    return Survey(Facts(**{f.name: getattr(meta, f.name) for f in fields(Facts)})) if meta else None
+    stamp = stamp_of_sources(train, val)
+    for meta in map(read_meta, folders if stamp else ()):
+        if meta and meta.stamp == stamp and meta.read_at and is_settled(meta.read_at, train, val):
+            return Survey(Facts(**{f.name: getattr(meta, f.name) for f in fields(Facts)}), meta.read_at)
+    return None
+
+
+def is_settled(read_at: int, train: Source, val: Source | None) -> bool:
+    """Return whether a text was read so long after its last change that another one would have another time."""
+    return read_at > max(train.changed, val.changed if val else 0.0) + SETTLED
 
 
 def stamp_of_sources(train: Source, val: Source | None) -> str | None:

@@ -10,7 +10,6 @@ reads it as before. minGPT saves neither optimizer nor vocabulary, so its model 
 or fine-tuned. Nothing in a file is executed (pickles.py), and PyTorch is not needed.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,21 @@ from typing import Any
 import numpy as np
 
 from sampan.checkpoint.folder import save_model
-from sampan.checkpoint.pickles import read_checkpoint, read_pickle
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
 from sampan.config import DataConfig, ImportConfig, ModelSettings, TrainConfig, build
-from sampan.data.meta import FORMAT, Data, Meta, open_folder, read_meta
-from sampan.data.prepare import fetch_gpt2_tokenizer
+from sampan.data.given import open_given
+from sampan.data.meta import Data
+from sampan.data.nanogpt import fetch_gpt2_tokenizer, from_meta
 from sampan.errors import UserError
 from sampan.exchange.staging import new_folder
-from sampan.files import read_json, write_json
+from sampan.files import read_json
 from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
+from sampan.pickles import read_checkpoint
 from sampan.text.sources import find_source
-from sampan.tokens.characters import Characters, characters, from_symbols
+from sampan.tokens.characters import Characters, characters
 from sampan.tokens.kinds import read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.plan import with_shape
@@ -67,7 +67,7 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
     if path.suffix == ".pkl":
         path = path.parent
     if path.is_dir():
-        return [*import_data(path).summary(), _("train on it with: sampan train {path}", path=path)]
+        return [*open_given(path).summary(), _("train on it with: sampan train {path}", path=path)]
     saved = read_checkpoint(path)
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
         return import_nanogpt(path, saved, config)
@@ -297,73 +297,7 @@ def find_data(given: str | None, dataset: str) -> Data | None:
     folder = Path(given) if given else Path("data") / dataset
     if given is None and not (folder / "train.bin").is_file():
         return None
-    return import_data(folder)
-
-
-def import_data(folder: Path) -> Data:
-    """Add tokenizer.json and meta.json to nanoGPT's data folder and return it. Raises UserError."""
-    if read_meta(folder):
-        return open_folder(folder)
-    counts, digest, highest = {}, hashlib.sha256(), 0
-    try:
-        for split in ("train", "val"):
-            size = (folder / f"{split}.bin").stat().st_size
-            ids = np.memmap(folder / f"{split}.bin", "<u2", "r") if size else np.empty(0, "<u2")
-            counts[split] = len(ids)
-            for start in range(0, len(ids), 1 << 24):
-                digest.update(ids[start : start + (1 << 24)].tobytes())
-                highest = max(highest, int(ids[start : start + (1 << 24)].max()))
-    except (OSError, ValueError) as error:
-        raise UserError(_("{folder}: not a data folder of nanoGPT ({error})", folder=folder, error=error)) from None
-    pickled = folder / "meta.pkl"
-    tokenizer = from_meta(pickled) if pickled.is_file() else fetch_gpt2_tokenizer()  # nanoGPT's rule
-    if highest >= tokenizer.vocab_size:
-        raise UserError(
-            _(
-                "{folder}: token {highest} is outside its vocabulary of {vocab_size}",
-                folder=folder,
-                highest=highest,
-                vocab_size=tokenizer.vocab_size,
-            )
-        )
-    digest.update(tokenizer.to_json().encode())
-    total = counts["train"] + counts["val"]
-    meta = Meta(
-        name=folder.resolve().name,
-        origin=f"nanoGPT's {folder}",
-        format=FORMAT,
-        sha256=digest.hexdigest(),
-        tokenizer="char" if isinstance(tokenizer, Characters) else "gpt2",
-        reason="nanoGPT's",
-        val_fraction=counts["val"] / max(1, total),
-        characters=total if isinstance(tokenizer, Characters) else 0,
-        symbols=tokenizer.vocab_size if isinstance(tokenizer, Characters) else 0,
-        documents=1,
-        vocab_size=tokenizer.vocab_size,
-        dtype="uint16",
-        train_tokens=counts["train"],
-        val_tokens=counts["val"],
-    )
-    try:
-        tokenizer.save(folder)
-        write_json(folder / "meta.json", meta.to_json())
-    except OSError as error:
-        raise UserError(_("{folder}: cannot be written ({reason})", folder=folder, reason=error.strerror)) from None
-    return Data(folder, meta)
-
-
-def from_meta(path: Path) -> Tokenizer:
-    """Return the tokenizer of nanoGPT's meta.pkl. Raises UserError if its tokens are not single characters."""
-    meta = read_pickle(path)
-    names = meta.get("itos") if isinstance(meta, dict) else None
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
-        raise UserError(_("{path}: it has no itos that numbers the tokens from 0", path=path))
-    symbols = [names[i] for i in range(len(names))]
-    if not all(isinstance(s, str) and len(s) == 1 for s in symbols) or len(set(symbols)) < len(symbols):
-        raise UserError(
-            _("{path}: its tokens are not distinct single characters, so they cannot be imported", path=path)
-        )
-    return from_symbols(symbols)
+    return open_given(folder)
 
 
 def find_tokenizer(wanted: str, model: ModelShape) -> Tokenizer | None:

@@ -61,6 +61,7 @@ CORPORA = (
         N_("public domain"),
         "char",
         Remote("sanzijing.txt", "9d29c36197ee6bdcdcbe7751c7281b8af8a313f1e0eedace697bf7290729e215"),
+        aliases=("sanzijing_char",),
     ),
     Corpus(
         "shuihu",
@@ -68,6 +69,7 @@ CORPORA = (
         N_("public domain"),
         "char",
         Remote("shuihu.txt", "8d00743f0c792bb733cff077ec2da8b3e593ca4be4f7319fcaf6407f54bbb6a3"),
+        aliases=("shuixu_char",),
     ),
     Corpus(
         "chuck_norris",
@@ -75,6 +77,7 @@ CORPORA = (
         N_("not stated: collected from the web, authors unknown"),
         "gpt2",
         Remote("chuck_norris.txt", "e6f4f3e943a25776ff36cf54845fa1a04bfa8a2fbc1a7fd96ab6c99e568bcde6"),
+        aliases=("chucknorris",),
     ),
     Corpus(
         "openwebtext",

@@ -21,7 +21,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,20 +119,21 @@ def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Pat
     return Source(source_name(names), source_key(names), origin, parts, config, stamp, changed)
 
 
-def source_key(names: Iterable[str]) -> str:
+def source_key(names: Sequence[str]) -> str:
     """Return four digits that follow from where a source is: those of a/x.txt are not those of b/x.txt.
 
     >>> source_key(["x.txt"]) == source_key(["./x.txt"]), source_key(["a/x.txt"]) == source_key(["b/x.txt"])
     (True, False)
     """
-    here, places = Path.cwd(), []
-    for name in names:
-        if find_corpus(name) or name == "-" or name.startswith("hf:"):
-            places.append(name)
-        else:
-            path = Path(name).resolve()
-            places.append((path.relative_to(here) if path.is_relative_to(here) else path).as_posix())
+    is_path = [not (find_corpus(name) or name == "-" or name.startswith("hf:")) for name in names]
+    places = [place_of(Path(name)) if own else name for name, own in zip(names, is_path, strict=True)]
     return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:4]
+
+
+def place_of(path: Path) -> str:
+    """Return where a file is, the same for every spelling: relative to the working directory if it is below that."""
+    path, here = path.resolve(), Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def source_name(names: Iterable[str]) -> str:
@@ -155,6 +156,8 @@ def source_name(names: Iterable[str]) -> str:
             path = (
                 Path(*path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]) if plain else Path()
             )
+        if path.name == "input.txt" and path.parent.name:  # nanoGPT's name for any text
+            path = path.parent
         path = path.resolve()
         name = path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name
     return (name or "text") + (f"-and-{len(more)}-more" if more else "")
@@ -291,6 +294,6 @@ def stamp_of_parts(parts: list[Part], config: DataConfig) -> tuple[str | None, f
             return None, 0.0
         status = outer.stat()
         changed = max(changed, status.st_mtime)
-        state.append((str(path), status.st_size, status.st_mtime_ns))
+        state.append((place_of(path), status.st_size, status.st_mtime_ns))
     said = [state, config.encoding, config.normalize, config.text_field]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest(), changed

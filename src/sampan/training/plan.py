@@ -7,6 +7,7 @@ A config file or a setting decides; recipe.py chooses the rest, with its reasons
 plan needs no engine.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from sampan.checkpoint.folder import crop, find_model, load_model, load_model_co
 from sampan.checkpoint.run import Run, read_note
 from sampan.checkpoint.save import WritableRun
 from sampan.checkpoint.tensors import WEIGHTS
-from sampan.config import ModelSettings, TrainConfig, build, change
-from sampan.data.meta import Data, open_folder
+from sampan.config import DataConfig, ModelSettings, TrainConfig, build, change
+from sampan.data.given import find_change, is_data, is_given, open_given
+from sampan.data.meta import Data
 from sampan.data.prepare import prepare
 from sampan.engine.open import engines_here
 from sampan.errors import UserError
@@ -33,9 +35,11 @@ from sampan.tokens.kinds import has_tokenizer
 from sampan.training.cost import fit_memory, program_memory
 from sampan.training.recipe import choose
 
+log = logging.getLogger(__name__)
 Asked = dict[str, Any]  # the settings that somebody gave; what is not in it is open
 FITTED = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing")  # what --fit chooses
-NEVER_CHANGED = (*(f.name for f in fields(ModelSettings)), "seed", "tokenizer", "val_fraction", "optimizer")
+NEVER_CHANGED = {f.name for cls in (ModelSettings, DataConfig) for f in fields(cls)} - {"dropout", "data_dir"}
+NEVER_CHANGED |= {"seed", "optimizer"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def prepare_data(
     config: TrainConfig, asked: Asked, pretrained: Path | None, recipe: bool, progress: Progress
 ) -> tuple[TrainConfig, Data]:
     """Prepare the text with the tokenizer of the pretrained model, if there is one. Return it, and what follows from it."""
-    if pretrained is not None and config.tokenizer == "auto":
+    if pretrained is not None and config.tokenizer == "auto" and not is_given(config.dataset):
         config = replace(config, tokenizer=str(pretrained) if has_tokenizer(pretrained) else "gpt2")
     data = prepare(config.dataset, config, progress)
     if pretrained is not None:
@@ -288,9 +292,9 @@ def changed_settings(asked: Asked, before: TrainConfig, run: Run) -> TrainConfig
         raise UserError(_("--minutes and --size are for new runs; a resume goes on to --max_iters"))
     given = {name: value for name, value in asked.items() if name not in ("init_from", "out_dir", "dataset")}
     config = change(replace(before, out_dir=str(run.folder)), given)
-    for name in NEVER_CHANGED:
+    for name in sorted(NEVER_CHANGED):
         value = getattr(before, name)
-        if name != "dropout" and getattr(config, name) != value:
+        if getattr(config, name) != value:
             message = _("cannot change {name} to {asked} at a resume: the run in {folder} has {value}")
             raise UserError(message.format(name=name, asked=getattr(config, name), folder=run.folder, value=value))
     return config
@@ -299,10 +303,19 @@ def changed_settings(asked: Asked, before: TrainConfig, run: Run) -> TrainConfig
 def find_data(config: TrainConfig, run: Run, progress: Progress) -> Data:
     """Return the data that the run was trained on, prepared again if need be. Raise UserError if it has changed."""
     recorded = run.data()
-    folder = Path(str(recorded.get("folder", "")))
-    data = open_folder(folder) if (folder / "meta.json").is_file() else prepare(config.dataset, config, progress)
+    folder = Path(config.data_dir or str(recorded.get("folder", "")))
+    data = open_given(folder) if is_data(folder) else prepare(config.dataset, config, progress)
     if not data.is_recorded(recorded):  # another text of the same name may have taken the folder
         data = prepare(config.dataset, config, progress)
+    elif text := find_change(data):
+        log.warning(
+            _(
+                "{text} has changed since the run in {folder} began, which continues on the old text. To learn the new "
+                "one: sampan train {text} --init_from {folder} --out_dir NEW",
+                text=text,
+                folder=run.folder,
+            )
+        )
     if not data.is_recorded(recorded):
         message = _(
             "the text or the tokenizer in {data} has changed since the run in {folder} began: restore the old text and "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import models
 
-from sampan.data.prepare import fetch_gpt2_tokenizer
+from sampan.data.nanogpt import fetch_gpt2_tokenizer
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENIZER, has_magic, read_header, write_header
 from sampan.files import replacing
