@@ -15,12 +15,12 @@ from conftest import readable
 import sampan.engine.open
 from sampan import GPT
 from sampan.config import MachineConfig, TrainConfig
-from sampan.engine.open import load_engine
+from sampan.engine.open import load_engine, pick_engine
 from sampan.errors import UserError
 from sampan.messages import _, columns_of, set_language
 from sampan.report.consumers import consumers
 from sampan.report.picture import POINTS, Picture, read_curves, thin
-from sampan.report.plan_lines import plan_lines
+from sampan.report.plan_lines import gpu_lines, plan_lines
 from sampan.report.terminal import MARGIN, Live
 from sampan.training.loop import Evaluation, Final, Sample, Step
 from sampan.training.plan import make_plan
@@ -188,11 +188,17 @@ def test_a_share_of_the_peak_is_never_above_one(engine_name, monkeypatch):
     assert shares[0] == max(shares) == 1.0
 
 
+def test_a_plan_needs_no_open_engine(plan):
+    """As in a notebook: which engine it will be and how much memory it takes follow from the settings."""
+    text = "\n".join(plan_lines(plan))
+    assert "none installed" not in text and "at the peak" in text and f"engine    {pick_engine(plan.config)}" in text
+
+
 def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_command(plan, monkeypatch):
     monkeypatch.setattr(sampan.engine.open, "has_gpu", lambda device="auto": False)
     monkeypatch.setattr(sampan.engine.open, "nvidia_gpu_here", lambda: True)
     auto = replace(plan, config=replace(plan.config, device="auto"))
-    assert plan_lines(auto)[-1].strip().startswith("pip install") and "--index-url https" in plan_lines(auto)[-1]
-    assert not any("--index-url" in line for line in plan_lines(plan)), "the CPU was asked for"
+    assert gpu_lines(auto)[-1].strip().startswith("pip install") and "--index-url https" in gpu_lines(auto)[-1]
+    assert not any("--index-url" in line for line in gpu_lines(plan)), "the CPU was asked for"
     monkeypatch.setattr(sampan.engine.open, "has_gpu", lambda device="auto": True)
-    assert not any("--index-url" in line for line in plan_lines(auto))
+    assert not any("--index-url" in line for line in gpu_lines(auto))

@@ -32,7 +32,7 @@ def start_lines(plan: Plan, engine: Engine, costs: Costs, more: str) -> list[str
 
 
 def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = None) -> list[str]:
-    """Return the plan in lines of at most 80 columns; with an engine its memory, with its costs the time too."""
+    """Return the plan in lines of at most 80 columns; with an open engine its description, with its costs the time too."""
     c, m, d = plan.config, plan.model, plan.data.meta
     data = _(
         "{name}, {train:,} train and {val:,} val tokens, vocabulary {vocabulary:,}",
@@ -43,7 +43,7 @@ def plan_lines(plan: Plan, engine: Engine | None = None, costs: Costs | None = N
     )
     rows = [(_("model"), model_line(plan)), (_("data"), data), (_("step"), step_line(plan, costs))]
     rows.append((_("training"), training_line(plan)))
-    if engine is None:
+    if not engines_here():
         rows.append((_("engine"), _("none installed: {command}", command=install("torch"))))
     else:
         parts = memory_parts(m, c, pick_engine(c)) | {"program": program_memory(c)}
@@ -92,11 +92,13 @@ def short_training_line(plan: Plan) -> str:
     return ", ".join([*step_words(plan), _("{tokens:,} tokens each", tokens=c.tokens_per_step), rate])
 
 
-def engine_line(plan: Plan, engine: Engine) -> str:
+def engine_line(plan: Plan, engine: Engine | None) -> str:
     """Return what runs the arithmetic; where PyTorch is there but unused, how an edit of its model would be seen."""
-    if pick_engine(plan.config) == "c" and "torch" in engines_here():
-        return engine.description + _(" (for changes in torch/model.py: --engine torch)")
-    return engine.description
+    name = pick_engine(plan.config)
+    about = name if engine is None else engine.description
+    if name == "c" and "torch" in engines_here():
+        return about + _(" (for changes in torch/model.py: --engine torch)")
+    return about
 
 
 def gpu_lines(plan: Plan) -> list[str]:
