@@ -342,3 +342,21 @@ def test_a_closed_pipe_needs_no_sigpipe(monkeypatch):
     monkeypatch.delattr(signal, "SIGPIPE", raising=False)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert main(["plan"]) == 141
+
+
+def test_a_run_is_found_by_its_name(text):
+    """It is not asked of the hub; without a name the newest one is taken, and named."""
+    run = ["--max_iters=1", "--size=tiny", "--block_size=8", "--threads=1"]
+    sampan("train", text, *run)
+    sampan("train", text, *run, "--out_dir=out-other")
+    quick = ["--max_new_tokens=1", "--threads=1"]
+    assert "out/river: best" in sampan("sample", "river", *quick).stderr
+    assert "out/river: best" in sampan("sample", "--out_dir=river", "--check", *quick).stderr
+    assert "out-other: best" in sampan("sample", "other", *quick).stderr
+    assert "out-other (the newest run): best" in sampan("sample", "--check", *quick).stderr
+    os.utime("out/river/last/model.safetensors", (2**32, 2**32))
+    assert "out/river (the newest run): best" in sampan("sample", *quick).stderr
+    assert "out/river" in sampan("plan", text, "--init_from=river", "--max_iters=1").stdout
+    assert "the runs here are out/river" in refused("sample", "rivers")
+    Path("river").mkdir()  # of something else
+    assert "out/river: best" in sampan("sample", "river", *quick).stderr

@@ -61,7 +61,7 @@ def test_overfitting_names_the_step_and_both_losses():
 @pytest.mark.parametrize("times", [4, 50])
 def test_a_text_that_is_too_small_says_by_how_much(times):
     words = said(OVERFIT, tokens=count_parameters(MODEL) // times)
-    assert "too small for this model" in words and f"about {times} times as much" in words
+    assert "too small for this model" in words and f"About {times} times as much" in words
 
 
 def test_still_falling_says_what_to_try():

@@ -24,6 +24,7 @@ from sampan.checkpoint.huggingface import (
     with_stored_head,
 )
 from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
+from sampan.config import SampleConfig
 from sampan.errors import UserError
 from sampan.fetch import mirror_folder
 from sampan.files import read_json, write_json
@@ -39,10 +40,15 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "
 
 
 def find_model(name: str) -> Path:
-    """Return a model's folder: a local path, SAMPAN_MIRROR/NAME, or a download from the Hugging Face hub, kept for reuse.
+    """Return a model's folder: a local path, the run of that name, SAMPAN_MIRROR/NAME, or a download from the hub.
 
-    Raise UserError if there is no such folder or the download fails.
+    A run is in out/NAME or, as nanoGPT's, in out-NAME. A download is kept for reuse. Raise UserError if there is no such
+    folder or the download fails.
     """
+    here = [folder for folder in (Path(name), Path("out", name), Path(f"out-{name}")) if folder.is_dir()]
+    for folder in here:
+        if (folder / "config.json").is_file():
+            return folder
     if Path(name).is_dir():
         return Path(name)
     mirrored = mirror_folder(name)
@@ -68,11 +74,34 @@ def find_model(name: str) -> Path:
             _(
                 "{name}: no such folder, and it cannot be fetched from the Hugging Face hub ({reason}); give the "
                 "path of a downloaded folder, or set SAMPAN_MIRROR to a folder that contains it, or HF_ENDPOINT "
-                "to a mirror of the hub",
+                "to a mirror of the hub{runs_near}",
                 name=name,
                 reason=reason,
+                runs_near=runs_near(Path("out")),
             )
         ) from None
+
+
+def asked_model(config: SampleConfig) -> tuple[Path, str]:
+    """Return the folder of the model to sample from, and its name. Raise UserError if there is none.
+
+    Without a name it is the run that was saved last, of out/NAME and nanoGPT's out-NAME.
+    """
+    if config.init_from != "resume":
+        return find_model(config.init_from), config.init_from
+    if config.out_dir != SampleConfig.out_dir or (Path(config.out_dir) / "config.json").is_file():
+        folder = find_model(config.out_dir)
+        return folder, config.out_dir if folder.is_absolute() else str(folder)
+    saved = [path for pattern in ("out/*/", "out-*/") for path in Path().glob(f"{pattern}run.json")]
+    if not saved:
+        return find_model(config.out_dir), config.out_dir
+    folder = max((path.parent for path in saved), key=time_saved)
+    return folder, _("{folder} (the newest run)", folder=folder)
+
+
+def time_saved(folder: Path) -> float:
+    """Return when a run was saved last, in seconds."""
+    return max((path.stat().st_mtime for path in folder.rglob(WEIGHTS)), default=0.0)
 
 
 def runs_near(folder: Path) -> str:

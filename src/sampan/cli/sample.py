@@ -8,7 +8,7 @@ from typing import TextIO
 
 import numpy as np
 
-from sampan.checkpoint.folder import find_model, load_model, load_tokenizer
+from sampan.checkpoint.folder import asked_model, load_model, load_tokenizer
 from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig, build
 from sampan.engine.open import open_engine
@@ -52,15 +52,12 @@ def one_line_end(text: str) -> str:
 
 def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray], Tokenizer, str]:
     """(model, weights, tokenizer, a line that says which weights they are). Raises UserError."""
-    if config.init_from != "resume":
-        folder, line = find_model(config.init_from), config.init_from
-    else:
-        folder = find_model(config.out_dir)
-        run, line = Run(folder), config.out_dir
-        if run.exists():
-            which = config.weights if (folder / "model.safetensors").exists() else "last"
-            line = f"{config.out_dir}: {run.describe(which)}"
-            folder = run.last if which == "last" else folder
+    folder, line = asked_model(config)
+    run = Run(folder)
+    if config.init_from == "resume" and run.exists():
+        which = config.weights if (folder / "model.safetensors").exists() else "last"
+        line = f"{line}: {run.describe(which)}"
+        folder = run.last if which == "last" else folder
     model, weights = load_model(folder)
     return model, weights, load_tokenizer(folder), line
 

@@ -40,8 +40,8 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
         print("\n".join(plan.data.summary()), end="\n\n", flush=True)
         engine = open_engine(plan.model, plan.config, plan.config)
         costs = time_step(engine, plan.model, plan.config)
-        more = command("plan", *words_of(source, {k: v for k, v in flags.items() if k != "overwrite"}))
-        print("\n".join(start_lines(plan, engine, costs, more)), end="\n\n", flush=True)
+        words = words_of(source, {name: value for name, value in flags.items() if name != "overwrite"})
+        print("\n".join(start_lines(plan, engine, costs, command("plan", *words))), end="\n\n", flush=True)
         final = None
         with consumers(plan) as show, StopSignal() as stop:
             for record in train_until(plan, engine, stop.is_asked):
@@ -52,7 +52,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
         if final is not None:
             print_sample(plan, engine)
             del engine  # its memory, before the next step needs some
-            print_results(plan, final)
+            print_results(plan, final, words)
         elif stop.received is not None:
             again = command("train", "--resume", "--out_dir", plan.config.out_dir)
             print("\n" + _("stopped; continue with: {command}", command=again))
@@ -74,7 +74,7 @@ def print_sample(plan: Plan, engine: Engine) -> None:
     print("\n")
 
 
-def print_results(plan: Plan, final: Final) -> None:
+def print_results(plan: Plan, final: Final, words: list[str]) -> None:
     """Print how good a run's best weights are, beside simple guesses, and how the run went."""
     folder, loss, tokens = plan.config.out_dir, final.final_loss, final.tokens
     try:
@@ -89,7 +89,7 @@ def print_results(plan: Plan, final: Final) -> None:
     used = min(total, plan.config.eval_iters * plan.config.batch_size * plan.config.block_size)
     print(fill(about.format(tokens=tokens, total=total, used=used)) + "\n")
     print("\n".join(loss_table(loss, seen)), end="\n\n")
-    print("\n".join(verdict(plan, evaluations_of(folder), loss, seen)))
+    print("\n".join(verdict(plan, evaluations_of(folder), loss, seen, words)))
     print("\n" + _("More samples: {command}", command=command("sample", folder)))
     if final.best_step != final.step:
         last = command("sample", folder, "--weights", "last")

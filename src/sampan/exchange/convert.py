@@ -46,7 +46,7 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
     if hasattr(module, "export_path"):
         return module.export_path(folder, config)
     source = find_model(folder)
-    home = source if Path(folder).is_dir() else Path()  # not into the cache of the hub
+    home = Path() if source.is_absolute() and not Path(folder).is_dir() else source  # not into the cache of the hub
     out = Path(config.out or home / f"{Path(folder).resolve().name}{module.suffix(config)}")
     run = Run(source)
     about = [run.describe(config.weights)] if run.exists() else []

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sampan.checkpoint.folder import asked_model
 from sampan.checkpoint.run import Run
 from sampan.config import SampleConfig
 from sampan.data.meta import Data, open_folder
@@ -61,7 +62,7 @@ class Found:
 
 def training_data(config: SampleConfig) -> Data:
     """Return the data that a run was trained on. Raises UserError if it is unknown, missing or has changed."""
-    run = Run(config.out_dir if config.init_from == "resume" else config.init_from)
+    run = Run(asked_model(config)[0])
     if not run.exists():
         raise UserError(_("check: {folder} has no run.json, so its training text is unknown", folder=run.folder))
     recorded = run.data()

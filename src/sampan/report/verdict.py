@@ -73,7 +73,7 @@ class Advice:
     """Make whole commands, to be pasted, from the settings of a run and the command that began it."""
 
     def __init__(self, plan: Plan, words: Sequence[str]):
-        self.plan, self.words = plan, [word for word in words if word != "--overwrite"]
+        self.plan, self.words = plan, list(words)
         if plan.resume or not words or "-" in words:  # standard input cannot be read again
             self.words = [str(plan.data.folder)]
             if plan.config.init_from not in ("scratch", "resume"):
