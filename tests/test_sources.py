@@ -3,9 +3,11 @@
 Encodings are Python's own codecs', which are the oracle; archives and tables are written by the libraries that others use.
 """
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import readable
+from helpers import sampan as program
 from hypothesis import given, strategies as st
 
 import sampan.text.encodings
@@ -65,10 +68,14 @@ ENCODINGS = {
     "utf-32": (NOVEL, "utf-32", "utf-32-le (byte order mark)"),
     "gb18030": (SIMPLE, "gb18030", "gb18030 (detected)"),
     "gbk": (SIMPLE, "gbk", "gb18030 (detected)"),
-    "big5": (NOVEL, "big5", "big5 (detected)"),
+    "big5": (NOVEL, "big5", "big5hkscs (detected)"),
     "latin-1": (FRENCH.replace("’", "'"), "latin-1", "cp1252 (detected)"),
     "cp1252": (FRENCH, "cp1252", "cp1252 (detected)"),
-    "shift_jis": ("吾輩は猫である。名前はまだ無い。どこで生れたか。\n" * 9, "shift_jis", "shift_jis (detected)"),
+    "shift_jis": ("吾輩は猫である。名前はまだ無い。どこで生れたか。\n" * 9, "shift_jis", "cp932 (detected)"),
+    "iso-2022-jp": ("吾輩は猫である。名前はまだ無い。\n" * 9, "iso2022_jp", "iso2022_jp_ext (detected)"),
+    "iso-2022-kr": ("모든 행복한 가정은 서로 닮았다.\n" * 9, "iso2022_kr", "iso2022_kr (detected)"),
+    "hz": (SIMPLE.replace("祐", "佑") + "~ tilde\n", "hz", "hz (detected)"),
+    "euc-kr": ("모든 행복한 가정은 서로 닮았다.\n" * 9, "cp949", "cp949 (detected)"),
     "cp1251": ("Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n" * 9,
                "cp1251", "cp1251 (detected)"),
 }  # fmt: skip
@@ -117,7 +124,7 @@ def test_an_encoding_that_is_none_is_one_sentence(name):
 
 
 def test_the_wrong_encoding_is_refused_and_the_likely_one_named():
-    with pytest.raises(UserError, match=r"a\.txt cannot be read as utf-8: .*offset 0, line 1; it looks like gb18030"):
+    with pytest.raises(UserError, match=r"a\.txt, line 1, column 1: cannot be read as utf-8 .*; it looks like gb18030"):
         read(write("a.txt", SIMPLE.encode("gb18030")), encoding="utf-8")
 
 
@@ -131,9 +138,9 @@ def test_few_bad_bytes_are_replaced_counted_and_located(text, codec):
     write("a.txt", raw[:cut] + b"\xff" + raw[cut:])
     found = encoding_of("a.txt")
     assert found["undecodable"] == 1
-    assert found["places"] == [f"byte {cut:,}, line {line:,} of a.txt"]
+    assert found["places"] == [f"a.txt, line {line:,}, column 1"]
     assert read("a.txt") == raw[:cut].decode(codec) + "\ufffd" + raw[cut:].decode(codec)
-    assert "1 bytes could not be decoded" in "\n".join(prepare("a.txt", CHAR).summary())
+    assert "1 unreadable characters became U+FFFD: a.txt" in "\n".join(prepare("a.txt", CHAR).summary())
 
 
 def test_a_binary_file_is_no_utf16_whatever_line_ends_it_has():
@@ -148,9 +155,62 @@ def test_a_binary_file_is_no_utf16_whatever_line_ends_it_has():
 def test_many_bad_bytes_are_refused_with_the_first_place():
     raw = bytearray(NOVEL.encode())
     raw[9::50] = b"\xff" * len(raw[9::50])
-    with pytest.raises(UserError, match=r"a\.txt cannot be read as utf-8.*offset (9|6), line 1.*--encoding"):
+    with pytest.raises(UserError, match=r"a\.txt, line 1, column [34]: cannot be read as utf-8.*--encoding"):
         prepare(write("a.txt", bytes(raw)), CHAR)
     assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"hello caf\xc3", "hello caf\ufffd"),
+        (b"hello caf\xe6\x9c", "hello caf\ufffd"),
+        ("话说大宋".encode()[:-1], "话说大\ufffd"),
+        ("话说大宋".encode()[:-2], "话说大\ufffd"),
+        ((SIMPLE * 9)[:5000].encode("gb18030") + b"\xb4", (SIMPLE * 9)[:5000] + "\ufffd"),
+        (SIMPLE.encode("utf-16")[:-1], SIMPLE[:-1] + "\ufffd"),
+        (b"hello caf\xe9", "hello café"),  # a whole word in Latin-1
+    ],
+)
+def test_a_text_may_end_within_a_character(raw, text):
+    assert read(write("a.txt", raw)) == text
+    assert encoding_of("a.txt")["undecodable"] == text.count("\ufffd")
+    write("a.txt.gz", gzip.compress(raw))
+    assert read("a.txt.gz") == text
+
+
+@pytest.mark.parametrize("codec", ["gb18030", "utf-8", "big5", "hz"])
+def test_a_long_line_is_cut_between_characters_to_be_looked_at(codec):
+    text = (SIMPLE.replace("祐", "佑") if codec != "big5" else NOVEL).replace("\n", "") * 30
+    assert len(text.encode(codec)) > 1 << 16
+    assert read(write("a.txt", text.encode(codec))) == text
+
+
+def test_a_zero_byte_in_a_text_is_replaced_counted_and_located():
+    text = readable(60_000) + "a\0b\n" + readable(200)
+    write("a.txt", text)
+    assert read("a.txt") == text.replace("\0", "\ufffd")
+    line = text[: text.index("\0")].count("\n") + 1
+    column = text.index("\0") - text.rindex("\n", 0, text.index("\0"))
+    assert encoding_of("a.txt")["places"] == [f"a.txt, line {line:,}, column {column:,}"]
+    for codec, begin in (("cp1252", FRENCH), ("gb18030", SIMPLE)):
+        write("b.txt", (begin + text).encode(codec))
+        assert read("b.txt") == (begin + text).replace("\0", "\ufffd")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\0\0\0", b"a\0" * 3 + b"\1" * 9, bytes(range(256)) * 9, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"]
+)
+def test_a_binary_file_stays_one(raw):
+    with pytest.raises(UserError, match=r"a\.txt"):
+        read(write("a.txt", raw))
+
+
+@pytest.mark.parametrize(
+    "text", ["a~{b}~{c} \\~{n}\n", "\x1b[1mbold\x1b(B\x1b[m\n", "price ~{5} and ~}\n", "\x1b$ is no escape sequence\n"]
+)
+def test_ascii_that_only_looks_like_an_escape_is_ascii(text):
+    assert read(write("a.txt", text * 50)) == text * 50
 
 
 # ---- line ends and normalisation ----
@@ -244,7 +304,7 @@ def test_another_field_holds_the_text():
     parquet("b.parquet", DOCUMENTS, "content")
     assert read("a.jsonl", text_field="content") == read("b.parquet", text_field="content") == WANTED
     for name in ("a.jsonl", "b.parquet"):
-        with pytest.raises(UserError, match=f"{name}.*--text_field"):
+        with pytest.raises(UserError, match=f'{name}.*"text".*--text_field: n, content'):
             read(name)
 
 
@@ -291,6 +351,151 @@ def test_the_hub_is_not_asked_offline_and_its_library_is_named(monkeypatch):
         read("openwebtext")
     with pytest.raises(UserError, match=r"sampan\[hf\]"):
         read(write("a.parquet", "x"))
+
+
+POEMS = [
+    {"title": "静夜思", "paragraphs": ["床前明月光，", "疑是地上霜。"]},
+    {"title": "春晓", "paragraphs": ["春眠不觉晓"]},
+]
+JSON = {
+    "an array": (json.dumps([{"text": d} for d in DOCUMENTS], indent=1), WANTED),
+    "an array of texts": (json.dumps(DOCUMENTS, ensure_ascii=False), WANTED),
+    "an object that holds it": (json.dumps({"version": 1, "data": [{"text": d} for d in DOCUMENTS]}), WANTED),
+    "lines": (jsonl(), WANTED),
+    "objects in many lines": ("\n".join(json.dumps({"text": d}, indent=2) for d in DOCUMENTS), WANTED),
+    "a text and no more": (json.dumps({"text": "one"}), "one"),
+    "null": ('[{"text": null}, {"text": "one"}]', "one"),
+    "empty": ("[]", ""),
+}
+
+
+@pytest.mark.parametrize(("raw", "wanted"), JSON.values(), ids=JSON)
+@pytest.mark.parametrize("chunk", [1 << 20, 1, 7])
+def test_json_is_read_as_records(monkeypatch, raw, wanted, chunk):
+    monkeypatch.setattr(sampan.text.encodings, "READ_BYTES", chunk)
+    for name in ("a.json", "B.NDJSON"):
+        assert read(write(name, raw)) == wanted
+
+
+def test_a_text_that_is_a_list_of_lines_is_joined():
+    write("a.json", json.dumps(POEMS))
+    assert read("a.json", text_field="paragraphs") == "床前明月光，\n疑是地上霜。|春眠不觉晓"
+    with pytest.raises(UserError, match=r"a\.json, line 1: .*--text_field: title, paragraphs"):
+        read("a.json")
+
+
+def test_json_that_ends_early_is_refused():
+    with pytest.raises(UserError, match=r"a\.json, line 2: not JSON"):
+        read(write("a.json", '[{"text": "a"},\n {"text": "b'))
+
+
+def test_half_a_surrogate_pair_in_a_record_is_replaced_counted_and_located():
+    write("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d!"}\n{"text": "\\ud83d\\ude00\\u0000"}\n')
+    assert read("a.jsonl") == "a|\ufffd!|😀\ufffd"
+    found = encoding_of("a.jsonl")
+    assert (found["undecodable"], found["places"]) == (2, ["a.jsonl, line 2", "a.jsonl, line 3"])
+
+
+# ---- folders and archives ----
+
+
+def lines_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+MIXED = {
+    "A.TXT": "upper", "b.txt": "lower", "c.Md": "mark", "D.JSONL": jsonl(["line"]), "e.ndjson": jsonl(["nd"]),
+    "f.json": json.dumps([{"text": "array"}]), "package.json": '{"name": "x"}', "g.csv": "x,y\n", "h.png": "\x89PNG",
+    "i.PNG": "\x89PNG", "README": "no suffix", ".hidden": "no", "sub/J.txt": "below", ".git/k.txt": "no",
+}  # fmt: skip
+READ = "upper|lower|mark|line|nd|array|x,y\n|below"
+
+
+def test_a_folder_is_read_whatever_the_case_and_what_is_left_out_is_counted(caplog):
+    for name, text in MIXED.items():
+        write(f"d/{name}", text)
+    write("d/z.JSONL.GZ", gzip.compress(jsonl(["packed"]).encode()))
+    write("d/run/run.json", "{}"), write("d/run/metrics.jsonl", "{}")
+    assert read("d") == READ.replace("|below", "|below|packed")
+    left_out, tables = lines_of(caplog)
+    assert left_out == (
+        'left out of d: 1 .PNG, 1 .json without "text", 1 .png, 1 folder of a run, 2 hidden, 1 without suffix'
+    )
+    assert "1 .csv read as plain text" in tables
+
+
+def test_a_zip_is_read_as_a_folder_is(caplog):
+    members = MIXED | {"z.jsonl.gz": gzip.compress(jsonl(["packed"]).encode()), "in.zip": b"PK", "__MACOSX/b.txt": "no"}
+    archive("A.ZIP", members)
+    assert read("A.ZIP") == READ.replace("|below", "|below|packed")
+    assert lines_of(caplog)[0] == (
+        'left out of A.ZIP: 1 .PNG, 1 .json without "text", 1 .png, 1 .zip, 3 hidden, 1 without suffix'
+    )
+
+
+@pytest.mark.parametrize("name", ["a.TXT.GZ", "a.txt.bz2", "a.TXT.XZ"])
+def test_packed_texts(name):
+    module = {"gz": gzip, "z2": bz2, "xz": lzma}[name[-2:].lower()]
+    write(f"d/{name}", module.compress(NOVEL.encode()))
+    assert read("d") == read(f"d/{name}") == NOVEL
+    assert find_source([f"d/{name}"], CHAR).name == "a"
+
+
+def test_the_program_says_what_is_left_out():
+    for name in ("d/A.TXT", "d/b.txt"):
+        write(name, f"{name}\n" * 99)
+    write("d/c.pdf", "%PDF")
+    done = program("prepare", "d", "--tokenizer=char")
+    assert "2 files of d, in natural order: A.TXT to b.txt" in done.stdout
+    assert done.stderr == "sampan: left out of d: 1 .pdf\n"
+
+
+ORDERS = {
+    "numbers": ["1.txt", "2.txt", "9.txt", "10.txt", "11.txt", "100.txt"],
+    "inside names": ["chapter 2 b.txt", "Chapter 10 a.txt", "chapter 10 b.txt"],
+    "chinese": [
+        "第一回.txt",
+        "第二回.txt",
+        "第九回.txt",
+        "第十回.txt",
+        "第十一回.txt",
+        "第二十回.txt",
+        "第一百零五回.txt",
+    ],
+    "volumes": ["上册.txt", "中册.txt", "下册.txt"],
+    "folders": ["part 2/1.txt", "part 2/10.txt", "part 10/1.txt"],
+    "padded": ["01.txt", "2.txt", "003.txt"],
+}
+
+
+@pytest.mark.parametrize("names", ORDERS.values(), ids=ORDERS)
+def test_chapters_are_read_in_natural_order(names):
+    for name in sorted(names):
+        write(f"d/{name}", name)
+    archive("d.zip", {name: name for name in sorted(names)})
+    for source in ("d", "d.zip", "d/**/*.txt"):
+        assert read(source) == "|".join(names)
+    assert find_source(["d"], CHAR).origin.endswith(
+        f"in natural order: {Path(names[0]).name} to {Path(names[-1]).name}"
+    )
+
+
+def test_one_unreadable_file_among_many_stops_or_is_left_out_and_named(caplog):
+    write("d/1.txt", "one"), write("d/2.txt", b"\0\1\2" * 99), write("d/3.jsonl", "{"), write("d/4.zip", "PK no")
+    write("d/5.txt", "five"), write("d/6.txt.gz", gzip.compress(readable(9000).encode())[:-50])
+    with pytest.raises(UserError, match=r"d/4\.zip"):
+        read("d")
+    Path("d/4.zip").unlink()
+    with pytest.raises(UserError, match=r"d/2\.txt is binary.*--skip_unreadable"):
+        prepare("d", CHAR)
+    write("d/4.zip", "PK no")
+    source = find_source(["d"], DataConfig(skip_unreadable=True))
+    for _time in range(2):
+        assert "".join(block.text for block in source.blocks()) == "onefive"
+    assert [line.split(":")[1].split()[0].rstrip(",") for line in lines_of(caplog)] == [
+        "d/4.zip", "d/2.txt", "d/3.jsonl", "d/6.txt.gz"
+    ]  # fmt: skip
+    assert source.origin == "2 files of d, in natural order: 1.txt to 5.txt"
 
 
 # ---- damage ----

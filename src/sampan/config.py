@@ -105,8 +105,9 @@ class DataConfig:
     )
     val_file: str | None = setting(None, "validate on this text, and train on all of the other")
     encoding: str | None = setting(None, "encoding of the files, such as gb18030; auto: detected for each file")
+    skip_unreadable: bool = setting(False, "leave out files that cannot be read, and name them")
     normalize: str = setting("none", "Unicode normalization of the text", choices=("none", "nfc", "nfkc"))
-    text_field: str = setting("text", "field that holds the text in .jsonl, .parquet and hf: records")
+    text_field: str = setting("text", "field that holds the text in .jsonl, .json, .parquet and hf: records")
     data_dir: str | None = setting(None, "folder of train.bin and val.bin; auto: data/NAME")
 
 

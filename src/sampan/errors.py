@@ -5,7 +5,6 @@ Anything else that is raised is a defect of Sampan and keeps its traceback.
 
 import os
 import shlex
-import subprocess
 
 
 class UserError(Exception):
@@ -25,6 +24,8 @@ def command(*words: object) -> str:
     >>> command("sample", "out/shakespeare", "--num_samples", 3)
     'sampan sample out/shakespeare --num_samples 3'
     """
+    import subprocess  # slow to import
+
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
     return join(["sampan", *map(str, words)])
 

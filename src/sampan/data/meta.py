@@ -37,7 +37,7 @@ class Facts:
     symbols: int
     documents: int
     encodings: dict[str, int] = field(default_factory=dict)  # {"utf-8 (detected)": number of files}
-    undecodable: int = 0  # bytes that became U+FFFD
+    undecodable: int = 0  # characters that became U+FFFD
     places: list[str] = field(default_factory=list)  # where the first of them are
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ class Data:
         if m.undecodable:
             lines.append(
                 _(
-                    "{undecodable:,} bytes could not be decoded and became U+FFFD: {places}",
+                    "{undecodable:,} unreadable characters became U+FFFD: {places}",
                     undecodable=m.undecodable,
                     places="; ".join(m.places),
                 )

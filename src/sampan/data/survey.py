@@ -19,7 +19,7 @@ from sampan.errors import UserError
 from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block, code_points, split_at
-from sampan.text.encodings import SHOWN
+from sampan.text.parts import SHOWN
 from sampan.text.sources import Source, find_source
 from sampan.tokens.choose import check_tokenizer
 
@@ -79,7 +79,8 @@ def read_through(train: Source, val: Source | None, progress: Progress = silent)
             for number, block in enumerate(source.blocks(tick)):
                 reading.take(number, block)
             if not reading.characters:
-                raise UserError(_("{origin} is empty: there is nothing to learn from", origin=source.origin))
+                names = ", ".join(source.names)
+                raise UserError(_("{origin} is empty: there is nothing to learn from", origin=names))
     found = [source.findings() for source in sources]
     digests = [reading.sha256() for reading in readings]
     counts = np.sum([reading.counts for reading in readings], axis=0)
@@ -120,7 +121,7 @@ def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source 
     if config.val_file is None:
         return find_source(names, config), None
     val = find_source([config.val_file], config)
-    files = [path for part in val.parts for path in (Path(part.where), *Path(part.where).parents)]  # an archive's too
+    files = [part.file for part in val.parts if part.file]
     train = find_source(names, config, files)
     if not train.parts or train.key == val.key:
         raise UserError(_("--val_file {val} is the whole text: nothing is left to train on", val=config.val_file))

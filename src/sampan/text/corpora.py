@@ -1,7 +1,7 @@
 """The corpora: what each is, where it comes from, its checksum, its licence and the tokenizer that suits it.
 
     corpus = get_corpus("tinyshakespeare")             # raises UserError with the nearest name if there is none
-    text, origin = corpus_text(corpus)                 # fetched once, checked by SHA-256, then from the cache
+    corpus_file(corpus)                                # its path in the cache; fetched once, checked by SHA-256
 
 Two corpora can also be rebuilt from a Python package, where nothing but a package index can be reached (rebuild.py).
 This file contains no text, and it neither tokenizes nor splits any.
@@ -9,11 +9,15 @@ This file contains no text, and it neither tokenizes nor splits any.
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from sampan.errors import UserError
 from sampan.fetch import Remote, fetch
 from sampan.messages import N_, _
 from sampan.text.rebuild import REBUILT
+
+# The fork of nanoGPT in a Chinese tutorial, at the commit that has these three texts.
+_TUTORIAL = "https://raw.githubusercontent.com/drriguz/nanoGPT/0e2529320432cb3b93f4b2b83e861bc7b81752ed/data/"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,11 @@ CORPORA = (
         N_("三字经, the Three Character Classic: 1,519 characters, small enough to learn by heart"),
         N_("public domain"),
         "char",
-        Remote("sanzijing.txt", "9d29c36197ee6bdcdcbe7751c7281b8af8a313f1e0eedace697bf7290729e215"),
+        Remote(
+            "sanzijing.txt",
+            "9d29c36197ee6bdcdcbe7751c7281b8af8a313f1e0eedace697bf7290729e215",
+            (_TUTORIAL + "sanzijing_char/sanzijing.txt",),
+        ),
         aliases=("sanzijing_char",),
     ),
     Corpus(
@@ -68,7 +76,11 @@ CORPORA = (
         N_("水浒传, Water Margin: a novel of 928,466 characters"),
         N_("public domain"),
         "char",
-        Remote("shuihu.txt", "8d00743f0c792bb733cff077ec2da8b3e593ca4be4f7319fcaf6407f54bbb6a3"),
+        Remote(
+            "shuihu.txt",
+            "8d00743f0c792bb733cff077ec2da8b3e593ca4be4f7319fcaf6407f54bbb6a3",
+            (_TUTORIAL + "shuixu_char/%E6%B0%B4%E6%B5%92%E4%BC%A0.txt",),
+        ),
         aliases=("shuixu_char",),
     ),
     Corpus(
@@ -76,7 +88,11 @@ CORPORA = (
         N_("one-line jokes about Chuck Norris, coarse ones too, to fine-tune on"),
         N_("not stated: collected from the web, authors unknown"),
         "gpt2",
-        Remote("chuck_norris.txt", "e6f4f3e943a25776ff36cf54845fa1a04bfa8a2fbc1a7fd96ab6c99e568bcde6"),
+        Remote(
+            "chuck_norris.txt",
+            "e6f4f3e943a25776ff36cf54845fa1a04bfa8a2fbc1a7fd96ab6c99e568bcde6",
+            (_TUTORIAL + "chucknorris/chuck-norris.txt",),
+        ),
         aliases=("chucknorris",),
     ),
     Corpus(
@@ -115,15 +131,10 @@ def unknown_corpus(name: str) -> str:
     return _("{name}: no such corpus, file or folder; the corpora are {names}", name=name, names=", ".join(names))
 
 
-def corpus_text(corpus: Corpus) -> tuple[str, str]:
-    """Return the whole text, and its origin and licence in a few words.
-
-    Raises UserError if the text cannot be fetched, or is one to stream.
-    """
+def corpus_file(corpus: Corpus) -> Path:
+    """Return the path of the whole text. Raises UserError if it cannot be fetched, or is one to stream."""
     if corpus.file is None:
         raise UserError(
             _("{name} does not fit in memory and must be streamed: sampan prepare {name}", name=corpus.name)
         )
-    path = fetch(corpus.file, REBUILT.get(corpus.name))
-    whole = path.read_bytes().decode("utf-8")  # not read_text, which would turn \r\n into \n
-    return whole, f"{corpus.summary}; {corpus.licence}"
+    return fetch(corpus.file, REBUILT.get(corpus.name))

@@ -17,35 +17,45 @@ and nothing is tokenized or split here (data.py).
 
 import glob
 import hashlib
-import io
+import importlib
 import json
+import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from sampan.config import DataConfig
 from sampan.errors import UserError
+from sampan.fetch import fetch_address, file_name, is_address
 from sampan.messages import _
 from sampan.text.characters import Block, Document, blocks_of
-from sampan.text.corpora import Corpus, corpus_text, find_corpus, unknown_corpus
-from sampan.text.encodings import SHOWN, Tick, check_encoding
-from sampan.text.formats import READERS, hub_documents
-from sampan.text.parts import Encoding, Part, kept, reading, remembered
+from sampan.text.corpora import Corpus, corpus_file, find_corpus, unknown_corpus
+from sampan.text.encodings import Tick, check_encoding
+from sampan.text.formats import READERS, NoField, hub_texts
+from sampan.text.order import natural
+from sampan.text.parts import SHOWN, Damage, Part, kept, reading, remembered
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile, ZipInfo
 
 BLOCK = 1 << 18  # characters; small enough for a processor's cache, large enough that Python's own time does not show
-SUFFIXES = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz", ".parquet", ".zip")
-IN_ARCHIVES = (".txt", ".md", ".jsonl")
+KINDS = {
+    ".txt": "text", ".md": "text", ".csv": "text", ".tsv": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".parquet": "parquet", ".zip": "zip",
+}  # fmt: skip
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # Python's module for it
+log = logging.getLogger(__name__)
 
 
 class Findings(NamedTuple):
     """How the files of a source were decoded."""
 
     encodings: dict[str, int]  # {"utf-8 (detected)": number of files}
-    undecodable: int  # bytes
+    undecodable: int  # characters
     places: list[str]  # where the first of them are in each file
 
 
@@ -55,68 +65,118 @@ class Source:
 
     name: str
     key: str  # four digits that tell it from another source of the same name
-    origin: str  # one sentence for meta.json: where it came from
+    names: list[str]  # as they were given
     parts: list[Part]
     config: DataConfig
     stamp: str | None = None
     changed: float = 0.0  # when its youngest part was last written, seconds since 1970
-    tokenizer: str | None = None  # the corpus's own choice
-    val_fraction: float | None = None  # the same
+    corpus: Corpus | None = None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The corpus's own choice."""
+        return self.corpus.tokenizer if self.corpus else None
+
+    @property
+    def val_fraction(self) -> float | None:
+        """The corpus's own choice."""
+        return self.corpus.val_fraction if self.corpus else None
+
+    @property
+    def origin(self) -> str:
+        """One sentence for meta.json: where the text comes from."""
+        if self.corpus:
+            return self.corpus.summary if self.corpus.streamed else f"{self.corpus.summary}; {self.corpus.licence}"
+        said = [_("standard input") if name == "-" else name for name in self.names]
+        names = ", ".join(said) if len(said) < 4 else _("{first} to {last}", first=said[0], last=said[-1])
+        where = [part.where for part in self.parts]
+        if where == said:
+            return names
+        if len(where) == 1:
+            return _("1 file of {names}", names=names)
+        if len(said) > 1:
+            return _("{count:,} files of {names}", count=len(where), names=names)
+        first, last = (PurePath(name).name for name in (where[0], where[-1]))
+        about = dict(count=len(where), names=names, first=first, last=last)
+        return _("{count:,} files of {names}, in natural order: {first} to {last}", **about)
 
     @property
     def work(self) -> int:
         """Bytes to go through, for a progress bar: a file of unknown encoding is looked at before it is read."""
-        return sum(p.size * (2 if p.encoding is None and p.kind in ("text", "jsonl") else 1) for p in self.parts)
+        return sum(p.size * (2 if p.encoding is None and p.kind in ("text", "json") else 1) for p in self.parts)
 
     def documents(self, tick: Tick = lambda count: None) -> Iterator[Document]:
         """Yield the documents in order; each is to be read before the next one, and some may be empty.
 
         `tick` is told how many more bytes have been read. Raises UserError for what cannot be read as text.
         """
+        if self.config.skip_unreadable:
+            self.parts = [part for part in self.parts if part.is_readable or self.try_part(part)]
         for part in self.parts:
+            part.damage = Damage()
             yield from READERS[part.kind](part, self.config, tick)
+
+    def try_part(self, part: Part) -> bool:
+        """Return whether a part can be read to its end; the log says why not."""
+        try:
+            for document in READERS[part.kind](part, self.config, lambda count: None):
+                for _piece in document:
+                    pass
+        except UserError as error:
+            log.warning(_("left out: {error}", error=error))
+            return False
+        part.is_readable = True
+        return True
 
     def blocks(self, tick: Tick = lambda count: None) -> Iterator[Block]:
         """Yield all of the text in blocks of BLOCK characters, the last one shorter; the last document ends it."""
-        return blocks_of(self.documents(tick), BLOCK)
+        try:
+            yield from blocks_of(self.documents(tick), BLOCK)
+        except UserError as error:
+            if len(self.parts) < 2:
+                raise
+            raise UserError(_("{error} (--skip_unreadable leaves such files out)", error=error)) from None
 
     def findings(self) -> Findings:
         """Return what the last reading found."""
-        found = [(part.where, part.encoding) for part in self.parts if part.encoding is not None]
-        places = [
-            _("byte {at:,}, line {line:,} of {where}", at=at, line=line, where=where)
-            for where, encoding in found
-            for at, line in encoding.places
-        ]
+        encodings = [part.encoding for part in self.parts if part.encoding is not None]
         return Findings(
-            dict(Counter(f"{encoding.name} ({encoding.how})" for _where, encoding in found)),
-            sum(encoding.bad for _where, encoding in found),
-            places[:SHOWN],
+            dict(Counter(f"{encoding.name} ({encoding.how})" for encoding in encodings)),
+            sum(part.damage.count for part in self.parts),
+            [place for part in self.parts for place in part.damage.places][:SHOWN],
         )
 
 
 # ---- what is read ----
 
 
-def find_source(names: Iterable[str], config: DataConfig, left_out: Iterable[Path] = ()) -> Source:
-    """Return the source of these names, without the files `left_out`. Raises UserError for one that is missing or empty."""
+def find_source(names: Iterable[str], config: DataConfig, without: Iterable[Path] = ()) -> Source:
+    """Return the source of these names, without some files. Raises UserError for one that is missing or empty.
+
+    The log says what is left out of folders and archives.
+    """
     names = list(names)
     if not names or "" in names:
         raise UserError(_("empty name: give a corpus's name, a file or a folder"))
     check_encoding(config.encoding)
     entry = find_corpus(names[0]) if len(names) == 1 else None
-    if entry is not None:
-        return corpus_source(entry, config)
-    parts, seen = [], {path.resolve() for path in left_out}
+    seen = {path.resolve() for path in without}
+    parts, left_out, nothing_is_an_error = [], Counter[str](), not seen
     for name in names:
-        parts += parts_of(name, seen, config)
+        parts += corpus_parts(entry, config) if entry else parts_of(name, seen, config, left_out)
+    if left_out := +left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+        log.warning(_("left out of {names}: {kinds}", names=", ".join(names), kinds=kinds))
+    if not parts and nothing_is_an_error:
+        about = dict(names=", ".join(names), suffixes=", ".join(KINDS), first=names[0])
+        raise UserError(_("{names} has no text ({suffixes}); for other names give a glob: '{first}/**/*.py'", **about))
+    tables = sum(plain_suffix(part.where) in (".csv", ".tsv") for part in parts)
+    if tables:
+        log.warning(
+            _("{tables:,} .csv read as plain text, commas included; .jsonl has a document per record", tables=tables)
+        )
     stamp, changed = stamp_of_parts(parts, config)
-    said = [_("standard input") if name == "-" else name for name in names]
-    origin = ", ".join(said) if len(said) < 4 else _("{first} to {last}", first=said[0], last=said[-1])
-    if [part.where for part in parts] != said:
-        many = _("{count:,} files of {names}") if len(parts) > 1 else _("1 file of {names}")
-        origin = many.format(count=len(parts), names=origin)
-    return Source(source_name(names), source_key(names), origin, parts, config, stamp, changed)
+    return Source(source_name(names), source_key(names), names, parts, config, stamp, changed, entry)
 
 
 def source_key(names: Sequence[str]) -> str:
@@ -125,7 +185,7 @@ def source_key(names: Sequence[str]) -> str:
     >>> source_key(["x.txt"]) == source_key(["./x.txt"]), source_key(["a/x.txt"]) == source_key(["b/x.txt"])
     (True, False)
     """
-    is_path = [not (find_corpus(name) or name == "-" or name.startswith("hf:")) for name in names]
+    is_path = [not (find_corpus(name) or name == "-" or name.startswith("hf:") or is_address(name)) for name in names]
     places = [place_of(Path(name)) if own else name for name, own in zip(names, is_path, strict=True)]
     return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:4]
 
@@ -139,8 +199,8 @@ def place_of(path: Path) -> str:
 def source_name(names: Iterable[str]) -> str:
     """Return the name of a text, which its folders get too.
 
-    >>> source_name(["texts/my-novel.txt"]), source_name(["src/**/*.py"]), source_name(["hf:roneneldan/TinyStories"])
-    ('my-novel', 'src', 'TinyStories')
+    >>> source_name(["texts/my-novel.txt"]), source_name(["src/**/*.py"]), source_name(["https://a.org/b.TXT.gz?c=1"])
+    ('my-novel', 'src', 'b')
     """
     first, *more = names
     if entry := find_corpus(first):
@@ -150,8 +210,8 @@ def source_name(names: Iterable[str]) -> str:
     elif first.startswith("hf:"):
         name = Path(first.removeprefix("hf:").split(":")[0]).name
     else:
-        path = Path(first)
-        if is_glob(first):
+        path = Path(file_name(first)) if is_address(first) else Path(first)
+        if is_glob(first) and not is_address(first):
             plain = [part for part in path.parts if not glob.has_magic(part)]
             path = (
                 Path(*path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]) if plain else Path()
@@ -159,7 +219,7 @@ def source_name(names: Iterable[str]) -> str:
         if path.name == "input.txt" and path.parent.name:  # nanoGPT's name for any text
             path = path.parent
         path = path.resolve()
-        name = path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name
+        name = path.name if path.is_dir() else path.name.removesuffix(packing(path.name)).rsplit(".", 1)[0] or path.name
     return (name or "text") + (f"-and-{len(more)}-more" if more else "")
 
 
@@ -167,133 +227,156 @@ def is_glob(name: str) -> bool:
     return glob.has_magic(name) and not Path(name).exists()
 
 
-def corpus_source(entry: Corpus, config: DataConfig) -> Source:
+def corpus_parts(entry: Corpus, config: DataConfig) -> list[Part]:
     if entry.streamed:
-        part = hub_part(entry.hub, config)
-        stamp = stamp_of_parts([part], config)[0]
-        return Source(
-            entry.name,
-            source_key([entry.name]),
-            entry.summary,
-            [part],
-            config,
-            stamp,
-            0.0,
-            entry.tokenizer,
-            entry.val_fraction,
-        )
-    text, origin = corpus_text(entry)
-    raw = text.encode()
-    part = Part(entry.name, "text", lambda: io.BytesIO(raw), len(raw), Encoding("utf-8", "detected", total=len(raw)))
-    return Source(
-        entry.name,
-        source_key([entry.name]),
-        origin,
-        [part],
-        config,
-        tokenizer=entry.tokenizer,
-        val_fraction=entry.val_fraction,
-    )
+        return [hub_part(entry.hub, config)]
+    return [file_part(corpus_file(entry), entry.name)]
 
 
-def parts_of(name: str, seen: set[Path], config: DataConfig) -> list[Part]:
+def parts_of(name: str, seen: set[Path], config: DataConfig, left_out: Counter[str]) -> list[Part]:
     """Return the parts of one name on the command line, in order; a file that was `seen` is not read twice."""
     if name == "-":
         return [Part(_("standard input"), "text", kept(lambda: sys.stdin.buffer))]
     if name.startswith("hf:"):
         return [hub_part(name.removeprefix("hf:"), config)]
-    path = Path(name)
+    path = fetch_address(name) if is_address(name) else Path(name)
     if path.is_dir():
-        runs = {p.parent for p in path.rglob("run.json")}  # of `sampan train`; their metrics are no text
-        paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and is_plain(p, path))
-        paths = [p for p in paths if runs.isdisjoint(p.parents)]
-        if not paths:
-            raise UserError(
-                _(
-                    "{path} has no text ({suffixes}); for other names give a glob: '{path}/**/*.py'",
-                    path=path,
-                    suffixes=", ".join(SUFFIXES),
-                )
-            )
-    elif is_glob(name):
-        paths = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
-        if not paths:
-            raise UserError(_("{name}: no file matches", name=name))
+        paths = files_in(path, left_out)
     elif path.exists():
         paths = [path]
+    elif glob.has_magic(name):
+        paths = sorted((p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()), key=natural)
+        if not paths:
+            raise UserError(_("{name}: no file matches", name=name))
     else:
         raise UserError(unknown_corpus(name))
-    parts = []
+    parts: list[Part] = []
     for file in paths:
         if file.resolve() not in seen:
             seen.add(file.resolve())
-            parts += archive_parts(file) if file.suffix == ".zip" else [file_part(file)]
+            where = name if is_address(name) else str(file)
+            try:
+                found = archive_parts(file, where, left_out) if kind_of(where) == "zip" else [file_part(file, where)]
+            except UserError as error:
+                if not config.skip_unreadable:
+                    raise
+                log.warning(_("left out: {error}", error=error))
+                continue
+            parts += [part for part in found if part.where == name or has_records(part, config, left_out)]
     return parts
 
 
-def is_plain(path: Path, folder: Path) -> bool:
-    """Return whether it is a file and neither hidden nor in a hidden folder below `folder`."""
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+def files_in(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the texts in a folder and those below it, in natural order; the others are counted."""
+    found = []
+    unreadable = lambda error: left_out.update([_("unreadable folder")])  # noqa: E731
+    for here, folders, files in os.walk(folder, onerror=unreadable):
+        if "run.json" in files:  # of `sampan train`; its metrics are no text
+            left_out[_("folder of a run")] += 1
+            folders.clear()
+            continue
+        for name in folders + files:
+            path = Path(here, name)
+            if name.startswith("."):
+                left_out[_("hidden")] += 1
+            elif name in folders:
+                left_out[_("linked folder")] += path.is_symlink()
+            elif not path.is_file():
+                left_out[_("that is no file")] += 1
+            elif kind_of(name):
+                found.append(path)
+            else:
+                left_out[path.suffix or _("without suffix")] += 1
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(found, key=natural)
 
 
-def file_part(path: Path) -> Part:
+def packing(name: str) -> str:
+    """Return the suffix of a packed file, as it is spelled; "" of others."""
+    suffix = PurePath(name).suffix
+    return suffix if suffix.lower() in PACKED else ""
+
+
+def plain_suffix(name: str) -> str:
+    """Return the suffix under that of a packed file, in small letters."""
+    return PurePath(name.removesuffix(packing(name))).suffix.lower()
+
+
+def kind_of(name: str) -> str | None:
+    return KINDS.get(plain_suffix(file_name(name) if is_address(name) else name))
+
+
+def file_part(path: Path, where: str) -> Part:
     try:
         size = path.stat().st_size
     except OSError as error:
         raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
     if not path.is_file():  # a pipe, such as bash's <(command)
-        return Part(str(path), "text", kept(lambda: path.open("rb")))
-    return Part(str(path), kind_of(path.name), lambda: open_file(path), size)
+        return Part(where, "text", kept(lambda: path.open("rb")))
+    return Part(where, kind_of(where) or "text", lambda: unpacked(path.open("rb"), path.name), size, path)
 
 
-def kind_of(name: str) -> str:
-    suffix = Path(name.removesuffix(".gz")).suffix
-    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(suffix, "text")
+def unpacked(file: BinaryIO, name: str) -> BinaryIO:
+    module = PACKED.get(packing(name).lower())
+    return importlib.import_module(module).open(file, "rb") if module else file
 
 
-def open_file(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        import gzip
-
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
-
-
-def archive_parts(path: Path) -> list[Part]:
-    """Return the texts in a .zip, by name; they are read from within it and never written anywhere."""
+def archive_parts(path: Path, where: str, left_out: Counter[str]) -> list[Part]:
+    """Return the texts in a .zip, in natural order; they are read from within it and never written anywhere."""
     import zipfile
 
-    with reading(str(path)):
+    with reading(where):
         archive = zipfile.ZipFile(path)
-        members = sorted(archive.infolist(), key=lambda m: m.filename)
-    members = [m for m in members if m.filename.endswith(IN_ARCHIVES) and "__MACOSX" not in m.filename]
+    members = []
+    for member in archive.infolist():
+        names = PurePath(member.filename).parts
+        if any((name.startswith(".") and name != "..") or name == "__MACOSX" for name in names):
+            left_out[_("hidden")] += not member.is_dir()
+        elif kind_of(member.filename) in (None, "zip"):
+            left_out[PurePath(member.filename).suffix or _("without suffix")] += not member.is_dir()
+        else:
+            members.append(member)
     if not members:
-        raise UserError(_("{path} holds no text ({in_archives})", path=path, in_archives=", ".join(IN_ARCHIVES)))
+        raise UserError(_("{path} holds no text ({suffixes})", path=where, suffixes=", ".join(KINDS)))
     if any(m.flag_bits & 1 for m in members):
-        raise UserError(_("{path} is encrypted; unpack it first", path=path))
-    return [
-        Part(f"{path}/{m.filename}", kind_of(m.filename), partial(archive.open, m), m.compress_size) for m in members
-    ]
+        raise UserError(_("{path} is encrypted; unpack it first", path=where))
+    return [member_part(archive, m, path, where) for m in sorted(members, key=lambda m: natural(PurePath(m.filename)))]
+
+
+def member_part(archive: "ZipFile", member: "ZipInfo", path: Path, where: str) -> Part:
+    kind = kind_of(member.filename) or "text"
+    opened = lambda: unpacked(cast(BinaryIO, archive.open(member)), member.filename)  # noqa: E731
+    again = kept(opened) if kind == "parquet" else opened  # a table is not read from its beginning to its end
+    return Part(f"{where}/{member.filename}", kind, again, member.compress_size, path)
+
+
+def has_records(part: Part, config: DataConfig, left_out: Counter[str]) -> bool:
+    """Return whether a part that was not named is a text: a .json may be any program's."""
+    if plain_suffix(part.where) != ".json":
+        return True
+    try:
+        next(READERS["json"](part, config, lambda count: None), None)
+    except NoField:
+        left_out[_('.json without "{name}"', name=config.text_field)] += 1
+        return False
+    except UserError:
+        pass  # said when it is read
+    return True
 
 
 def hub_part(name: str, config: DataConfig) -> Part:
-    return Part(f"hf:{name}", "hub", remembered(lambda: hub_documents(name, config)))
+    return Part(f"hf:{name}", "hub", remembered(lambda: hub_texts(name, config)))
 
 
 def stamp_of_parts(parts: list[Part], config: DataConfig) -> tuple[str | None, float]:
     """Return (a hash of names, sizes and times, the time of the youngest part); no hash where a part has no time."""
-    state: list[tuple[str, int, int]] = []
-    changed = 0.0
+    state, changed = [], 0.0
     for part in parts:
-        if part.kind == "hub":
-            state.append((part.where, 0, 0))
-            continue
-        path = Path(part.where)
-        outer = next((p for p in (path, *path.parents) if p.is_file()), None)  # of a member, its archive
-        if outer is None:  # standard input, or a pipe
+        if part.kind != "hub" and part.file is None:  # standard input, or a pipe
             return None, 0.0
-        status = outer.stat()
-        changed = max(changed, status.st_mtime)
-        state.append((place_of(path), status.st_size, status.st_mtime_ns))
-    said = [state, config.encoding, config.normalize, config.text_field]
+        status = part.file.stat() if part.file else None
+        changed = max(changed, status.st_mtime if status else 0.0)
+        where = place_of(part.file) if part.file else part.where
+        state.append((where, *((status.st_size, status.st_mtime_ns) if status else ())))
+    said = [state, config.encoding, config.normalize, config.text_field, config.skip_unreadable]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest(), changed
