@@ -150,6 +150,7 @@ class GPT:
         path = find_model(str(folder))
         model, weights = load_model(path, block_size)
         gpt = cls(change(settings_of(model), {"dropout": dropout}), weights=weights, seed=seed, **machine)
+        gpt.model = replace(gpt.model, edited=model.edited)
         if has_tokenizer(path):
             gpt.tokenizer = load_tokenizer(path)
         return gpt
@@ -225,7 +226,7 @@ class GPT:
         self._weights, self._engine = self.weights, None  # one engine's memory is free before the other's is taken
         engine = open_engine(self.model, config, config)
         engine.load(self._weights)
-        self._weights, self._engine = None, engine
+        self._weights, self._engine, self.model = None, engine, engine.config
         self._trainings += 1
         steps, epoch = training_steps(source, config), steps_per_epoch(source, config)
         self._records = learn(engine, config, steps, splits, flops_per_token(self.model), epoch)

@@ -20,6 +20,7 @@ from sampan.model.parameters import Param, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 
 ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made whatever the weights' size is
+EDITED, ACTIVATION_BEFORE = "as in an edited engine/torch/model.py", "activation_before_the_edit"
 
 # ---- config.json ----
 
@@ -27,6 +28,9 @@ ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made w
 def to_hf_config(shape: ModelShape, ids: dict) -> dict:
     """Return the config.json that transformers reads as the same model; `ids` are those of its tokenizer."""
     family, settings = find_family(shape.family), settings_of(shape)
+    edited = {}
+    if shape.edited:  # transformers, and every other reader, refuses an activation function of this name
+        edited = {activation_key(family): EDITED, ACTIVATION_BEFORE: shape.activation}
     return {
         "architectures": [family.architecture],
         "model_type": shape.family,
@@ -34,6 +38,7 @@ def to_hf_config(shape: ModelShape, ids: dict) -> dict:
         **ids,
         **{key.theirs: getattr(settings, key.ours) for key in family.keys},
         **{fixed.theirs: fixed.value for fixed in family.fixed if fixed.written},
+        **edited,
     }
 
 
@@ -50,6 +55,9 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
             )
         )
     family = find_family(name)
+    is_edited = hf.get(activation_key(family)) == EDITED
+    if is_edited:
+        hf = hf | {activation_key(family): hf.get(ACTIVATION_BEFORE)}
     for fixed in family.fixed:
         value = hf.get(fixed.theirs, fixed.default)
         if value != fixed.value:
@@ -77,7 +85,12 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
                 rotary_angles=ROTARY_ANGLES // shape.head_dim,
             )
         )
-    return shape
+    return replace(shape, edited=is_edited)
+
+
+def activation_key(family: Family) -> str:
+    """Return the key of config.json that names the activation function."""
+    return next(key.theirs for key in family.keys if key.ours == "activation")
 
 
 def settings_in(family: Family, hf: dict) -> dict:

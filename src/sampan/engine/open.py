@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sampan.config import MachineConfig, OptimizerSettings
@@ -66,7 +67,9 @@ def open_engine(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerS
 
     Raises UserError where none can run, saying what to install. A TrainConfig is both machine and optimizer.
     """
-    return load_engine(machine)(shape, machine, optimizer)
+    if shape.edited and machine.engine == "c":
+        raise UserError(_("the model was trained with an edited engine/torch/model.py: use --engine torch"))
+    return load_engine(replace(machine, engine="torch") if shape.edited else machine)(shape, machine, optimizer)
 
 
 def load_engine(machine: MachineConfig) -> type:

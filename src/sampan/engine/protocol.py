@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from sampan.model.shape import ModelShape
+
 
 class Update(NamedTuple):
     """What an optimizer step reports; both floats are over the whole global batch."""
@@ -33,6 +35,7 @@ class Session(Protocol):
 class Engine(Protocol):
     """One model on one machine. `x` and `y` are int32 (batch, tokens); a target of -1 is ignored."""
 
+    config: ModelShape  # the model; marked as edited if this engine computes another one than its parts say
     description: str  # for the plan: "torch 2.13.0 on cpu, 2 threads, float32"
 
     def load(self, weights: dict[str, np.ndarray]) -> None:

@@ -53,6 +53,8 @@ def export_model(folder: str, config: ExportConfig) -> list[str]:
     if config.weights == "last":
         source = run.last
     model, weights = load_model(source)
+    if model.edited:
+        raise UserError(_("{folder}: other programs cannot run an edited engine/torch/model.py", folder=source))
     tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
     with new_files(out) as staged:
         notes = module.write(staged, model, weights, tokenizer, config)

@@ -42,6 +42,7 @@ class ModelShape:
     norm_eps: float
     rope_theta: float
     rope_scaling: dict | None
+    edited: bool = False  # somebody changed engine/torch/model.py, which alone computes this model
 
 
 def resolve(settings: ModelSettings) -> ModelShape:

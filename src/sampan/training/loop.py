@@ -102,7 +102,7 @@ def train(plan: Plan, engine: Engine | None = None) -> Records:
             run.write_settings(config, plan.data.record(), torchrun_job())
         saved = progress if plan.resume else None
         about, reasons = plan.data.record(), plan.reasons
-        writer = RunWriter(run, engine, model, config, plan.data.tokenizer, about, reasons, saved)
+        writer = RunWriter(run, engine, config, plan.data.tokenizer, about, reasons, saved)
         windows = Windows(plan.data.train, config.block_size, config.seed, model.vocab_size)
         steps = micro_batches(windows, config, progress.step)
         splits = {split: evaluation_batches(plan, split) for split in ("train", "val")}
@@ -131,6 +131,8 @@ def sample_text(plan: Plan, engine: Engine) -> str:
 
 def load_start(plan: Plan, run: WritableRun, engine: Engine) -> Progress:
     """Load into the engine what the plan starts from: the run's last save, or its initial weights."""
+    if plan.resume and engine.config.edited and not plan.model.edited:
+        raise UserError(_("engine/torch/model.py was edited after the run began: undo the edit, or start a new run"))
     if not plan.resume:
         engine.load(plan.weights())
         return Progress()

@@ -1,6 +1,6 @@
 """Save the weights of a run: the best so far and the newest.
 
-    writer = RunWriter(run, engine, model, config, tokenizer, data.record(), plan.reasons)
+    writer = RunWriter(run, engine, config, tokenizer, data.record(), plan.reasons)
     writer.keep(progress, best=True)
 
 It decides when to save. How a save stays whole when the process is killed is checkpoint/save.py's.
@@ -15,7 +15,6 @@ from sampan.checkpoint.save import WritableRun
 from sampan.config import TrainConfig
 from sampan.engine.protocol import Engine
 from sampan.machine import torchrun_job
-from sampan.model.shape import ModelShape
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -25,7 +24,6 @@ class RunWriter:
 
     run: WritableRun
     engine: Engine
-    model: ModelShape
     config: TrainConfig
     tokenizer: Tokenizer | None
     data: dict  # what run.json records of it
@@ -46,14 +44,15 @@ class RunWriter:
         weights = self.engine.params()
         with self.folder() as folder:
             if best:
-                folder.save_best(self.model, weights, progress)
+                folder.save_best(self.engine.config, weights, progress)
             if self.saved != progress:
-                folder.save_last(self.model, weights, self.engine.state(), progress)
+                folder.save_last(self.engine.config, weights, self.engine.state(), progress)
         self.saved = progress
 
     def folder(self) -> contextlib.AbstractContextManager[WritableRun]:
         """Return where to save: the run's folder, or before the first save a new one that replaces it when complete."""
         if self.saved is None:
             job = torchrun_job()
-            return self.run.begin(self.config, self.model, self.tokenizer, self.data, job, self.reasons)
+            model = self.engine.config
+            return self.run.begin(self.config, model, self.tokenizer, self.data, job, self.reasons)
         return contextlib.nullcontext(self.run)

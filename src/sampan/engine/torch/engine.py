@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
 from sampan.engine.torch.device import pick_device, pick_dtype
+from sampan.engine.torch.edited import is_edited
 from sampan.engine.torch.model import GPT, Cache
 from sampan.engine.torch.muon import Muon
 from sampan.engine.torch.processes import before_leaving, join_processes, naming_dead_processes
@@ -38,7 +40,7 @@ LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows without being 
 
 class TorchEngine:
     def __init__(self, config: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None = None):
-        self.config, self.machine, self.optimizer = config, machine, optimizer
+        self.config, self.machine, self.optimizer = mark_edited(config), machine, optimizer
         self.rank, self.world_size = world()
         self.device = pick_device(machine.device)
         self.dtype = pick_dtype(machine.dtype, self.device)
@@ -309,6 +311,23 @@ class TorchEngine:
                 getattr(torch, self.device.type).synchronize()
             best = min(best, time.perf_counter() - start)
         return 2.0 * n**3 / best * self.world_size
+
+
+def mark_edited(config: ModelShape) -> ModelShape:
+    """Return the shape, marked if model.py has been edited. Raises UserError if its model needs an edit that is gone."""
+    if is_edited(config):
+        if not config.edited:
+            message = _(
+                "engine/torch/model.py has been edited: it computes a model that no config.json describes, and what it "
+                "trains runs with this file and --engine torch only"
+            )
+            warnings.warn(message, stacklevel=3)
+        return replace(config, edited=True)
+    if config.edited:
+        raise UserError(
+            _("the model was trained with an edited engine/torch/model.py, and the one here is not: edit it again")
+        )
+    return config
 
 
 class TorchSession:

@@ -145,6 +145,7 @@ def as_llmc(c: ModelShape, weights: Mapping[str, np.ndarray], source: str) -> tu
     Raises UserError if there is none.
     """
     reasons = {
+        _("it was trained with an edited engine/torch/model.py"): c.edited,
         _("it is a {family} model, and llm.c supports only gpt2", family=c.family): c.norm != "layernorm"
         or c.positions != "learned"
         or c.gated,
