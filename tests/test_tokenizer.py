@@ -4,9 +4,12 @@ The library itself, reading the same tokenizer.json, is the oracle. Tokenizers a
 fetched.
 """
 
+import _thread
 import itertools
 import json
 import random
+import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +23,15 @@ import sampan.tokens.byte_level
 from sampan.config import DataConfig
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
-from sampan.tokens.byte_level import PIECE_CHARACTERS, SEPARATORS, first_merges, split_pieces, train_bpe
+from sampan.tokens.byte_level import (
+    PIECE_CHARACTERS,
+    SEPARATORS,
+    first_merges,
+    interruptible,
+    split_pieces,
+    train_bpe,
+    training_pieces,
+)
 from sampan.tokens.characters import characters
 from sampan.tokens.kinds import KINDS, find_kind, names_of_kinds, open_tokenizer, read_tokenizer
 from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer
@@ -594,6 +605,50 @@ def test_training_is_deterministic_and_cutting_into_pieces_does_not_change_it(mo
     monkeypatch.setattr(sampan.tokens.byte_level, "PIECE_CHARACTERS", 40)
     assert train_bpe([text], 400).to_json() == first
     assert train_bpe([readable(5000, seed=9)], 400).to_json() != first
+
+
+RUNS = {
+    "digits": lambda rng, n: "".join(rng.choices("0123456789", k=n)),
+    "letters": lambda rng, n: "".join(rng.choices("ACGT", k=n)),
+    "chinese": lambda rng, n: "".join(rng.choices("舢板有三块木", k=n)),
+    "spaces": lambda rng, n: " " * n,
+    "signs": lambda rng, n: "".join(rng.choices("=_-*", k=n)),
+}
+
+
+@pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
+def test_a_long_run_without_a_break_is_learnt_in_short_pieces(monkeypatch, make):
+    """Learning takes time with the square of a word; of 400,000 digits in one line it would never end."""
+    monkeypatch.setattr(sampan.tokens.byte_level, "RUN_CHARACTERS", 2000)
+    run, text = make(random.Random(0), 10_000), readable(2000)
+    mark = "," if run.isdigit() else "5"
+    pieces = list(training_pieces([f"{text}{mark}{run}{mark}{text}"]))
+    short = [piece for piece in pieces if piece in run]
+    assert 1900 <= sum(map(len, short)) <= 2000 and max(map(len, short)) <= 32
+    assert "".join(piece for piece in pieces if piece not in short) == f"{text}{mark}{mark}{text}"
+    tokenizer = train_bpe([run], 300)
+    assert tokenizer.vocab_size > 260 and tokenizer.decode(tokenizer.encode(run)) == run
+
+
+def test_ordinary_texts_are_learnt_as_they_are():
+    text = readable(20_000) + CHINESE * 100 + "a" * 63 + "\n" * 63
+    assert list(training_pieces([text])) == list(split_pieces(text))
+
+
+def test_ctrl_c_ends_the_learning_at_once():
+    is_over = threading.Event()
+
+    def learn(pieces):
+        is_over.wait(20)  # in a library, which does not look
+
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(learn, iter(()))
+    assert time.monotonic() - start < 10
+    is_over.set()
+    with pytest.raises(ZeroDivisionError):  # what the library raises
+        interruptible(lambda pieces: print(1 / len(list(pieces))), iter(()))
 
 
 # ---- files that are none ----

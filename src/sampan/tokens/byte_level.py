@@ -7,8 +7,11 @@ Words are cut as GPT-2 cuts them, and encoded by `tiktoken` where that gives the
 than by the library.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ from sampan.tokens.fast import fast_encoding
 from sampan.tokens.tokenizer import END_OF_TEXT, MAX_IDS, Kind, Material, Tokenizer, describe, library_errors
 
 PIECE_CHARACTERS = 1 << 14  # characters that a thread is given at a time
-LONGEST = 1 << 20  # characters without a place to cut, after which a text is cut all the same
+LONG_RUN = re.compile(r"[^\W\d_]{64,}|\d{64,}|\s{64,}|(?:[^\w\s]|_){64,}")  # no word of GPT-2's reaches beyond
+RUN_PIECE = 32  # characters of a run that a BPE is learnt from at a time
+RUN_CHARACTERS = 1 << 19  # of such runs that a BPE is learnt from
+LONGEST = 1 << 18  # characters without a place to cut, after which a text is cut all the same
 # After a letter, every byte-level pre-tokenizer known here (GPT-2's, Llama 3's, Qwen's, GPT-4o's) cuts before these.
 SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
 
@@ -105,8 +111,53 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> ByteLevel:
         vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False,
         min_frequency=2,  # a merge that is met once is no rule
     )  # fmt: skip
-    inner.train_from_iterator((piece for text in texts for piece in split_pieces(text)), trainer)
+    interruptible(lambda pieces: inner.train_from_iterator(pieces, trainer), training_pieces(list(texts)))
     return ByteLevel(inner)
+
+
+def training_pieces(texts: list[str]) -> Iterator[str]:
+    """Yield texts in the pieces that a BPE is learnt from.
+
+    Learning takes time with the square of a word. A long run without a break, of digits or of Chinese characters, is cut
+    into short pieces, of which evenly spread ones add up to RUN_CHARACTERS at most: few of them are equal, and equal
+    words are what makes learning fast.
+    """
+    total = sum(len(run[0]) for text in texts for run in LONG_RUN.finditer(text))
+    share, number = min(1.0, RUN_CHARACTERS / max(total, 1)), 0
+    for text in texts:
+        done = 0
+        for run in LONG_RUN.finditer(text):
+            yield from split_pieces(text[done : run.start()])
+            for start in range(run.start(), run.end(), RUN_PIECE):
+                number += 1
+                if int(number * share) > int((number - 1) * share):
+                    yield text[start : min(start + RUN_PIECE, run.end())]
+            done = run.end()
+        yield from split_pieces(text[done:])
+
+
+def interruptible(learn: Callable[[Iterator[str]], None], pieces: Iterator[str]) -> None:
+    """Call `learn(pieces)`, which may be long in a library, so that Ctrl-C ends it at once."""
+    from concurrent.futures import Future
+
+    future: Future[None] = Future()
+    is_wanted = True
+
+    def work() -> None:
+        try:
+            learn(itertools.takewhile(lambda _piece: is_wanted, pieces))
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)  # without a time, Windows would not notice Ctrl-C
+    finally:
+        is_wanted = False
+    future.result()
 
 
 def check_size(vocab_size: int) -> None:
