@@ -7,6 +7,7 @@ engine is a few lines of numpy whose logits depend on the whole context: it can 
 import collections
 import io
 import itertools
+import json
 import os
 import random
 import re
@@ -25,7 +26,9 @@ from hypothesis import given, strategies as st
 from tokenizers import decoders
 
 import sampan
-from sampan.checkpoint.folder import save_model
+import sampan.sampling.write
+from sampan.checkpoint.folder import load_tokenizer, save_model
+from sampan.checkpoint.run import Run
 from sampan.cli.sample import read_prompt
 from sampan.config import ModelSettings, SampleConfig
 from sampan.engine.open import open_engine
@@ -570,7 +573,36 @@ def test_no_prompt_begins_somewhere(chars, bpe, prompt):
     for tokenizer in (chars, bpe, characters("abc"), characters("abc\n")):
         text = texts(tokenizer, prompt)[0]
         assert text and "<|endoftext|>" not in text
-        assert prompt == "" or text[0] == ("a" if tokenizer.encode("\n", "skip").size == 0 else "\n")
+        is_line = prompt is None and not tokenizer.between  # else the text begins as a document does
+        assert not is_line or text[0] == ("a" if tokenizer.encode("\n", "skip").size == 0 else "\n")
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
+def test_without_a_prompt_a_sample_begins_as_the_texts_do(tokenizer, monkeypatch):
+    """With the end-of-text token where there were documents, in `train`, `sample` and a copy of the model; else a line."""
+    rows = [json.dumps({"text": readable(60, seed=i)}) for i in range(40)]
+    Path("jokes.jsonl").write_text("\n".join(rows)), Path("book.txt").write_text(readable(2000))
+    begun: list[list[int]] = []
+
+    def begin(engine, model, ids, config, after):
+        begun.append(ids.tolist())
+        return generate(engine, model, ids, config, after)
+
+    monkeypatch.setattr(sampan.sampling.write, "generate", begin)
+    sizes = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=16", "--max_iters=1", "--threads=1"]
+    for text, documents in (("jokes.jsonl", 40), ("book.txt", 1)):
+        command("train", text, f"--tokenizer={tokenizer}", "--out_dir=out", "--overwrite", *sizes)
+        command("sample", "out", "--max_new_tokens=1")
+        tokenizer_of_run = load_tokenizer("out")
+        first = [tokenizer_of_run.end_of_text] if documents > 1 else tokenizer_of_run.encode("\n").tolist()
+        assert None not in first and begun == [first, first]
+        assert Run("out").documents() == documents
+        begun.clear()
+    command("train", "jokes.jsonl", f"--tokenizer={tokenizer}", "--out_dir=out", "--overwrite", *sizes)
+    Path("out/run.json").unlink()  # a model's folder
+    assert command("sample", "out", "--max_new_tokens=0", "--seed=1").stdout == "\n"
+    command("sample", "out", "--max_new_tokens=1")
+    assert begun[-1] == [load_tokenizer("out").end_of_text]
 
 
 def test_a_window_slides_in_a_real_engine_too(engine_name):

@@ -211,7 +211,7 @@ class SampleConfig(MachineConfig):
     weights: str = setting("best", "use the best or the last weights of a run", choices=("best", "last"))
     start: str | None = setting(
         None,
-        "prompt; FILE:PATH reads it from a file, - from standard input; auto: a line feed",
+        "prompt; FILE:PATH reads it from a file, - from standard input; auto: a line end, or the beginning of a document",
         aliases=("--prompt",),
         literal=True,
     )

@@ -79,6 +79,11 @@ class Run:
             raise UserError(_("{path}: its data is not a table with a folder", path=self.about))
         return data
 
+    def documents(self) -> int | None:
+        """Return the number of documents in the training text, None where it is unknown."""
+        count = self.data().get("documents") if self.exists() else None
+        return count if isinstance(count, int) else None
+
     def job(self) -> str | None:
         """Return the torchrun job that began the run, None for a run without torchrun."""
         return read_json(self.about).get("job") if self.exists() else None

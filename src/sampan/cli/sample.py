@@ -17,7 +17,7 @@ from sampan.messages import _, fill
 from sampan.model.shape import ModelShape
 from sampan.report.verbatim import training_data, verbatim_report
 from sampan.sampling.draw import new_seed
-from sampan.sampling.write import write
+from sampan.sampling.write import default_prompt, write
 from sampan.tokens.tokenizer import Tokenizer
 
 
@@ -71,6 +71,8 @@ def run(source: list[str], flags: dict) -> int:
     settings = replace(settings, seed=seed)
     prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
     model, weights, tokenizer, line = open_weights(settings)
+    if prompt is None:
+        prompt = default_prompt(tokenizer, Run(asked_model(settings)[0]).documents())
     data = training_data(settings) if settings.check else None
     engine = open_engine(model, settings)
     engine.load(weights)

@@ -20,7 +20,7 @@ from sampan.report.metrics import evaluations_of
 from sampan.report.plan_lines import start_lines
 from sampan.report.progress_bar import progress_bar
 from sampan.report.verdict import loss_table, verdict
-from sampan.sampling.write import write
+from sampan.sampling.write import default_prompt, write
 from sampan.training.cost import time_step
 from sampan.training.final import measure_final
 from sampan.training.job import make_plan_first, train_until
@@ -67,7 +67,8 @@ def print_sample(plan: Plan, engine: Engine) -> None:
     print("\n" + fill(line) + "\n")
     settings = SampleConfig(max_new_tokens=min(300, 4 * model.block_size), seed=plan.config.seed)
     begun = False
-    for _number, piece in write(engine, model, plan.data.tokenizer, None, settings):
+    prompt = default_prompt(plan.data.tokenizer, plan.data.meta.documents)
+    for _number, piece in write(engine, model, plan.data.tokenizer, prompt, settings):
         piece = piece if begun else piece.lstrip("\n")  # the prompt is a line feed
         begun = begun or bool(piece)
         print(piece, end="", flush=True)

@@ -153,10 +153,16 @@ def beginning_of_text(tokenizer: Tokenizer) -> np.ndarray:
     """Return the tokens to begin with if the prompt is empty, since a model needs at least one: int32 (n,), n > 0."""
     if tokenizer.end_of_text is not None:
         return np.array([tokenizer.end_of_text], np.int32)
-    ids = tokenizer.encode(default_prompt(tokenizer), "skip")
+    ids = tokenizer.encode("\n", "skip")
     return ids if len(ids) else np.zeros(1, np.int32)
 
 
-def default_prompt(tokenizer: Tokenizer) -> str:
-    """Return a line end, as nanoGPT does, or the text of token 0 if the vocabulary has no line end."""
+def default_prompt(tokenizer: Tokenizer, documents: int | None = None) -> str:
+    """Return "", which begins as a document does, or a line end for a model of one text, as nanoGPT does.
+
+    `documents` is the number of them in the training text; None, where nobody knows it, stands for many if the
+    vocabulary has an end-of-text token. A vocabulary without a line end gives the text of token 0.
+    """
+    if tokenizer.between and (documents is None or documents > 1):
+        return ""
     return "\n" if len(tokenizer.encode("\n", "skip")) else tokenizer.decode([0])
