@@ -19,7 +19,7 @@ from sampan.engine.open import load_engine, pick_engine
 from sampan.errors import UserError
 from sampan.messages import _, columns_of, set_language
 from sampan.report.consumers import consumers
-from sampan.report.picture import POINTS, Picture, read_curves, thin
+from sampan.report.picture import COLORS, GUESSES, POINTS, Curves, Picture, draw, read_curves, thin
 from sampan.report.plan_lines import gpu_lines, plan_lines
 from sampan.report.terminal import MARGIN, Live
 from sampan.training.loop import Evaluation, Final, Sample, Step
@@ -85,7 +85,7 @@ def test_the_picture_is_svg_and_marks_the_best(plan, tmp_path):
     show_all(plan)
     source = (tmp_path / "out" / "loss.svg").read_text()
     assert ElementTree.fromstring(source).tag.endswith("svg")
-    assert "best val loss 2.0528 at step 2" in source
+    assert "out: best val loss 2.0528 at step 2" in source
     assert not re.search(r"""(src|href)=["'](https?:)?//""", source), "nothing is loaded from elsewhere"
 
 
@@ -202,3 +202,23 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_command(plan, monkeypat
     assert not any("--index-url" in line for line in gpu_lines(plan)), "the CPU was asked for"
     monkeypatch.setattr(sampan.engine.open, "has_gpu", lambda device="auto": True)
     assert not any("--index-url" in line for line in gpu_lines(auto))
+
+
+def test_the_axis_of_the_picture_ends_above_what_follows_the_first_steps():
+    """A loss of 9 at step 0 is not drawn, and so no straight line leads down from it; the guesses are in their place."""
+    steps = [(step, 2.0 + 7.0 * 0.5**step) for step in range(100)]
+    evaluations = [(step, 2.0 + 7.0 * 0.5**step, 2.1 + 7.0 * 0.5**step) for step in range(0, 101, 20)]
+    curves = Curves(steps, evaluations, (100, 2.1))
+    source = draw(curves, "river", Final(100, 100, 2.2345, 500), {"unigram": 2.11, "xz": 1.95, "far": 8.0})
+    assert "river: best val loss 2.1000 at step 100; 2.2345 on all of val" in source
+    assert "unigram 2.11" in source and "xz 1.95" in source and "far" not in source
+    labels = [float(y) for y in re.findall(r">(\d\.\d\d)</text>", source)]
+    assert min(labels) > 1.5 and max(labels) < 2.5
+    colors = (*COLORS, *GUESSES)
+    assert len(set(colors)) == len(colors) and all(color in source for color in colors)
+
+
+def test_the_way_from_step_0_is_not_drawn_as_a_line():
+    curves = Curves([(0, 2.0), (1, 1.9)], [(0, 2.0, 2.0), (10, 1.8, 1.9), (20, 1.7, 1.8)], (20, 1.8))
+    paths = re.findall(r'<path d="M([^"]*)" class="line', draw(curves))
+    assert len(paths) >= 3 and all(len(path.split("L")) <= 2 for path in paths), paths

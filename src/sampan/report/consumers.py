@@ -55,7 +55,7 @@ def open_consumers(plan: Plan, out: TextIO) -> list[Consumer]:
     active: list[Consumer] = [Live(plan, out) if out.isatty() else Lines(plan, out)]
     if not config.eval_only:
         metrics = Metrics(Path(config.out_dir))
-        active += [metrics, Picture(metrics)]
+        active += [metrics, Picture(metrics, plan.data)]
     if config.wandb_log:
         active.append(Wandb(plan))
     if config.tensorboard:
