@@ -1,11 +1,13 @@
 """GGUF files: what llama.cpp computes from them, and, where it is not installed, what the format says that they are."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import readable, tiny_config
+from helpers import sampan
 
 from sampan.checkpoint.folder import save_model
 from sampan.cli.main import main
@@ -13,7 +15,7 @@ from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange import gguf as ours
 from sampan.exchange.convert import export_model
-from sampan.model.parameters import parameters
+from sampan.model.parameters import initialize, parameters
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.characters import characters
 from sampan.tokens.kinds import open_tokenizer
@@ -74,6 +76,9 @@ CASES = [
     dict(family="llama", rope_scaling=dict(rope_type="linear", factor=4.0), kind="smollm"),
     dict(family="qwen3", kind="qwen2"),
     dict(family="qwen3", head_dim=16, tie_word_embeddings=False, vocab_size=400),  # rows that no token has
+    dict(family="qwen2", kind="qwen2"),
+    dict(family="qwen2", tie_word_embeddings=True, rope_scaling=dict(rope_type="linear", factor=4.0)),
+    dict(family="mistral", head_dim=16, tie_word_embeddings=True),
     dict(family="llama", dtype="f16"),
     dict(family="gpt2", dtype="bf16"),
     dict(family="qwen3", dtype="q8_0"),
@@ -139,6 +144,72 @@ def test_the_file_says_what_it_is(dtype, tmp_path, monkeypatch):
     assert len(table) == 3 + 9 * config.n_layer
     kinds = {t.tensor_type.name for name, t in table.items() if name.endswith("norm.weight")}
     assert kinds == {"F32"} and table["blk.0.ffn_up.weight"].tensor_type.name == dtype.upper()
+
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def chat_folder(tmp_path, beside: dict[str, dict], begins: bool = False) -> Path:
+    """A model of ChatML with files beside tokenizer.json that say so; `begins`: a template puts <s> before each text."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = train_bpe([TEXT], 330)
+    made.inner.add_special_tokens(["<|im_start|>", "<|im_end|>", "<s>", "<pad>"])
+    if begins:
+        made.inner.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", made.inner.token_to_id("<s>"))]
+        )
+    config = tiny_config("llama", n_inner=64, vocab_size=made.inner.get_vocab_size())
+    folder = tmp_path / "chat"
+    save_model(folder, config, initialize(config, 1), open_tokenizer(made.inner))
+    for name, value in beside.items():
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+def test_special_tokens_and_the_chat_template_are_in_the_file(tmp_path):
+    said = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": "<s>", "chat_template": CHAT}
+    folder = chat_folder(tmp_path, {"tokenizer_config.json": said}, begins=True)
+    export_model(str(folder), ExportConfig(to="gguf", out="x.gguf"))
+    fields = {name: field.contents() for name, field in gguf.GGUFReader("x.gguf").fields.items()}
+    tokens = fields["tokenizer.ggml.tokens"]
+    for role in ("eos", "bos"):
+        assert tokens[fields[f"tokenizer.ggml.{role}_token_id"]] == said[f"{role}_token"], role
+    assert tokens[fields["tokenizer.ggml.padding_token_id"]] == "<pad>"
+    assert fields["tokenizer.ggml.add_bos_token"] is True and fields["tokenizer.chat_template"] == CHAT
+    plain = model_folder(tmp_path)
+    export_model(str(plain), ExportConfig(to="gguf", out="y.gguf"))
+    fields = {name: field.contents() for name, field in gguf.GGUFReader("y.gguf").fields.items()}
+    assert fields["tokenizer.ggml.add_bos_token"] is False and "tokenizer.chat_template" not in fields
+
+
+def test_fine_tuning_keeps_what_a_model_says_of_its_tokens(tmp_path):
+    """The folder, read by transformers, and the GGUF of it have the model's own."""
+    transformers = pytest.importorskip("transformers")
+    said = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": "<s>", "chat_template": CHAT}
+    sampled = {"eos_token_id": [330, 331], "temperature": 0.6, "repetition_penalty": 1.1}
+    folder = chat_folder(tmp_path, {"tokenizer_config.json": said, "generation_config.json": sampled})
+    before = transformers.AutoTokenizer.from_pretrained(folder)
+    Path("t.txt").write_text(TEXT * 2)
+    settings = dict(init_from=folder, max_iters=2, eval_interval=2, batch_size=2, block_size=8, engine="torch")
+    sampan("train", "t.txt", "--out_dir", "run", *(f"--{name}={value}" for name, value in settings.items()))
+    sampan("train", "--resume", "--out_dir", "run", "--max_iters=4")
+    for run in ("run", "run/last"):
+        after = transformers.AutoTokenizer.from_pretrained(run)
+        for role in ("eos_token", "pad_token", "bos_token"):
+            assert getattr(after, role) == getattr(before, role) == said[role]
+        chat = [{"role": "user", "content": "we row"}]
+        assert after.apply_chat_template(chat) == before.apply_chat_template(chat)
+        config = transformers.AutoConfig.from_pretrained(run)
+        ids = {role: before.convert_tokens_to_ids(said[f"{role}_token"]) for role in ("eos", "pad", "bos")}
+        assert config.pad_token_id == ids["pad"] and config.bos_token_id == ids["bos"]
+        assert set(np.atleast_1d(config.eos_token_id).tolist()) >= {ids["eos"]}
+        generation = transformers.GenerationConfig.from_pretrained(run)
+        assert generation.temperature == 0.6 and generation.repetition_penalty == 1.1
+        assert ids["eos"] in generation.eos_token_id
+    export_model("run", ExportConfig(to="gguf", out="x.gguf"))
+    fields = {name: field.contents() for name, field in gguf.GGUFReader("x.gguf").fields.items()}
+    assert fields["tokenizer.ggml.eos_token_id"] == ids["eos"] and fields["tokenizer.chat_template"] == CHAT
 
 
 REFUSED = {

@@ -224,10 +224,21 @@ def add_tokenizer(gguf: ModuleType, writer: Any, model: ModelShape, tokenizer: T
             kinds[i:] = [gguf.TokenType.UNUSED, *kinds[i + 1 :]]
     writer.add_token_list(names)
     writer.add_token_types(kinds)
-    writer.add_add_bos_token(False)
-    if tokenizer.end_of_text is not None:
-        writer.add_bos_token_id(tokenizer.end_of_text)
-        writer.add_eos_token_id(tokenizer.end_of_text)
+    add_special_tokens(writer, tokenizer)
+
+
+def add_special_tokens(writer: Any, tokenizer: Tokenizer) -> None:
+    """Say which tokens begin, end and pad a text, whether a prompt gets a BOS, and how a chat is written."""
+    bos = tokenizer.begin[0] if tokenizer.begin else tokenizer.config_ids()["bos_token_id"]
+    roles = {"bos": bos, "eos": tokenizer.end_of_text, "pad": tokenizer.role("pad"), "unk": tokenizer.role("unk")}
+    others = [i for i in tokenizer.ends if i != tokenizer.end_of_text]  # such as a chat's end of a turn
+    roles |= dict(zip(("eot", "eom"), others, strict=False))
+    for role, i in roles.items():
+        if i is not None:
+            getattr(writer, f"add_{role}_token_id")(i)
+    writer.add_add_bos_token(bool(tokenizer.begin))
+    if tokenizer.beside.chat_template is not None:
+        writer.add_chat_template(tokenizer.beside.chat_template)
 
 
 def add_characters(writer: Any, described: dict, tokenizer: Characters) -> list[str | None]:
