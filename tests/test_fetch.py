@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import sampan.fetch
+from sampan.checkpoint.folder import find_model
 from sampan.config import DataConfig
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
@@ -199,6 +200,21 @@ def test_the_hub_can_be_a_mirror(monkeypatch):
     with serving(whole) as url:
         monkeypatch.setenv("HF_ENDPOINT", url + "/")
         assert fetch(remote(DATA, "{hub}/gpt2/resolve/main/x")).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("value, offline", [("1", True), ("0", False)])
+def test_offline_keeps_the_hub_out_too(monkeypatch, value, offline):
+    monkeypatch.setenv("SAMPAN_OFFLINE", value)
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["local_files_only"]))
+        raise OSError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UserError, match="not here"):
+        find_model("nobody/nothing")
+    assert asked == [("nobody/nothing", offline)]
 
 
 def make_wheel(folder, members: dict[str, bytes]) -> Wheel:

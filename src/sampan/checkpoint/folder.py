@@ -10,6 +10,7 @@ import contextlib
 import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sampan.checkpoint.huggingface import (
 from sampan.checkpoint.tensors import WEIGHTS, Tensors, commit, stage_safetensors
 from sampan.config import SampleConfig
 from sampan.errors import UserError
-from sampan.fetch import mirror_folder
+from sampan.fetch import is_offline, mirror_folder
 from sampan.files import read_json, write_json
 from sampan.messages import _
 from sampan.model.shape import ModelShape
@@ -62,9 +63,10 @@ def find_model(name: str) -> Path:
     from huggingface_hub.utils import HFValidationError
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED, etag_timeout=5))
+        download = partial(huggingface_hub.snapshot_download, name, etag_timeout=5, local_files_only=is_offline())
+        folder = Path(download(allow_patterns=DOWNLOADED))
         if not any(folder.glob("*.safetensors")):
-            huggingface_hub.snapshot_download(name, allow_patterns=["pytorch_model*.bin"], etag_timeout=5)
+            download(allow_patterns=["pytorch_model*.bin"])
         return folder
     except HFValidationError:
         raise UserError(_("{name}: no such folder, and not a name on the Hugging Face hub", name=name)) from None
