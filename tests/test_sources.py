@@ -418,9 +418,7 @@ def test_a_folder_is_read_whatever_the_case_and_what_is_left_out_is_counted(capl
     write("d/run/run.json", "{}"), write("d/run/metrics.jsonl", "{}")
     assert read("d") == READ.replace("|below", "|below|packed")
     left_out, tables = lines_of(caplog)
-    assert left_out == (
-        'left out of d: 1 .PNG, 1 .json without "text", 1 .png, 1 folder of a run, 2 hidden, 1 without suffix'
-    )
+    assert left_out == ('left out of d: 1 .json without "text", 2 .png, 1 folder of a run, 2 hidden, 1 without suffix')
     assert "1 .csv read as plain text" in tables
 
 
@@ -429,7 +427,7 @@ def test_a_zip_is_read_as_a_folder_is(caplog):
     archive("A.ZIP", members)
     assert read("A.ZIP") == READ.replace("|below", "|below|packed")
     assert lines_of(caplog)[0] == (
-        'left out of A.ZIP: 1 .PNG, 1 .json without "text", 1 .png, 1 .zip, 3 hidden, 1 without suffix'
+        'left out of A.ZIP: 1 .json without "text", 2 .png, 1 .zip in a .zip, 3 hidden, 1 without suffix'
     )
 
 
@@ -518,7 +516,11 @@ def corrupt() -> bytes:
 
 DAMAGED = {
     "not a zip": ("a.zip", lambda: b"PK nothing", "a.zip: cannot be read"),
-    "no text in it": ("a.zip", lambda: Path(archive("n.zip", {"a.png": b"\0"})).read_bytes(), "a.zip holds no text"),
+    "no text in it": (
+        "a.zip",
+        lambda: Path(archive("n.zip", {"a.png": b"\0"})).read_bytes(),
+        "a.zip: no text (.txt .md .csv .tsv .jsonl .ndjson .json .parquet .zip); left out: 1 .png",
+    ),
     "encrypted": ("a.zip", encrypted, "a.zip is encrypted"),
     "corrupt": ("a.zip", corrupt, "a.zip/a.txt: cannot be read"),
     "not gzip": ("a.txt.gz", lambda: b"plain text", "a.txt.gz: cannot be read"),

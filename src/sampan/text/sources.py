@@ -7,9 +7,9 @@
         ...
     source.findings()                       # after the first reading: encodings, and bytes that could not be decoded
 
-A source is files (.txt .md .jsonl .txt.gz .jsonl.gz .parquet .zip; any other name is taken for text), folders of them,
-globs, `-` for standard input, `hf:NAME` for a dataset of the Hugging Face Hub, or a corpus's name. It can be read
-again and again, and is never whole in memory: what cannot be read twice is kept in an unnamed temporary file.
+A source is files (folders.py has their suffixes; any other name is taken for text), folders of them, globs, addresses,
+`-` for standard input, `hf:NAME` for a dataset of the Hugging Face Hub, or a corpus's name. It can be read again and
+again, and is never whole in memory: what cannot be read twice is kept in an unnamed temporary file.
 
 A .txt or .md is one document; of the other formats each record is one. Nothing is extracted from an archive to disk,
 and nothing is tokenized or split here (data.py).
@@ -17,37 +17,28 @@ and nothing is tokenized or split here (data.py).
 
 import glob
 import hashlib
-import importlib
+import itertools
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 from sampan.config import DataConfig
 from sampan.errors import UserError
 from sampan.fetch import fetch_address, file_name, is_address
 from sampan.messages import _
 from sampan.text.characters import Block, Document, blocks_of
-from sampan.text.corpora import Corpus, corpus_file, find_corpus, unknown_corpus
+from sampan.text.corpora import Corpus, corpus_file, find_corpus
 from sampan.text.encodings import Tick, check_encoding
-from sampan.text.formats import READERS, NoField, hub_texts
-from sampan.text.order import natural
-from sampan.text.parts import SHOWN, Damage, Part, kept, reading, remembered
-
-if TYPE_CHECKING:
-    from zipfile import ZipFile, ZipInfo
+from sampan.text.folders import KINDS, files_of, packing, parts_of_file, plain_suffix
+from sampan.text.formats import READERS, hub_texts
+from sampan.text.parts import SHOWN, Damage, Part, kept, remembered
 
 BLOCK = 1 << 18  # characters; small enough for a processor's cache, large enough that Python's own time does not show
-KINDS = {
-    ".txt": "text", ".md": "text", ".csv": "text", ".tsv": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json",
-    ".parquet": "parquet", ".zip": "zip",
-}  # fmt: skip
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # Python's module for it
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +83,7 @@ class Source:
         where = [part.where for part in self.parts]
         if where == said:
             return names
-        if len(where) == 1:
+        if len(where) < 2:
             return _("1 file of {names}", names=names)
         if len(said) > 1:
             return _("{count:,} files of {names}", count=len(where), names=names)
@@ -164,12 +155,17 @@ def find_source(names: Iterable[str], config: DataConfig, without: Iterable[Path
     parts, left_out, nothing_is_an_error = [], Counter[str](), not seen
     for name in names:
         parts += corpus_parts(entry, config) if entry else parts_of(name, seen, config, left_out)
-    if left_out := +left_out:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
-        log.warning(_("left out of {names}: {kinds}", names=", ".join(names), kinds=kinds))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted((+left_out).items()))
     if not parts and nothing_is_an_error:
-        about = dict(names=", ".join(names), suffixes=", ".join(KINDS), first=names[0])
-        raise UserError(_("{names} has no text ({suffixes}); for other names give a glob: '{first}/**/*.py'", **about))
+        about = dict(names=", ".join(names), suffixes=" ".join(KINDS), first=names[0], kinds=kinds or "-")
+        raise UserError(
+            _(
+                "{names} has no text ({suffixes}); left out: {kinds}; for other files give a glob: '{first}/**/*.py'",
+                **about,
+            )
+        )
+    if kinds:
+        log.warning(_("left out of {names}: {kinds}", names=", ".join(names), kinds=kinds))
     tables = sum(plain_suffix(part.where) in (".csv", ".tsv") for part in parts)
     if tables:
         log.warning(
@@ -211,11 +207,8 @@ def source_name(names: Iterable[str]) -> str:
         name = Path(first.removeprefix("hf:").split(":")[0]).name
     else:
         path = Path(file_name(first)) if is_address(first) else Path(first)
-        if is_glob(first) and not is_address(first):
-            plain = [part for part in path.parts if not glob.has_magic(part)]
-            path = (
-                Path(*path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]) if plain else Path()
-            )
+        if not path.exists():  # of a glob, the folder that it begins with
+            path = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         if path.name == "input.txt" and path.parent.name:  # nanoGPT's name for any text
             path = path.parent
         path = path.resolve()
@@ -223,14 +216,10 @@ def source_name(names: Iterable[str]) -> str:
     return (name or "text") + (f"-and-{len(more)}-more" if more else "")
 
 
-def is_glob(name: str) -> bool:
-    return glob.has_magic(name) and not Path(name).exists()
-
-
 def corpus_parts(entry: Corpus, config: DataConfig) -> list[Part]:
     if entry.streamed:
         return [hub_part(entry.hub, config)]
-    return [file_part(corpus_file(entry), entry.name)]
+    return parts_of_file(corpus_file(entry), entry.name, True, config, Counter())
 
 
 def parts_of(name: str, seen: set[Path], config: DataConfig, left_out: Counter[str]) -> list[Part]:
@@ -240,128 +229,18 @@ def parts_of(name: str, seen: set[Path], config: DataConfig, left_out: Counter[s
     if name.startswith("hf:"):
         return [hub_part(name.removeprefix("hf:"), config)]
     path = fetch_address(name) if is_address(name) else Path(name)
-    if path.is_dir():
-        paths = files_in(path, left_out)
-    elif path.exists():
-        paths = [path]
-    elif glob.has_magic(name):
-        paths = sorted((p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()), key=natural)
-        if not paths:
-            raise UserError(_("{name}: no file matches", name=name))
-    else:
-        raise UserError(unknown_corpus(name))
     parts: list[Part] = []
-    for file in paths:
+    for file in files_of(path, left_out):
         if file.resolve() not in seen:
             seen.add(file.resolve())
-            where = name if is_address(name) else str(file)
+            where = name if file == path else str(file)
             try:
-                found = archive_parts(file, where, left_out) if kind_of(where) == "zip" else [file_part(file, where)]
+                parts += parts_of_file(file, where, where == name, config, left_out)
             except UserError as error:
                 if not config.skip_unreadable:
                     raise
                 log.warning(_("left out: {error}", error=error))
-                continue
-            parts += [part for part in found if part.where == name or has_records(part, config, left_out)]
     return parts
-
-
-def files_in(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """Return the texts in a folder and those below it, in natural order; the others are counted."""
-    found = []
-    unreadable = lambda error: left_out.update([_("unreadable folder")])  # noqa: E731
-    for here, folders, files in os.walk(folder, onerror=unreadable):
-        if "run.json" in files:  # of `sampan train`; its metrics are no text
-            left_out[_("folder of a run")] += 1
-            folders.clear()
-            continue
-        for name in folders + files:
-            path = Path(here, name)
-            if name.startswith("."):
-                left_out[_("hidden")] += 1
-            elif name in folders:
-                left_out[_("linked folder")] += path.is_symlink()
-            elif not path.is_file():
-                left_out[_("that is no file")] += 1
-            elif kind_of(name):
-                found.append(path)
-            else:
-                left_out[path.suffix or _("without suffix")] += 1
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    return sorted(found, key=natural)
-
-
-def packing(name: str) -> str:
-    """Return the suffix of a packed file, as it is spelled; "" of others."""
-    suffix = PurePath(name).suffix
-    return suffix if suffix.lower() in PACKED else ""
-
-
-def plain_suffix(name: str) -> str:
-    """Return the suffix under that of a packed file, in small letters."""
-    return PurePath(name.removesuffix(packing(name))).suffix.lower()
-
-
-def kind_of(name: str) -> str | None:
-    return KINDS.get(plain_suffix(file_name(name) if is_address(name) else name))
-
-
-def file_part(path: Path, where: str) -> Part:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(_("{path}: cannot be read ({reason})", path=path, reason=error.strerror)) from None
-    if not path.is_file():  # a pipe, such as bash's <(command)
-        return Part(where, "text", kept(lambda: path.open("rb")))
-    return Part(where, kind_of(where) or "text", lambda: unpacked(path.open("rb"), path.name), size, path)
-
-
-def unpacked(file: BinaryIO, name: str) -> BinaryIO:
-    module = PACKED.get(packing(name).lower())
-    return importlib.import_module(module).open(file, "rb") if module else file
-
-
-def archive_parts(path: Path, where: str, left_out: Counter[str]) -> list[Part]:
-    """Return the texts in a .zip, in natural order; they are read from within it and never written anywhere."""
-    import zipfile
-
-    with reading(where):
-        archive = zipfile.ZipFile(path)
-    members = []
-    for member in archive.infolist():
-        names = PurePath(member.filename).parts
-        if any((name.startswith(".") and name != "..") or name == "__MACOSX" for name in names):
-            left_out[_("hidden")] += not member.is_dir()
-        elif kind_of(member.filename) in (None, "zip"):
-            left_out[PurePath(member.filename).suffix or _("without suffix")] += not member.is_dir()
-        else:
-            members.append(member)
-    if not members:
-        raise UserError(_("{path} holds no text ({suffixes})", path=where, suffixes=", ".join(KINDS)))
-    if any(m.flag_bits & 1 for m in members):
-        raise UserError(_("{path} is encrypted; unpack it first", path=where))
-    return [member_part(archive, m, path, where) for m in sorted(members, key=lambda m: natural(PurePath(m.filename)))]
-
-
-def member_part(archive: "ZipFile", member: "ZipInfo", path: Path, where: str) -> Part:
-    kind = kind_of(member.filename) or "text"
-    opened = lambda: unpacked(cast(BinaryIO, archive.open(member)), member.filename)  # noqa: E731
-    again = kept(opened) if kind == "parquet" else opened  # a table is not read from its beginning to its end
-    return Part(f"{where}/{member.filename}", kind, again, member.compress_size, path)
-
-
-def has_records(part: Part, config: DataConfig, left_out: Counter[str]) -> bool:
-    """Return whether a part that was not named is a text: a .json may be any program's."""
-    if plain_suffix(part.where) != ".json":
-        return True
-    try:
-        next(READERS["json"](part, config, lambda count: None), None)
-    except NoField:
-        left_out[_('.json without "{name}"', name=config.text_field)] += 1
-        return False
-    except UserError:
-        pass  # said when it is read
-    return True
 
 
 def hub_part(name: str, config: DataConfig) -> Part:
