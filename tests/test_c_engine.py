@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from sampan.config import FAMILIES, OPTIMIZERS, ModelSettings, SampleConfig, TrainConfig
+from sampan.config import FAMILIES, OPTIMIZERS, MachineConfig, ModelSettings, SampleConfig, TrainConfig
 from sampan.errors import UserError
 from sampan.model.count import count_parameters
 from sampan.model.family import find_family
@@ -426,3 +426,27 @@ def test_what_cannot_be_done_is_said():
         CEngine(huge, *both(settings()))
     engine.accumulate(good, good)  # after all of that it still works
     assert engine.update(1e-3).grad_norm > 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),
+        ({"OMP_NUM_THREADS": "all"}, None),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, 4),  # torchrun's own default
+        ({"LOCAL_WORLD_SIZE": "3"}, 2),
+    ],
+)
+def test_both_engines_count_threads_by_the_same_rule(monkeypatch, variables, threads):
+    """The variable, else the cores within the quota; here there are eight."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("sampan.machine.count_cores", lambda: 8)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = torch_engine.torch.get_num_threads()
+    engines = [kind(tiny_config("gpt2"), MachineConfig(device="cpu")) for kind in (CEngine, torch_engine.TorchEngine)]
+    assert torch_engine.torch.get_num_threads() == (threads or 8)
+    torch_engine.torch.set_num_threads(before)
+    for engine in engines:
+        assert f" {threads or 8} threads" in engine.description

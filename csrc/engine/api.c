@@ -85,7 +85,7 @@ static int32_t engine_open(sampan_engine *e, const sampan_config *config) {
     int32_t isa = cpu_best_isa();
     if (isa == ISA_NONE)
         return engine_fail(e, SAMPAN_BAD_ARGUMENT, "SAMPAN_ISA names an instruction set that this CPU lacks");
-    int32_t threads = config->threads ? config->threads : cpu_count_cores();
+    int32_t threads = config->threads ? config->threads : cpu_count_threads();
     int32_t code = pool_create(&e->pool, threads);
     if (code == POOL_NO_MEMORY) return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for %d threads", (int)threads);
     if (code) return engine_fail(e, SAMPAN_NO_THREADS, "the system cannot start %d threads", (int)threads);
@@ -165,7 +165,7 @@ int32_t sampan_memory(const sampan_config *config, int64_t batch, int64_t tokens
     else if (refuse_batch(config, batch, tokens, error, sizeof error)) code = SAMPAN_BAD_ARGUMENT;
     else if (model_describe(&m, config, &parts)) code = SAMPAN_NO_MEMORY;
     if (code == SAMPAN_OK) {
-        int64_t threads = config->threads ? config->threads : cpu_count_cores();
+        int64_t threads = config->threads ? config->threads : cpu_count_threads();
         buffers pass = buffers_of_batch(&m, batch, tokens, threads);
         buffers session = buffers_of_session(&m, batch, session_piece(config, batch), threads);
         model_count_bytes(&m, threads, sizes);

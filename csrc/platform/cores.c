@@ -1,5 +1,5 @@
-/* cores.c: how many cores this process may use; cpu.h says what the two counts are for. sampan/machine.py counts by the
- * same rule. */
+/* cores.c: counts the cores and threads that this process may use; cpu.h says what each count is for. sampan/machine.py
+   counts by the same rules. */
 
 #define _GNU_SOURCE /* sched_getaffinity */
 
@@ -166,4 +166,13 @@ static int32_t count_physical(void) {
 int32_t cpu_count_cores(void) {
     int32_t cores = count_physical(), logical = cpu_count_logical();
     return cores > 0 && cores < logical ? cores : logical;
+}
+
+int32_t cpu_count_threads(void) {
+    enum { MOST = 1024 };
+    const char *asked = getenv("OMP_NUM_THREADS"); /* "8", or a list with a number for each level */
+    char *end;
+    long threads = asked ? strtol(asked, &end, 10) : 0;
+    if (threads < 1 || (*end && *end != ',')) return cpu_count_cores();
+    return threads < MOST ? (int32_t)threads : MOST;
 }

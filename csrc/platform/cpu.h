@@ -54,10 +54,12 @@ int32_t cpu_has_isa(int32_t isa);
    (c, neon, avx2, avx512, avx512bf16); ISA_NONE if the machine has not got that, rather than silently another. */
 int32_t cpu_best_isa(void);
 
-/* Cores that this process may use, at least 1: the default for --threads. They are the physical cores among the CPUs
-   that the process is allowed (on Apple silicon the fast ones), or fewer where a container's CPU quota (control groups
-   1 and 2) is less, rounded down. */
+/* Cores that this process may use, at least 1. They are the physical cores among the CPUs that the process is allowed
+   (on Apple silicon the fast ones), or fewer if a container's CPU quota (control groups 1 and 2) is less, rounded down. */
 int32_t cpu_count_cores(void);
+
+/* The default number of threads: the environment variable OMP_NUM_THREADS, up to 1024, else cpu_count_cores(). */
+int32_t cpu_count_threads(void);
 
 /* The same with every hardware thread of a core counted: more threads than that take turns. */
 int32_t cpu_count_logical(void);

@@ -114,8 +114,29 @@ static int test_quota(void) {
 static int test_quota(void) { return 0; }
 #endif
 
+#ifndef _WIN32
+/* OMP_NUM_THREADS, where it is a number or a list of them. */
+static int test_environment(void) {
+    const struct {
+        const char *value;
+        int32_t threads;
+    } cases[] = {{"3", 3}, {"7,2", 7}, {"99999", 1024}, {"", 0}, {"0", 0}, {"-2", 0}, {"4x", 0}};
+    int failures = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        setenv("OMP_NUM_THREADS", cases[i].value, 1);
+        failures += cpu_count_threads() != (cases[i].threads ? cases[i].threads : cpu_count_cores());
+    }
+    unsetenv("OMP_NUM_THREADS");
+    failures += cpu_count_threads() != cpu_count_cores();
+    if (failures) printf("FAIL %d values of OMP_NUM_THREADS\n", failures);
+    return failures;
+}
+#else
+static int test_environment(void) { return 0; }
+#endif
+
 int main(void) {
-    int failures = test_split() + test_quota();
+    int failures = test_split() + test_quota() + test_environment();
     for (int32_t n_threads = 1; n_threads <= MAX_THREADS; n_threads++) failures += test_pool(n_threads);
     thread_pool *pool;
     failures += pool_create(&pool, 0) != POOL_BAD_COUNT || pool != NULL;

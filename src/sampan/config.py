@@ -120,7 +120,9 @@ class MachineConfig:
     device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the fastest available")
     dtype: str = setting("auto", "precision of matrix products", choices=("auto", "float32", "bfloat16", "float16"))
     compile: bool | None = setting(None, "torch.compile; auto: on a GPU")
-    threads: int | None = setting(None, "CPU threads; auto: the physical cores", low=1, high=1024)
+    threads: int | None = setting(
+        None, "CPU threads; auto: OMP_NUM_THREADS, else the physical cores that this process may use", low=1, high=1024
+    )
 
 
 @dataclass(frozen=True)

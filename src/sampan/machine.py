@@ -1,9 +1,9 @@
-"""Processes and processors: torchrun's ranks, and the cores that this process may use.
+"""Processes and processors: torchrun's ranks, and the threads and cores that this process may use.
 
     rank, processes = world()
-    threads = count_cores()
+    threads = count_threads()     # of an engine, where --threads is auto
 
-csrc/platform/cores.c counts by the same rule.
+csrc/platform/cores.c counts by the same rules.
 """
 
 import os
@@ -13,6 +13,23 @@ from pathlib import Path
 def world() -> tuple[int, int]:
     """Return (rank, number of processes), as torchrun sets them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+MOST_THREADS = 1024  # that an engine can have
+
+
+def count_threads() -> int:
+    """Return the default number of an engine's threads: OMP_NUM_THREADS, else this process's share of the cores.
+
+    torchrun sets OMP_NUM_THREADS=1 in every process where the user did not set it. So under torchrun 1 means nothing,
+    and the processes of one machine share its cores.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "8", or a list with a number for each level
+    asked = int(first) if first.isdecimal() else 0
+    if asked > 1 or (asked == 1 and processes == 1):
+        return min(asked, MOST_THREADS)
+    return max(1, count_cores() // processes)
 
 
 def count_cores() -> int:

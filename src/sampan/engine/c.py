@@ -17,7 +17,7 @@ import numpy as np
 from sampan.config import MachineConfig, OptimizerSettings
 from sampan.engine.protocol import Update
 from sampan.errors import UserError
-from sampan.machine import world
+from sampan.machine import count_threads, world
 from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.rotary import rotary_frequencies
@@ -120,7 +120,8 @@ def destroy(library: ctypes.CDLL, pointer: c_void_p, process: int) -> None:
 def c_config(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSettings | None) -> Config:
     """Return the library's configuration of a model, which trains if there is an optimizer."""
     c = shape
-    config = Config(ctypes.sizeof(Config), threads=machine.threads or 0, seed=optimizer.seed if optimizer else 0)
+    threads = machine.threads or count_threads()
+    config = Config(ctypes.sizeof(Config), threads=threads, seed=optimizer.seed if optimizer else 0)
     config.dtype = machine.dtype.encode()
     for name in NAMES:
         setattr(config, name, getattr(c, name).encode())

@@ -8,7 +8,6 @@ process holds the whole model.
 
 import contextlib
 import math
-import os
 import time
 import warnings
 from contextlib import AbstractContextManager
@@ -30,7 +29,7 @@ from sampan.engine.torch.model import GPT, Cache
 from sampan.engine.torch.muon import Muon
 from sampan.engine.torch.processes import before_leaving, join_processes, naming_dead_processes
 from sampan.errors import UserError
-from sampan.machine import count_cores, world
+from sampan.machine import count_threads, world
 from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape
@@ -44,7 +43,7 @@ class TorchEngine:
         self.rank, self.world_size = world()
         self.device = pick_device(machine.device)
         self.dtype = pick_dtype(machine.dtype, self.device)
-        self.threads = machine.threads or max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.threads = machine.threads or count_threads()
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("high")  # TF32 on CUDA, as nanoGPT; no effect on a CPU
         try:
