@@ -61,8 +61,8 @@ def best(output: str) -> str:
 
 def curve(output: str) -> str:
     """Return the first and last of the val losses that llm.c prints, one every ten of its 41 steps."""
-    vals = [val for step, _, val in evaluations(output) if step % 10 == 0]
-    return f"val {vals[0]:.4f} to {vals[-1]:.4f}"
+    vals = re.findall(r"^val loss ([\d.]+)$", output, re.M)
+    return f"val {float(vals[0]):.4f} to {float(vals[-1]):.4f}"
 
 
 def tokens(output: str) -> str:
@@ -216,16 +216,13 @@ def scatter(folder: Path) -> str:
 
 def compare(ours: str, theirs: str) -> str:
     """Return a sentence with the largest difference between both programs' losses, and the result of llm.c's test."""
-    train = dict(re.findall(r"^iter (\d+): loss ([\d.]+)", ours, re.M))
-    val = [loss for step, _, loss in evaluations(ours) if step % 10 == 0]
-    their_train = re.findall(r"^step (\d+): train loss ([\d.]+) \(took", theirs, re.M)
-    their_val = re.findall(r"^val loss ([\d.]+)$", theirs, re.M)
-    pairs = [(float(train[step]), float(loss)) for step, loss in their_train]
-    pairs += [(a, float(b)) for a, b in zip(val, their_val, strict=True)]
-    apart = max(abs(a - b) for a, b in pairs)
+    pattern = r"^(?:step \d+: train loss|val loss) ([\d.]+)"
+    pairs = list(zip(re.findall(pattern, ours, re.M), re.findall(pattern, theirs, re.M), strict=True))
+    apart = max(abs(float(a) - float(b)) for a, b in pairs)
+    val = re.findall(r"^val loss ([\d.]+)$", theirs, re.M)
     agrees, differs = (len(re.findall(line, theirs, re.M)) for line in ("^TENSOR OK", "^TENSOR NOT OK"))
     return (
-        f"llm.c prints {len(pairs)} losses, val {float(their_val[0]):.4f} to {float(their_val[-1]):.4f}, within {apart:.1g} "
+        f"llm.c prints {len(pairs)} losses, val {float(val[0]):.4f} to {float(val[-1]):.4f}, within {apart:.1g} "
         f"of ours; its test finds {agrees} gradients right and {differs} wrong"
     )
 

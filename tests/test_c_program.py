@@ -4,22 +4,28 @@ make -C csrc && pytest tests/test_c_program.py
 """
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sampan.checkpoint.folder import load_model, save_model
+from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
 from sampan.config import FAMILIES, ModelSettings, SampleConfig, TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.errors import UserError
 from sampan.evaluation.losses import evaluate
+from sampan.model.family import find_family
 from sampan.model.parameters import initialize
 from sampan.model.shape import resolve
-from sampan.sampling.draw import generate
+from sampan.sampling.write import write
+from sampan.tokens.byte_level import first_merges, train_bpe
 from sampan.tokens.characters import characters
+from sampan.tokens.kinds import open_tokenizer
+from sampan.tokens.tokenizer import Tokenizer
 from sampan.training.schedule import learning_rate
 
 try:
@@ -38,7 +44,9 @@ SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, max_iters=7, learni
 
 
 def program(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    """Run sampan-c; its output keeps every line end."""
+    done = subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, timeout=60)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(params=FAMILIES)
@@ -63,6 +71,7 @@ def run(request, tmp_path):
 def test_it_trains_as_the_package(run):
     data, model, config, _ = run
     recipe = SETTINGS | dict(optimizer="muon" if config.family == "qwen3" else "adamw")
+    recipe["seed"] = 2**63 - 5  # more than a double holds
     settings = TrainConfig(**recipe, threads=2)
     engine = CEngine(config, settings, settings)
     engine.load(load_model(model)[1])
@@ -99,31 +108,129 @@ def test_what_is_not_finite_is_named_and_not_saved(run):
     assert (model / "model.safetensors").read_bytes() == before
 
 
-def test_it_writes_as_the_package(run):
-    _, model, config, tokenizer = run
-    settings = SampleConfig(dtype="float32", temperature=0.0, threads=2)
-    engine = CEngine(config, settings, None)
-    engine.load(load_model(model)[1])
-    tokens = generate(engine, config, tokenizer.encode("to be").astype(np.int32), settings)
-    expected = "to be" + tokenizer.decode(np.array([next(tokens)[0] for _ in range(40)]))
-    done = program(
-        "sample",
-        "--out_dir",
-        model,
-        "--prompt",
-        "to be",
-        "--max_new_tokens",
-        40,
-        "--temperature=0",
-        "--dtype",
-        "float32",
-    )
-    assert done.returncode == 0 and done.stdout == expected + "\n"
-    drawn = [
-        program("sample", "--out_dir", model, "--start=to", "--max_new_tokens=30", "--seed", seed).stdout
-        for seed in (1, 1, 2)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
+# ---- sample: the text of `sampan sample`, for every kind of folder that the package writes ----
+
+TEXT = "To be, or not to be: that's the 1st question.\r\n\n  林冲道：好漢，且慢！ don't — 12345 times\n" * 9
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def hugging_face(kind: str) -> Tokenizer:
+    """Return a tokenizer as others make them: cut as Llama 3 or Qwen cut words, or with SentencePiece's spaces."""
+    first, bytes_ = ["<|endoftext|>", "<|im_start|>"], [f"<0x{b:02X}>" for b in range(256)]
+    trainer = dict(vocab_size=420, show_progress=False)
+    if kind in ("llama3", "qwen"):
+        inner = Inner(models.BPE(ignore_merges=kind == "llama3"))
+        cut = pre_tokenizers.Split(Regex(SPLIT % ("{1,3}" if kind == "llama3" else "")), "isolated")
+        spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.Sequence([cut, spelt]), decoders.ByteLevel()
+        trainer |= dict(initial_alphabet=spelt.alphabet(), special_tokens=first)
+    else:
+        inner = Inner(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        if kind == "metaspace":
+            inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        else:
+            inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(steps)
+        trainer |= dict(special_tokens=["<unk>", "<s>", "</s>", *bytes_])
+    inner.train_from_iterator(TEXT.splitlines(keepends=True), trainers.BpeTrainer(**trainer))
+    return open_tokenizer(inner)
+
+
+TOKENIZERS = {
+    "char": lambda: characters(TEXT),
+    "char with ends": lambda: characters(TEXT, end_of_text=True),
+    "char+bytes": lambda: characters("To be, or 林", end_of_text=True, byte_tokens=True),
+    "bpe": lambda: train_bpe([TEXT], 330),
+    "half a bpe": lambda: first_merges(train_bpe([TEXT], 330), 300),
+    **{kind: lambda kind=kind: hugging_face(kind) for kind in ("llama3", "qwen", "sentencepiece", "metaspace")},
+}
+PROMPTS = ("To be", "  don't\n\n 12345 林冲", "好漢！\r\n—", " \n", "")
+DRAWS = (dict(temperature=0.0), dict(seed=2**63 - 1), dict(seed=7, top_k=0, num_samples=3), dict(seed=1, top_p=0.6))
+
+
+def written(folder: Path, config: SampleConfig) -> str:
+    """Return what `sampan sample` prints of a model."""
+    model, weights = load_model(folder)
+    engine = CEngine(model, config)
+    engine.load(weights)
+    parts = [""] * config.num_samples
+    for number, piece in write(engine, model, load_tokenizer(folder), config.start, config):
+        parts[number] += piece
+    return "\n---------------\n".join(parts) + "\n"
+
+
+def check_same_text(folder: Path, **settings) -> str:
+    config = SampleConfig(**dict(dtype="float32", threads=1, max_new_tokens=40, seed=1) | settings)
+    names = ("dtype", "threads", "max_new_tokens", "seed", *settings)
+    flags = [f"--{name}={getattr(config, name)}" for name in names]
+    done = program("sample", folder, *flags)
+    assert (done.returncode, done.stdout) == (0, written(folder, config)), (settings, done.stderr)
+    return done.stdout
+
+
+def save_lively(folder: Path, tokenizer: Tokenizer, family: str = "gpt2", **shape) -> None:
+    """Save a model whose every logit depends on every token before, so that one wrong id of a prompt changes the text."""
+    shape = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=tokenizer.vocab_size) | shape
+    config = resolve(ModelSettings(family=family, **shape))
+    noise = np.random.default_rng(2)
+    weights = {name: w + noise.normal(0, 0.3, w.shape).astype(np.float32) for name, w in initialize(config, 1).items()}
+    save_model(folder, config, weights, tokenizer)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_it_writes_as_the_package_with_every_tokenizer(tmp_path, kind):
+    save_lively(tmp_path / "model", TOKENIZERS[kind]())
+    texts = set()
+    for prompt in PROMPTS:
+        known = kind not in ("char", "char with ends") or set(prompt) <= set(TEXT)
+        texts |= {check_same_text(tmp_path / "model", start=prompt, **draw) for draw in DRAWS if known}
+    assert len(texts) > 10  # or prompts and settings would not matter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_it_writes_as_the_package_in_every_family(tmp_path, family, bias):
+    if bias not in find_family(family).bias:
+        pytest.skip(f"{family} has no such model")
+    save_lively(tmp_path / "model", characters(TEXT), family, bias=bias, tie_word_embeddings=bias)
+    check_same_text(tmp_path / "model", start="To be", temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.5},
+        {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 12},
+    ],
+)  # fmt: skip
+def test_it_stretches_rotary_positions_as_the_package(tmp_path, scaling):
+    save_lively(tmp_path / "model", characters(TEXT), "llama", rope_scaling=scaling, block_size=48, rope_theta=50.0)
+    stretched = check_same_text(tmp_path / "model", start="To be", temperature=0.0)
+    save_lively(tmp_path / "plain", characters(TEXT), "llama", block_size=48, rope_theta=50.0)
+    assert stretched != check_same_text(tmp_path / "plain", start="To be", temperature=0.0)
+
+
+def test_it_draws_a_new_seed_each_time_and_names_it(tmp_path):
+    save_lively(tmp_path / "model", characters(TEXT))
+    first, second = (program("sample", tmp_path / "model", "--max_new_tokens=40") for _ in range(2))
+    seed = re.search(r"^seed (\d+)$", first.stderr, re.MULTILINE)[1]
+    assert first.stdout != second.stdout
+    assert first.stdout == program("sample", tmp_path / "model", "--max_new_tokens=40", "--seed", seed).stdout
+
+
+def test_it_reads_a_run_that_has_only_its_last_weights(tmp_path):
+    save_lively(tmp_path / "run" / "last", characters(TEXT))
+    (tmp_path / "run" / "run.json").write_text('{"settings": {"dtype": "float16", "seed": 9223372036854775807}}')
+    flags = ("--start=To be", "--temperature=0", "--dtype=float32", "--max_new_tokens=40")
+    expected = check_same_text(tmp_path / "run" / "last", start="To be", temperature=0.0)
+    assert program("sample", tmp_path / "run", *flags).stdout == expected
+    save_lively(tmp_path / "run", characters(TEXT), n_layer=1)
+    assert program("sample", tmp_path / "run", *flags).stdout != expected
+    assert program("sample", tmp_path / "run", *flags, "--weights=last").stdout == expected
 
 
 def test_it_refuses_in_one_sentence(run, tmp_path):
@@ -179,6 +286,13 @@ def test_it_writes_beside_a_run_and_never_over_it(run, tmp_path):
     assert load_model(new)[0] == load_model(model)[0]
     again = program("train", "--init_from", model, "--out_dir", new, *few)
     assert again.returncode == 2 and "already holds a model" in again.stderr
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "ckpt.pt"):
+        large = tmp_path / name.replace(".", "_")
+        large.mkdir()
+        with (large / name).open("wb") as file:
+            file.truncate(300 << 20)  # more than a text may have
+        over = program("train", "--init_from", model, "--out_dir", large, *few)
+        assert over.returncode == 2 and "already holds a model" in over.stderr and len(list(large.iterdir())) == 1
     (model / "run.json").write_text("{}")
     over = program("train", "--out_dir", model, *few)
     assert over.returncode == 2 and "--init_from" in over.stderr

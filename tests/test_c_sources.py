@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,12 @@ def test_what_is_only_included_is_included():
     assert {path for path in SOURCES if path.suffix == ".inc"} <= used
 
 
-@pytest.mark.parametrize("name", ["families.inc", "settings.inc"])
+@pytest.mark.parametrize("name", ["families.inc", "settings.inc", "unicode.inc"])
 def test_generated_files_are_what_the_package_says(name):
     spec = importlib.util.spec_from_file_location("generate", CSRC / "program" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     text = (CSRC / "program" / name).read_text(encoding="utf-8")
+    if name == "unicode.inc" and f"Unicode {unicodedata.unidata_version}." not in text:
+        pytest.skip("this Python knows another version of Unicode")
     assert text == generate.FILES[name](), f"run: python csrc/program/generate.py, which writes {name}"

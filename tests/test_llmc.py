@@ -5,6 +5,7 @@ llm.c's own programs were run beside ours by hand: docs/LOG.md has what they pri
 """
 
 import json
+import re
 import struct
 import subprocess
 from dataclasses import replace
@@ -29,6 +30,7 @@ from sampan.exchange.llmc.state import State, compute_state, read_state
 from sampan.exchange.llmc.tokenizer import read_tokenizer_file, write_tokenizer
 from sampan.exchange.llmc.tokens import encode_sections, read_tokens, write_tokens
 from sampan.exchange.llmc.weights import read_weights, to_bfloat16, to_float32
+from sampan.model.count import count_parameters
 from sampan.model.parameters import initialize, parameters
 from sampan.model.shape import resolve, settings_of
 from sampan.tokens.byte_level import train_bpe
@@ -560,21 +562,94 @@ def test_the_program_trains_as_llmc(folder, order):
     engine = open_engine(model, recipe, recipe)
     engine.load(weights)
     expected = []
+    drawn = draw_as_llmc(load_tokenizer(folder).end_of_text)
     for step, i in enumerate((llmc_order(11, 3) if order == "llmc" else [*range(11)] * 3)[:steps]):
         if step % 10 == 0:
-            losses = [np.mean([engine.loss(*batch(ids, k)) for k in range(5)]) for ids in (train, val)]
-            expected.append(f"step {step}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}")
+            expected.append(f"val loss {np.mean([engine.loss(*batch(val, k)) for k in range(5)]):f}")
+        if step == 20:
+            expected += ["generating:", "---", load_tokenizer(folder).decode(drawn(engine)), "---"]
         engine.accumulate(*batch(train, i))
-        expected.append(f"iter {step}: loss {engine.update(1e-4).loss:.4f}")
+        expected.append(f"step {step}: train loss {engine.update(1e-4).loss:f}")
     flags = [f"--{k}={v}" for k, v in dict(batch_size=B, block_size=T, max_iters=steps, order=order, threads=1).items()]
     files = ["--init_from", "there/gpt2_124M.bin", "--input_bin", "train.bin", "--input_val_bin", "val.bin"]
     done = program("train", "--recipe", "llmc", "--out_dir", "new", *files, *flags)
     assert done.returncode == 0, done.stderr
-    lines = [line.split(", time")[0] for line in done.stdout.splitlines()]
-    assert lines[:-1] == expected and lines[-1].startswith(f"step {steps}: ")
+    lines = done.stdout.splitlines()
+    header = dict(line.split(": ") for line in lines[1:11])
+    assert lines[0] == "[GPT-2]" and list(header) == [
+        *("max_seq_len", "vocab_size", "padded_vocab_size", "num_layers", "num_heads", "channels", "num_parameters"),
+        *("train dataset num_batches", "val dataset num_batches", "num_activations"),
+    ]
+    sizes = count_parameters(model) + (VP - V) * model.n_embd, 11, 12, count_activations(model, B, T)
+    assert tuple(map(int, list(header.values())[6:])) == sizes
+    rest = [re.sub(r" \(took [\d.]+ ms\)$", "", line) for line in lines[11:]]
+    assert same_losses(rest, expected), (rest, expected)
+    assert f"step {steps}: val loss" in done.stderr
+    assert load_tokenizer("new").to_json() == load_tokenizer(folder).to_json()
+    assert json.loads(Path("new/config.json").read_text())["eos_token_id"] == V - 1
     found, values = load_model("new")
     assert found == model
     assert all(np.allclose(values[n], w, rtol=0, atol=1e-6) for n, w in engine.params().items())
+
+
+def same_losses(found: list[str], expected: list[str]) -> bool:
+    """Return whether two outputs are the same, but for the last digit of losses."""
+    if [re.sub(r"[\d.]+$", "", line) for line in found] != [re.sub(r"[\d.]+$", "", line) for line in expected]:
+        return False
+    pairs = [(a.rsplit(" ", 1)[1], b.rsplit(" ", 1)[1]) for a, b in zip(found, expected, strict=True) if "loss" in a]
+    return len(pairs) > 9 and all(abs(float(a) - float(b)) < 2e-5 for a, b in pairs)
+
+
+def count_activations(model, B: int, T: int) -> int:
+    """Return the floats of the 23 activations that llm.c's train_gpt2 lists."""
+    L, C, NH = model.n_layer, model.n_embd, model.n_head
+    block = [B * T * C, B * T, B * T, 3 * B * T * C, B * T * C, B * NH * T * T, B * NH * T * T, B * T * C, B * T * C]
+    block += [B * T * C, B * T, B * T, 4 * B * T * C, 4 * B * T * C, B * T * C, B * T * C]
+    return B * T * C + L * sum(block) + B * T * C + 2 * B * T + 2 * B * T * VP + B * T
+
+
+def draw_as_llmc(end_of_text: int):
+    """Return a function that draws 63 tokens from an engine, from llm.c's xorshift*: it goes on from call to call."""
+    state, mask = 1337, 2**64 - 1
+
+    def coin() -> float:
+        nonlocal state
+        state ^= state >> 12
+        state = state ^ (state << 25) & mask
+        state ^= state >> 27
+        return (((state * 0x2545F4914F6CDD1D & mask) >> 32) >> 8) / 2**24
+
+    def draw(engine) -> list[int]:
+        session, tokens = engine.session(1), [end_of_text]
+        for _ in range(min(63, engine.config.block_size)):
+            logits = session.feed(np.array([tokens[-1:]], np.int32))[0].astype(np.float64)
+            p = np.exp(logits - logits.max())
+            tokens.append(int(np.searchsorted(np.cumsum(p / p.sum()), coin(), side="right")))
+        return tokens[1:]
+
+    return draw
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_the_program_carries_the_tokenizer_over(folder, kind):
+    text = readable(3000) + 'don\'t 12 «¿ñ» \\ "x"\n\n\t'
+    tokenizer = characters(text) if kind == "characters" else train_bpe([text], 600)
+    model = tiny_config("gpt2", vocab_size=tokenizer.vocab_size)
+    save_model("model", model, random_weights(model), tokenizer)
+    write("model", "there")
+    Path("train.bin").write_bytes(tokens_file([1, 2, 3, 4] * 20))
+    few = ("--max_iters=1", "--batch_size=1", "--block_size=4", "--input_bin=train.bin", "--input_val_bin=train.bin")
+    done = program("train", "--recipe=llmc", "--init_from=there/gpt2_124M.bin", "--out_dir=new", *few)
+    assert done.returncode == 0, done.stderr
+    found = load_tokenizer("new")
+    assert found.encode(text).tolist() == tokenizer.encode(text).tolist() and found.decode([5]) == tokenizer.decode([5])
+    assert found.end_of_text == tokenizer.end_of_text
+    Path("there/gpt2_tokenizer.bin").unlink()
+    done = program("train", "--recipe=llmc", "--init_from=there/gpt2_124M.bin", "--out_dir=none", *few)
+    assert done.returncode == 0 and "none gets no tokenizer" in done.stderr and not Path("none/tokenizer.json").exists()
+    Path("there/gpt2_tokenizer.bin").write_bytes(file_of([20240328, 2, 2, 0], b"\x02ab\x01a"))
+    done = program("train", "--recipe=llmc", "--init_from=there/gpt2_124M.bin", "--out_dir=bad", *few)
+    assert done.returncode == 2 and "neither bytes" in done.stderr and not Path("bad/tokenizer.json").exists()
 
 
 def test_the_program_takes_a_data_folder_and_its_tokenizer(folder):

@@ -101,12 +101,15 @@ def test_losses_are_read_from_what_is_printed():
     curve = "".join(f"step {n}: train loss {9 - n / 100}, val loss {8 - n / 100}\n" for n in (0, 10, 40, 41))
     assert reproduce.last(small + curve) == "8.5900 / 7.5900"
     assert reproduce.best(curve + "step 50: train loss 1.0, val loss 9.5\n") == "val 7.5900"
-    assert reproduce.curve(small + curve) == "val 8.0000 to 7.6000"
+    assert (
+        reproduce.curve("val loss 8.000000\nstep 0: train loss 1.0 (took 1 ms)\nval loss 7.61\n")
+        == "val 8.0000 to 7.6100"
+    )
     assert reproduce.tokens("305,260 train tokens, 32,768 val tokens, in data/x/") == "305,260 / 32,768"
 
 
 def test_llmcs_losses_are_compared_with_ours():
-    ours = "step 0: train loss 9.0, val loss 9.5\niter 0: loss 9.0, time\niter 1: loss 8.0, time\n"
+    ours = "val loss 9.5\nstep 0: train loss 9.0 (took 1 ms)\nstep 1: train loss 8.0 (took 1 ms)\n"
     theirs = "val loss 9.500010\nstep 0: train loss 9.000000 (took 1 ms)\nstep 1: train loss 8.020000 (took 1 ms)\n"
     assert "3 losses" in reproduce.compare(ours, theirs) and "within 0.02 " in reproduce.compare(ours, theirs)
     assert "2 gradients right and 1 wrong" in reproduce.compare(

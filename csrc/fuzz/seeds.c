@@ -80,10 +80,24 @@ int main(int argc, char **argv) {
     write_seed("tokens", "uint16", prefix, 5 + (int64_t)strlen(meta),
                "\1\0\2\0\3\0\4\0\5\0\6\0\7\0\10\0\11\0\12\0\13\0\14\0\15\0\16\0\17\0\20\0", 32);
     write_text("text", "characters", "\4aba\n", 5,
-               "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"b\": 2}}, \"added_tokens\": "
+               "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[\\\\s\\\\S]\"}}, \"decoder\": "
+               "{\"type\": "
+               "\"Fuse\"}, \"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"b\": 2}}, "
+               "\"added_tokens\": "
                "[{\"id\": 3, \"content\": \"<|endoftext|>\"}]}");
-    write_text("text", "bytes", "\2h\n", 3,
-               "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}");
+    write_text(
+        "text", "bytes", "\2h\n", 3,
+        "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": "
+        "\"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"vocab\": {\"th\": 0, \"\\u010a\": 1, \"h\": 2, \"t\": 3}, "
+        "\"merges\": [\"t h\"]}}");
+    write_text(
+        "text", "spaces", "\2 h\n", 4,
+        "{\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\\u2581\"}, \"decoder\": {\"type\": "
+        "\"Sequence\", "
+        "\"decoders\": [{\"type\": \"ByteFallback\"}, {\"type\": \"Replace\", \"pattern\": {\"String\": \"\\u2581\"}, "
+        "\"content\": \" \"}]}, \"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"vocab\": {\"\\u2581\": 0, "
+        "\"h\": 1, "
+        "\"\\u2581h\": 2, \"<0x0A>\": 3}, \"merges\": [[\"\\u2581\", \"h\"]]}}");
     char calls[256];
     for (int32_t family = 0; family < 3; family++) {
         for (int32_t i = 0; i < 256; i++) calls[i] = (char)(i * 37 % 191 + family);

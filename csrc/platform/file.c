@@ -39,6 +39,15 @@ int64_t file_size(FILE *stream) {
     return file_seek(stream, 0, SEEK_SET) ? -1 : size;
 }
 
+int32_t file_exists(const char *path) {
+#ifdef _WIN32
+    return GetFileAttributesA(path) != INVALID_FILE_ATTRIBUTES;
+#else
+    struct stat about;
+    return !lstat(path, &about);
+#endif
+}
+
 int64_t file_count_bytes(const char *path) {
     FILE *stream = fopen(path, "rb");
     int64_t size = stream ? file_size(stream) : -1;

@@ -32,6 +32,9 @@ int32_t failure_say(failure *failure, const char *format, ...);
 /* The whole file with a zero behind it, at most 256 MB, to be freed; NULL with a failure. */
 char *file_read(const char *path, int64_t *size, failure *failure);
 
+/* 1: there is a file or folder of that name, whether or not it can be read. */
+int32_t file_exists(const char *path);
+
 /* Bytes of a file; -1 if it cannot be opened. */
 int64_t file_count_bytes(const char *path);
 

@@ -95,11 +95,44 @@ static const char *find_activation(const char *name) {
     return NULL;
 }
 
+/* How rotary positions are stretched; a factor of 0: they are not. Linear, where `high` is 0; else as Llama 3. */
+typedef struct scaling {
+    double factor, low, high, original;
+} scaling;
+
 typedef struct reading {
     sampan_config *config;
     int32_t bias, has_bias;
     double theta;
+    scaling scaling;
 } reading;
+
+static const char *read_scaling(reading *r, const json *doc, int64_t at) {
+    const char *type = json_string(doc, at, "rope_type", json_string(doc, at, "type", "default"));
+    const int32_t is_llama3 = !strcmp(type, "llama3");
+    if (!at || !strcmp(type, "default")) return NULL;
+    if (!is_llama3 && strcmp(type, "linear")) return "has a type that this program does not support";
+    r->scaling.factor = json_number(doc, at, "factor", 0);
+    r->scaling.low = is_llama3 ? json_number(doc, at, "low_freq_factor", 0) : 0;
+    r->scaling.high = is_llama3 ? json_number(doc, at, "high_freq_factor", 0) : 0;
+    r->scaling.original = is_llama3 ? json_number(doc, at, "original_max_position_embeddings", 0) : 0;
+    const double most = 1e30, *s[] = {&r->scaling.factor, &r->scaling.low, &r->scaling.high, &r->scaling.original};
+    for (int32_t i = 0; i < (is_llama3 ? 4 : 1); i++)
+        if (!(*s[i] > 0 && *s[i] < most)) return "lacks a positive number";
+    return is_llama3 && r->scaling.low >= r->scaling.high ? "has low_freq_factor above high_freq_factor" : NULL;
+}
+
+/* The angle per position of the i-th pair of channels, as the package's rotary_frequencies. */
+static double rotary_frequency(const reading *r, int32_t i) {
+    const scaling *s = &r->scaling;
+    const double frequency = pow(r->theta, -(2.0 * i / r->config->head_dim)), pi = 3.14159265358979323846;
+    if (s->factor == 0) return frequency;
+    if (s->high == 0) return frequency / s->factor;
+    const double turns = s->original * frequency / (2 * pi), share = (turns - s->low) / (s->high - s->low);
+    const double kept = fmin(fmax(share, 0.0),
+                             1.0); /* slow waves are stretched, fast ones kept, those between blended */
+    return kept * frequency + (1 - kept) * frequency / s->factor;
+}
 
 /* Takes one key's value. NULL, or what is wrong with it. */
 static const char *read_key(reading *r, const json *doc, const family_key *key) {
@@ -125,8 +158,7 @@ static const char *read_key(reading *r, const json *doc, const family_key *key) 
     } else if (!strcmp(key->ours, "rope_theta")) {
         r->theta = number;
     } else if (!strcmp(key->ours, "rope_scaling")) {
-        if (type != JSON_NULL || (rope && strcmp(json_string(doc, rope, "rope_type", "default"), "default")))
-            return "is not supported by this program";
+        return read_scaling(r, doc, type == JSON_OBJECT ? at : rope);
     } else if (!strcmp(key->ours, "activation")) {
         const char *name = type == JSON_STRING ? doc->values[at].string : key->string;
         if (key->alias[0] && !strcmp(name, key->alias[0])) name = key->alias[1];
@@ -168,8 +200,9 @@ static double read_fixed(const json_value *v) {
 }
 
 /* Fills in `config`. NULL; or what is wrong, about *key where it is one key's fault. */
-static const char *read_family(sampan_config *c, const family *f, double *theta, const json *doc, const char **key) {
-    reading r = {.config = c, .bias = f->bias};
+static const char *read_family(reading *r, const family *f, const json *doc, const char **key) {
+    sampan_config *c = r->config;
+    r->bias = f->bias;
     folder_set_parts(c, f, 0);
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) *find_size(c, SIZES[i].name) = 0;
     for (const family_fixed *fixed = f->fixed; fixed->theirs; fixed++) {
@@ -180,13 +213,12 @@ static const char *read_family(sampan_config *c, const family *f, double *theta,
     }
     for (const family_key *k = f->keys; k->theirs; k++) {
         *key = k->theirs;
-        const char *wrong = k->read ? read_key(&r, doc, k) : NULL;
+        const char *wrong = k->read ? read_key(r, doc, k) : NULL;
         if (wrong) return wrong;
     }
     const char *activation = c->activation;
     *key = NULL;
-    *theta = r.theta;
-    folder_set_parts(c, f, r.bias);
+    folder_set_parts(c, f, r->bias);
     c->activation = activation;
     resolve_sizes(c);
     return NULL;
@@ -196,20 +228,19 @@ int32_t folder_read_config(sampan_config *c, const family **family, double **fre
                            failure *failure) {
     char path[PATH_SIZE];
     json doc;
-    double theta = 0.0;
+    reading r = {.config = c};
     *frequencies = NULL;
     snprintf(path, sizeof path, "%s/config.json", folder);
     if (json_read_file(&doc, path, failure)) return 1;
     const char *wrong = NULL, *key = "model_type";
     *family = folder_find_family(json_string(&doc, 0, "model_type", ""));
     if (!*family) wrong = "is not supported by this program";
-    if (!wrong) wrong = read_family(c, *family, &theta, &doc, &key);
+    if (!wrong) wrong = read_family(&r, *family, &doc, &key);
     if (!wrong) wrong = check_sizes(c, folder);
     if (!wrong && is_rotary(c)) {
         *frequencies = malloc((size_t)(c->head_dim / 2 + 1) * sizeof(double));
         if (!*frequencies) wrong = "no memory";
-        for (int32_t i = 0; i < c->head_dim / 2 && *frequencies; i++)
-            (*frequencies)[i] = pow(theta, -(2.0 * i / c->head_dim));
+        for (int32_t i = 0; i < c->head_dim / 2 && *frequencies; i++) (*frequencies)[i] = rotary_frequency(&r, i);
         c->rotary_frequencies = *frequencies;
     }
     json_free(&doc);
@@ -217,7 +248,8 @@ int32_t folder_read_config(sampan_config *c, const family **family, double **fre
     return wrong != NULL;
 }
 
-int32_t folder_save_config(const sampan_config *c, const family *f, const char *folder, failure *failure) {
+int32_t folder_save_config(const sampan_config *c, const family *f, int32_t end_of_text, const char *folder,
+                           failure *failure) {
     char path[PATH_SIZE];
     snprintf(path, sizeof path, "%s/config.json", folder);
     FILE *stream = fopen(path, "wb");
@@ -232,6 +264,8 @@ int32_t folder_save_config(const sampan_config *c, const family *f, const char *
                 fprintf(stream, "  \"%s\": %s,\n", k->theirs, c->qkv_bias ? "true" : "false");
         }
         fprintf(stream, "  \"tie_word_embeddings\": %s,\n", c->tie_word_embeddings ? "true" : "false");
+        if (end_of_text >= 0)
+            fprintf(stream, "  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n", (int)end_of_text, (int)end_of_text);
         fprintf(stream, "  \"architectures\": [\"%s\"]\n}\n", f->architecture);
     }
     int32_t failed = !stream || ferror(stream);

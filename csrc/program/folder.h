@@ -9,7 +9,7 @@
 
    Names, keys and parts are those of families.inc, which generate.py writes from the package's families.
 
-   What it does not do: sharded weights, rope_scaling, pickles (the package reads more). */
+   What it does not do: sharded weights, pickles (the package reads more). */
 
 #ifndef SAMPAN_FOLDER_H
 #define SAMPAN_FOLDER_H
@@ -29,7 +29,8 @@ void folder_set_parts(sampan_config *config, const family *family, int32_t bias)
 /* Each returns 0, or 1 with a failure. */
 int32_t folder_read_config(sampan_config *config, const family **family, double **frequencies, const char *folder,
                            failure *failure);
-int32_t folder_save_config(const sampan_config *config, const family *family, const char *folder, failure *failure);
+int32_t folder_save_config(const sampan_config *config, const family *family, int32_t end_of_text, const char *folder,
+                           failure *failure); /* end_of_text -1: none */
 int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
                             const char *folder, failure *failure);
 

@@ -1,4 +1,4 @@
-"""Write what sampan-c takes from the package: families.inc (names, keys, parts) and settings.inc (defaults, ranges).
+"""Write the tables of sampan-c: families.inc (names, keys, parts), settings.inc (defaults, ranges), unicode.inc.
 
     python csrc/program/generate.py            # with the package installed, or PYTHONPATH=src
 
@@ -6,7 +6,10 @@ sampan-c has no Python, so the tables of src/sampan/model/families and the setti
 out as C. The files are committed; tests/test_c_sources.py fails if they are not what the package says.
 """
 
+import itertools
 import json
+import sys
+import unicodedata
 from dataclasses import Field
 from pathlib import Path
 
@@ -36,7 +39,7 @@ TRAIN = (
     ),
     *("eval_interval", "eval_iters", "eval_only", "log_interval"),
 )
-SAMPLE = ("start", "num_samples", "max_new_tokens", "temperature", "top_k")
+SAMPLE = ("weights", "start", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p")
 ELSEWHERE = {"init_from": "", "block_size": 0, "start": "\n"}  # a model is never new here and has its block_size
 MOST = 1e9  # where the package has no limit
 
@@ -123,7 +126,7 @@ def setting_row(field: Field) -> str:
         low = 0
     if kind == "FLAG":
         low, high = 0, 1
-    return f"X({kind}, {field.name}, {float(default or 0):.9g}, {low:.9g}, {min(high, 2.0**53):.17g})"
+    return f"X({kind}, {field.name}, {float(default or 0):.9g}, {low:.9g}, {high:.17g})"
 
 
 def generate_settings() -> str:
@@ -140,7 +143,34 @@ def generate_settings() -> str:
     )
 
 
-FILES = {"families.inc": generate_families, "settings.inc": generate_settings}
+def ranges(name: str, members: list[bool]) -> str:
+    """Return a C table of the ranges of true members, first and last."""
+    runs, at = [], 0
+    for is_member, run in itertools.groupby(members):
+        length = len(list(run))
+        if is_member:
+            runs.append(f"{{{at:#x}, {at + length - 1:#x}}}")
+        at += length
+    rows = [", ".join(row) for row in (runs[i : i + 6] for i in range(0, len(runs), 6))]
+    return f"static const uint32_t {name}[][2] = {{\n" + "".join(f"    {row},\n" for row in rows) + "};\n"
+
+
+def generate_unicode() -> str:
+    """Return unicode.inc: what regular expressions call \\p{L}, \\p{N} and \\s."""
+    characters = [chr(i) for i in range(sys.maxunicode + 1)]
+    categories = [unicodedata.category(c)[0] for c in characters]
+    information = {0x1C, 0x1D, 0x1E, 0x1F}  # separators that Python alone counts as spaces
+    return (
+        f"/* unicode.inc: letters, numbers and spaces of Unicode {unicodedata.unidata_version}. Written by generate.py; "
+        "do not edit. */\n\n#include <stdint.h>\n\n// clang-format off\n"
+        + ranges("LETTERS", [c == "L" for c in categories])
+        + ranges("NUMBERS", [c == "N" for c in categories])
+        + ranges("SPACES", [c.isspace() and ord(c) not in information for c in characters])
+        + "// clang-format on\n"
+    )
+
+
+FILES = {"families.inc": generate_families, "settings.inc": generate_settings, "unicode.inc": generate_unicode}
 
 if __name__ == "__main__":
     for name, generate in FILES.items():

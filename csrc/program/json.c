@@ -113,13 +113,13 @@ static int32_t read_string(parser *p, const char **string, int32_t *length) {
     return 0;
 }
 
-static int32_t read_number(parser *p, double *number) {
-    char text[64];
-    int64_t n = 0;
-    while (p->at < p->end && n < 63 && *p->at && strchr("+-0123456789.eE", *p->at)) text[n++] = *p->at++;
-    text[n] = 0;
-    char *last;
-    *number = strtod(text, &last);
+/* Its text goes where strings go: what follows a number in the document leaves room for the zero. */
+static int32_t read_number(parser *p, json_value *value) {
+    char *text = p->out, *last;
+    while (p->at < p->end && p->out - text < 63 && *p->at && strchr("+-0123456789.eE", *p->at)) *p->out++ = *p->at++;
+    *p->out++ = 0;
+    value->text = (int32_t)(text - p->doc->strings);
+    value->number = strtod(text, &last);
     int32_t begins = (text[0] >= '0' && text[0] <= '9') || (text[0] == '-' && text[1] >= '0' && text[1] <= '9');
     return begins && *last == 0 ? 0 : fail(p, "expected a value");
 }
@@ -196,7 +196,7 @@ static int32_t read_value(parser *p, int32_t depth) {
     }
     if (c == 'n') return read_word(p, "null");
     p->doc->values[value].type = JSON_NUMBER;
-    return read_number(p, &p->doc->values[value].number);
+    return read_number(p, &p->doc->values[value]);
 }
 
 int32_t json_parse(json *doc, const char *text, int64_t size) {
@@ -246,6 +246,8 @@ const char *json_string(const json *doc, int64_t object, const char *key, const 
     int64_t i = json_find(doc, object, key);
     return i && doc->values[i].type == JSON_STRING ? doc->values[i].string : otherwise;
 }
+
+const char *json_digits(const json *doc, int64_t number) { return doc->strings + doc->values[number].text; }
 
 int32_t json_flag(const json *doc, int64_t object, const char *key, int32_t otherwise) {
     int64_t i = json_find(doc, object, key);

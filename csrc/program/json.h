@@ -27,8 +27,8 @@ typedef struct json_value {
     int32_t type, next; /* next: the following member of the same array or object */
     int32_t key_length;
     union {
-        int32_t length, count;
-    }; /* bytes of a string; members of an array or object */
+        int32_t length, count, text;
+    }; /* bytes of a string; members of an array or object; where a number's text is in `strings` */
     const char *key; /* of a member of an object, zero-terminated; else NULL */
     union {
         double number;
@@ -40,7 +40,7 @@ typedef struct json_value {
 typedef struct json {
     json_value *values;
     int64_t count;
-    char *strings;    /* decoded, one after the other */
+    char *strings;    /* decoded, one after the other, and the text of numbers */
     char message[96]; /* "line 3: expected a value" */
 } json;
 
@@ -57,6 +57,9 @@ int64_t json_find(const json *doc, int64_t object, const char *key);
 /* Number, or string, of a member; `otherwise` where it is missing, null or of another type. */
 double json_number(const json *doc, int64_t object, const char *key, double otherwise);
 const char *json_string(const json *doc, int64_t object, const char *key, const char *otherwise);
+
+/* The text of a number, as it is in the document: a double holds only whole numbers up to 2^53. */
+const char *json_digits(const json *doc, int64_t number);
 
 /* 1 true, 0 false, of a member that may be missing or null. */
 int32_t json_flag(const json *doc, int64_t object, const char *key, int32_t otherwise);

@@ -9,11 +9,11 @@
 #include <string.h>
 #include "platform/bfloat16.h"
 #include "platform/memory.h"
+#include "text.h"
 
-enum { HEADER = 256, HEADER_BYTES = 4 * HEADER, MODEL = 20240326, STATE = 20240327, TOKENS = 20240520 };
+enum { HEADER = 256, HEADER_BYTES = 4 * HEADER };
+enum { MODEL = 20240326, STATE = 20240327, TOKENIZER = 20240328, TOKENS = 20240520 };
 enum { FLOAT32_VERSION = 3, BFLOAT16_VERSION = 5, STATE_VERSION = 2, TOKENS_VERSION = 1 };
-enum { PADDED_TO = 128 }; /* rows of the token embedding's gradient in a debug state */
-
 static int32_t complain(FILE *stream, const char *path, const char *what, failure *failure) {
     if (stream) fclose(stream);
     failure_say(failure, "%s: %s", path, what);
@@ -78,6 +78,9 @@ static int64_t count_elements(const sampan_config *c, int64_t padded) {
         return -1;
     return blocks / 2 + tables / 2 < (int64_t)1 << 60 ? blocks + tables : -1;
 }
+
+/* Rows of the token embedding, which llm.c pads. */
+static int64_t padded_vocabulary(const sampan_config *c) { return ((int64_t)c->vocab_size + 127) / 128 * 128; }
 
 /* `count` elements of `width` bytes, 4 or 2 (bfloat16), from the byte `offset` on. */
 static int32_t read_values(FILE *stream, int64_t offset, int64_t width, int64_t count, float *values) {
@@ -195,6 +198,175 @@ int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, failur
     return 1;
 }
 
+/* ---- its tokenizer ---- */
+
+/* Tokens by their bytes: each is a length in one byte, and as many bytes. */
+typedef struct token_file {
+    const uint8_t **token; /* (count) */
+    int64_t count, end_of_text, slots;
+    int32_t *slot; /* (slots, a power of two) ranks by bytes; -1: free */
+} token_file;
+
+static int32_t *find_rank(const token_file *f, const uint8_t *bytes, int64_t n) {
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (int64_t i = 0; i < n; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
+    for (hash ^= hash >> 32;; hash++) {
+        int32_t *slot = &f->slot[hash & (uint64_t)(f->slots - 1)];
+        if (*slot < 0 || (f->token[*slot][0] == n && !memcmp(f->token[*slot] + 1, bytes, (size_t)n))) return slot;
+    }
+}
+
+static const char *token_file_open(token_file *f, const char *raw, int64_t size) {
+    const int32_t *header = (const int32_t *)(const void *)raw;
+    const uint8_t *at = (const uint8_t *)raw + HEADER_BYTES, *end = (const uint8_t *)raw + size;
+    *f = (token_file){0};
+    if (size < HEADER_BYTES || header[0] != TOKENIZER || (header[1] != 1 && header[1] != 2))
+        return "not a tokenizer file of llm.c's";
+    f->count = header[2];
+    f->end_of_text = header[1] == 1 ? 50256 : header[3];
+    if (f->count < 1 || f->count > size / 2 || f->end_of_text < 0 || f->end_of_text >= f->count)
+        return "its header does not fit it";
+    for (f->slots = 8; f->slots <= 2 * f->count;) f->slots *= 2;
+    f->token = calloc((size_t)f->count, sizeof *f->token);
+    f->slot = malloc((size_t)f->slots * sizeof *f->slot);
+    if (!f->token || !f->slot) return "no memory to read it";
+    for (int64_t i = 0; i < f->slots; i++) f->slot[i] = -1;
+    for (int64_t i = 0; i < f->count; i++) {
+        if (at >= end || !*at || *at >= end - at) return "it is not whole";
+        f->token[i] = at;
+        int32_t *rank = find_rank(f, at + 1, *at);
+        if (*rank >= 0) return "two of its tokens are the same";
+        *rank = (int32_t)i;
+        at += 1 + *at;
+    }
+    return at == end ? NULL : "something follows its tokens";
+}
+
+/* Bytes of the left one of the two tokens that were merged into this one: what all merges of lower rank leave; 0: more. */
+static int64_t find_half(const token_file *f, int32_t rank) {
+    int64_t n = f->token[rank][0], cut[257], parts = n; /* parts i: cut[i] to cut[i + 1] */
+    for (int64_t i = 0; i <= n; i++) cut[i] = i;
+    while (parts > 2) {
+        int32_t lowest = rank;
+        int64_t best = 0;
+        for (int64_t i = 0; i + 2 <= parts; i++) {
+            int32_t found = *find_rank(f, f->token[rank] + 1 + cut[i], cut[i + 2] - cut[i]);
+            if (found >= 0 && found < lowest) lowest = found, best = i;
+        }
+        if (lowest == rank) return 0;
+        memmove(cut + best + 1, cut + best + 2, (size_t)(parts - best - 1) * sizeof *cut);
+        parts--;
+    }
+    return cut[1];
+}
+
+/* A token's name in JSON, without its quotes: as it is, or each byte as GPT-2 writes it. */
+static void write_name(FILE *out, const uint8_t *bytes, int64_t n, int32_t is_byte_level) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t code = is_byte_level ? byte_to_character(bytes[i]) : bytes[i];
+        if (code == '"' || code == '\\') fputc('\\', out);
+        if (code < ' ') fprintf(out, "\\u%04x", (unsigned)code);
+        else if (is_byte_level && code >= 0x80)
+            fprintf(out, "%c%c", (int)(0xc0 | code >> 6), (int)(0x80 | (code & 63)));
+        else fputc((int)code, out);
+    }
+}
+
+/* NULL, or why the tokens are neither a byte-level BPE nor characters. */
+static const char *write_tokenizer(FILE *out, const token_file *f, int32_t is_byte_level, int32_t has_end) {
+    static const char END[] = "\"added_tokens\": [{\"id\": %d, \"content\": \"<|endoftext|>\", \"single_word\": false, "
+                              "\"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}]";
+#define BYTE_LEVEL(prefix) \
+    "{\"type\": \"ByteLevel\", \"add_prefix_space\": " prefix ", \"trim_offsets\": true, \"use_regex\": true}"
+    static const char BPE[] = "\"decoder\": " BYTE_LEVEL("true") ", \"pre_tokenizer\": " BYTE_LEVEL("false");
+    static const char EACH[] =
+        "\"decoder\": {\"type\": \"Fuse\"}, \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": "
+        "{\"Regex\": \"[\\\\s\\\\S]\"}, \"behavior\": \"Isolated\", \"invert\": false}";
+    fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"normalizer\": null, \"post_processor\": "
+          "null,\n",
+          out);
+    fprintf(out, has_end ? END : "\"added_tokens\": []", (int)f->end_of_text);
+    fprintf(out, ",\n%s,\n\"model\": {\"type\": \"%s\", ", is_byte_level ? BPE : EACH,
+            is_byte_level ? "BPE" : "WordLevel");
+    fputs(is_byte_level ? "" : "\"unk_token\": \"<unk>\", ", out);
+    fputs("\"vocab\": {", out);
+    for (int64_t i = 0, written = 0; i < f->count; i++) {
+        const int32_t is_end = has_end && i == f->end_of_text;
+        const uint8_t *token = f->token[i];
+        if (!is_byte_level && is_end) continue;
+        if (!is_byte_level && !utf8_is_character((const char *)token + 1, token[0]))
+            return "its tokens are neither bytes and their merges nor characters";
+        fputs(written++ ? ",\n\"" : "\n\"", out);
+        write_name(out, token + 1, token[0], is_byte_level && !is_end);
+        fprintf(out, "\": %lld", (long long)i);
+    }
+    fputs("}", out);
+    const char *between = ", \"merges\": [\n";
+    for (int64_t i = 0; is_byte_level && i < f->count; i++) {
+        const uint8_t *token = f->token[i];
+        if (token[0] == 1 || (has_end && i == f->end_of_text)) continue;
+        int64_t half = find_half(f, (int32_t)i);
+        if (!half) return "one of its tokens is not a merge of two earlier ones";
+        fprintf(out, "%s[\"", between);
+        write_name(out, token + 1, half, 1);
+        fputs("\", \"", out);
+        write_name(out, token + 1 + half, token[0] - half, 1);
+        fputs("\"]", out);
+        between = ",\n";
+    }
+    fputs(!is_byte_level ? "}}\n" : *between == ',' && between[1] == ' ' ? ", \"merges\": []}}\n" : "]}}\n", out);
+    return NULL;
+}
+
+int32_t llmc_convert_tokenizer(const char *from, const char *to, int32_t *end_of_text, failure *failure) {
+    static const char NAME[] = "<|endoftext|>";
+    int64_t size;
+    char *raw = file_read(from, &size, failure);
+    token_file f;
+    if (!raw) return 1;
+    const char *complaint = token_file_open(&f, raw, size);
+    if (!complaint) {
+        const uint8_t *end = f.token[f.end_of_text];
+        const int32_t has_end = end[0] == sizeof NAME - 1 && !memcmp(end + 1, NAME, end[0]);
+        int32_t bytes = 0;
+        for (int32_t b = 0; b < 256; b++) bytes += *find_rank(&f, (const uint8_t[]){(uint8_t)b}, 1) >= 0;
+        *end_of_text = has_end ? (int32_t)f.end_of_text : -1;
+        FILE *out = fopen(to, "wb");
+        if (out) complaint = write_tokenizer(out, &f, bytes == 256, has_end);
+        int32_t failed = !out || ferror(out);
+        if (out && fclose(out)) failed = 1;
+        if (failed) complaint = "its tokenizer.json cannot be written";
+        if (complaint) remove(to);
+    }
+    if (complaint) failure_say(failure, "%s: %s", from, complaint);
+    free(f.token);
+    free(f.slot);
+    free(raw);
+    return complaint != NULL;
+}
+
+/* ---- what train_gpt2 prints ---- */
+
+/* num_activations are those of llm.c, which keeps attention's scores and all logits; this engine needs fewer. */
+void llmc_print_header(const sampan_config *c, int64_t train_batches, int64_t val_batches, int64_t batch,
+                       int64_t block) {
+    const int64_t M = batch * block, C = c->n_embd, V = padded_vocabulary(c),
+                  scores = batch * c->n_head * block * block;
+    const int64_t activations = c->n_layer * (18 * M * C + 4 * M + 2 * scores) + 2 * M * C + 2 * M + 2 * M * V + M;
+    printf("[GPT-2]\nmax_seq_len: %d\nvocab_size: %d\npadded_vocab_size: %lld\nnum_layers: %d\nnum_heads: %d\n",
+           (int)c->block_size, (int)c->vocab_size, (long long)V, (int)c->n_layer, (int)c->n_head);
+    printf("channels: %d\nnum_parameters: %lld\ntrain dataset num_batches: %lld\nval dataset num_batches: %lld\n",
+           (int)C, (long long)count_elements(c, V), (long long)train_batches, (long long)val_batches);
+    printf("num_activations: %lld\n", (long long)activations);
+}
+
+float llmc_random(uint64_t *state) {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    return (float)((uint32_t)((*state * 0x2545f4914f6cdd1du) >> 32) >> 8) / 16777216.0f;
+}
+
 /* ---- batches ---- */
 
 static void twister_seed(llmc_batches *b, uint32_t seed) {
@@ -265,7 +437,7 @@ int32_t llmc_batches_read(llmc_batches *b, int64_t index, int32_t *x, int32_t *y
 int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c, failure *failure) {
     int32_t h[HEADER];
     int64_t bytes, logits;
-    *s = (llmc_state){.padded = (c->vocab_size + PADDED_TO - 1) / PADDED_TO * PADDED_TO};
+    *s = (llmc_state){.padded = padded_vocabulary(c)};
     int64_t parameters = count_elements(c, s->padded);
     if (strcmp(c->positions, "learned") || c->gated || !c->qkv_bias || !c->tie_word_embeddings
         || c->n_inner != 4 * c->n_embd)

@@ -1,5 +1,5 @@
-/* llmc.h: llm.c's files, read: weights, token files, the debug state of its test; and the order in which it takes
-   batches.
+/* llmc.h: reads llm.c's files: weights, tokens, its tokenizer, the debug state of its test. Takes batches in its order,
+   and draws text with its random numbers.
 
        if (llmc_recognizes("gpt2_124M.bin")) ...
        sampan_config config = {0};                       // then: training, dtype, threads, ... as the caller likes
@@ -10,8 +10,7 @@
    Each begins with 256 int32: a magic number, a version, sizes. A file's length is checked against them before anything
    is allocated. Little-endian machines only, like the files.
 
-   What it does not do: write (exchange/llmc.py does), several shards, Llama 3's files, optimizer states, the tokenizer
-   file. */
+   What it does not do: write them (the package's exchange/llmc does), several shards, Llama 3's files, optimizer states. */
 
 #ifndef SAMPAN_LLMC_H
 #define SAMPAN_LLMC_H
@@ -30,6 +29,17 @@ int32_t llmc_recognizes(const char *path);
 int32_t llmc_read_config(sampan_config *config, const family **family, const char *path, failure *failure);
 int32_t llmc_load_weights(sampan_engine *engine, const sampan_config *config, const char *path, failure *failure);
 int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, failure *failure);
+
+/* Writes the tokenizer.json of a gpt2_tokenizer.bin: characters, or a byte-level BPE whose merges are reconstructed, cut
+   into words as GPT-2 does. *end_of_text receives its id, or -1. */
+int32_t llmc_convert_tokenizer(const char *from, const char *to, int32_t *end_of_text, failure *failure);
+
+/* Prints what train_gpt2 prints of a model and of its data before the first step. */
+void llmc_print_header(const sampan_config *config, int64_t train_batches, int64_t val_batches, int64_t batch,
+                       int64_t block);
+
+/* A random number in [0, 1) of the generator (xorshift*) with which train_gpt2 draws text, from state 1337 on. */
+float llmc_random(uint64_t *state);
 
 /* ---- batches ---- */
 

@@ -1,34 +1,38 @@
-/* main.c: sampan-c, the stand-alone program: trains and samples with no Python at all.
+/* main.c: sampan-c, the stand-alone program: it trains and samples without Python.
 
        make && build/sampan-c train --init_from ../out/shakespeare --out_dir ../out/mine --data_dir ../data/shakespeare
-       build/sampan-c sample --out_dir ../out/mine --start "ROMEO:" --temperature 0.8
+       build/sampan-c sample ../out/mine --start "ROMEO:" --temperature 0.8
 
-   It starts from the weights of a folder, a run's of `sampan train` or any of Hugging Face's (config.json,
-   model.safetensors; the settings in its run.json are the defaults, flags override them), and reads the data folder's
-   train.bin and val.bin. Flags are those of config.py, as --key value or --key=value; loss lines, batches, evaluation
-   windows and schedule are the package's, so the numbers are too. The best weights go to out_dir, which becomes such a
-   folder; without --init_from it is one already.
+   Training starts from the weights of a folder: a run of `sampan train`, or any Hugging Face folder of a known family
+   (config.json, model.safetensors). If the folder has a run.json, its settings are the defaults; flags override them.
+   The data folder has train.bin and val.bin. Flags are those of config.py, as --key value or --key=value. Loss lines,
+   batches, evaluation windows and schedule are the package's, so the numbers are too. The best weights go to out_dir,
+   which becomes such a folder; without --init_from it is one already.
 
-   It reads llm.c's files as well, and then trains as its train_gpt2 does, with the same losses; and it can be tested as
-   that is:
+   Sampling reads any folder that the package writes, and writes the same text as `sampan sample` for the same seed.
+
+   It also reads llm.c's files. --recipe llmc trains as llm.c's train_gpt2 does and prints the same lines, and `test` does
+   the work of its test_gpt2:
 
        build/sampan-c train --recipe llmc --init_from gpt2_124M.bin --out_dir ../out/gpt2 \
            --input_bin tiny_shakespeare_train.bin --input_val_bin tiny_shakespeare_val.bin
        build/sampan-c test --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin   (status 1: they differ)
 
-   What it does not do: begin from nothing (`sampan train --max_iters 0` writes a fresh model), keep the optimizer for a
-   resume, prepare text, draw the package's samples (its random numbers are numpy's; temperature 0 gives the same text).
- */
+   What it does not do: make a new model (`sampan train --max_iters 0` does), keep the optimizer for a resume, prepare
+   text, sample with stop strings. */
 
-#include <stddef.h>
+#include <ctype.h>
 #include <math.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "platform/clock.h"
 #include "platform/file.h"
+#include "draw.h"
 #include "folder.h"
 #include "settings.inc"
 #include "llmc.h"
@@ -38,6 +42,9 @@
 /* ---- settings: the package's, and some of this program alone ---- */
 
 #define OWN_SETTINGS(X) \
+    X(REAL, min_p, 0, 0, 1) \
+    X(REAL, repetition_penalty, 1, 1e-6, 1e9) \
+    X(WHOLE, no_repeat_ngram_size, 0, 0, 1e9) \
     X(TEXT, recipe, "", 0, 0) \
     X(TEXT, order, "windows", 0, 0) \
     X(TEXT, input_bin, "", 0, 0) \
@@ -99,32 +106,33 @@ static const setting *find_setting(const char *name, size_t length) {
     return NULL;
 }
 
-static void set_number(settings *s, const setting *row, double number, const char *shown) {
-    if (!(number >= row->low && number <= row->high))
-        fail("%s=%s: expected a number from %g to %g", row->name, shown, row->low, row->high);
-    if (row->kind != REAL && number != floor(number)) fail("%s=%s: expected a whole number", row->name, shown);
-    void *field = (char *)s + row->offset;
-    if (row->kind == REAL) *(double *)field = number;
-    else *(int64_t *)field = (int64_t)number;
-}
-
 static void set_text(settings *s, const setting *row, const char *text) {
+    void *field = (char *)s + row->offset;
+    char *end;
     if (row->kind == TEXT) {
         if (strlen(text) >= TEXT_SIZE) fail("%s is too long", row->name);
-        memcpy((char *)s + row->offset, text, strlen(text) + 1);
+        memcpy(field, text, strlen(text) + 1);
         return;
     }
     if (!strcmp(text, "auto") || !strcmp(text, "None")) text = "0";
     if (row->kind == FLAG && (!strcmp(text, "True") || !strcmp(text, "true"))) text = "1";
     if (row->kind == FLAG && (!strcmp(text, "False") || !strcmp(text, "false"))) text = "0";
-    char *end;
-    double number = strtod(text, &end);
+    const double number = strtod(text, &end);
     if (end == text || *end)
         fail("%s=%s: expected %s", row->name, text, row->kind == FLAG ? "True or False" : "a number");
-    set_number(s, row, number, text);
+    if (!(number >= row->low && number <= row->high))
+        fail("%s=%s: expected a number from %g to %g", row->name, text, row->low, row->high);
+    if (row->kind == REAL) {
+        *(double *)field = number;
+        return;
+    }
+    if (number != floor(number)) fail("%s=%s: expected a whole number", row->name, text);
+    *(int64_t *)field = strtoll(text, &end, 10);                    /* a double holds only whole numbers up to 2^53 */
+    if (*end && number < 9e18) *(int64_t *)field = (int64_t)number; /* 1e3 */
 }
 
-/* Settings of run.json, where there is one; those that this program has not are another's business. */
+/* Takes the settings of run.json if there is one. It has more than this program does, and float16, which only a GPU's
+   engine has. */
 static void read_run(settings *s, const char *folder) {
     char path[PATH_SIZE];
     json doc;
@@ -137,11 +145,11 @@ static void read_run(settings *s, const char *folder) {
         int64_t at = json_find(&doc, object, row->name);
         if (!at || !strcmp(row->name, "out_dir") || !strcmp(row->name, "init_from")) continue;
         const json_value *v = &doc.values[at];
-        if (v->type == JSON_STRING) set_text(s, row, v->string);
-        else if (v->type == JSON_NUMBER && row->kind != TEXT) set_number(s, row, v->number, row->name);
+        if (v->type == JSON_STRING && strcmp(v->string, "float16")) set_text(s, row, v->string);
+        else if (v->type == JSON_NUMBER && row->kind != TEXT) set_text(s, row, json_digits(&doc, at));
         else if ((v->type == JSON_TRUE || v->type == JSON_FALSE) && row->kind == FLAG)
-            set_number(s, row, v->type == JSON_TRUE, row->name);
-        else if (v->type == JSON_NULL && row->kind == WHOLE && row->low == 0) set_number(s, row, 0, row->name);
+            set_text(s, row, v->type == JSON_TRUE ? "1" : "0");
+        else if (v->type == JSON_NULL && row->kind == WHOLE && row->low == 0) set_text(s, row, "0");
     }
     const char *data = json_string(&doc, json_find(&doc, 0, "data"), "folder", NULL);
     if (data) set_text(s, find_setting("data_dir", 8), data);
@@ -168,10 +176,16 @@ static void use_recipe(settings *s) {
     snprintf(s->order, sizeof s->order, "llmc");
 }
 
+static int32_t given[sizeof SETTINGS / sizeof *SETTINGS]; /* as a flag */
+
 /* --key value and --key=value. Twice: first for the folders and the recipe, which come between defaults and flags. */
 static void read_flags(settings *s, int argc, char **argv, int32_t only_sources) {
     for (int i = 2; i < argc; i++) {
         const char *key = argv[i], *equals = strchr(key, '='), *value;
+        if (i == 2 && *key != '-' && !strcmp(argv[1], "sample")) { /* the folder, as in sampan sample FOLDER */
+            set_text(s, find_setting("out_dir", 7), key);
+            continue;
+        }
         if (strncmp(key, "--", 2)) fail("%s: expected --key value or --key=value", key);
         key += 2;
         size_t length = equals ? (size_t)(equals - key) : strlen(key);
@@ -184,8 +198,11 @@ static void read_flags(settings *s, int argc, char **argv, int32_t only_sources)
         int32_t is_source = !strcmp(row->name, "out_dir") || !strcmp(row->name, "init_from")
                             || !strcmp(row->name, "recipe");
         if (!only_sources || is_source) set_text(s, row, value);
+        given[row - SETTINGS] = 1;
     }
 }
+
+static int32_t is_given(const char *name) { return given[find_setting(name, strlen(name)) - SETTINGS]; }
 
 /* ---- the model of the folder ---- */
 
@@ -207,30 +224,77 @@ static char *read_member(const char *folder, const char *name, int64_t *size) {
     return file_read(path, size, &wrong);
 }
 
+static int32_t has_member(const char *folder, const char *name) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return file_exists(path);
+}
+
+static void write_text(const char *path, const char *text, int64_t size) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(text, 1, (size_t)size, file) != (size_t)size || fclose(file)) fail("%s: cannot write", path);
+}
+
+/* Makes out_dir the folder of a model of llm.c's: its config.json, and the tokenizer of the data folder, or of a
+   tokenizer.json or gpt2_tokenizer.bin beside the weights. */
+static void describe_llmc(const program *p) {
+    const settings *s = &p->s;
+    const char *slash = strrchr(s->init_from, '/');
+    char beside[PATH_SIZE], from[PATH_SIZE + 32], to[PATH_SIZE];
+    int64_t size;
+    int32_t end_of_text = -1;
+    snprintf(beside, sizeof beside, "%.*s", slash ? (int)(slash - s->init_from) : 1, slash ? s->init_from : ".");
+    snprintf(from, sizeof from, "%s/gpt2_tokenizer.bin", beside);
+    snprintf(to, sizeof to, "%s/tokenizer.json", s->out_dir);
+    char *text = read_member(s->data_dir, "tokenizer.json", &size);
+    if (!text) text = read_member(beside, "tokenizer.json", &size);
+    if (text) {
+        vocabulary v;
+        write_text(to, text, size);
+        if (!vocabulary_read(&v, to, &wrong)) end_of_text = v.end_of_text, vocabulary_free(&v);
+    } else if (file_exists(from)) {
+        require_read(llmc_convert_tokenizer(from, to, &end_of_text, &wrong));
+    } else {
+        fprintf(stderr, "%s gets no tokenizer: there is no tokenizer.json or gpt2_tokenizer.bin in %s\n", s->out_dir,
+                beside);
+    }
+    free(text);
+    require_read(folder_save_config(&p->config, p->family, end_of_text, s->out_dir, &wrong));
+}
+
 /* Makes out_dir a model's folder like the one that training starts from; refuses to spoil what is there. */
 static void prepare_out_dir(const program *p) {
-    static const char *const DESCRIPTION[] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
+    static const char *const DESCRIPTION[] = {"config.json",
+                                              "tokenizer.json",
+                                              "tokenizer_config.json",
+                                              "generation_config.json",
+                                              "special_tokens_map.json",
+                                              "chat_template.jinja"};
+    static const char *const MODEL[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                        "ckpt.pt", "last"};
     const settings *s = &p->s;
     int64_t size;
-    char *kept = read_member(s->out_dir, s->init_from[0] ? "model.safetensors" : "run.json", &size);
-    if (kept && s->init_from[0]) fail("%s already holds a model; choose another --out_dir", s->out_dir);
-    if (kept)
-        fail("%s holds a run of sampan train, with its own progress: start from it with --init_from %s, and name "
-             "another --out_dir",
-             s->out_dir, s->out_dir);
-    free(kept);
-    if (!s->init_from[0]) return;
+    if (!s->init_from[0]) {
+        if (has_member(s->out_dir, "run.json"))
+            fail("%s holds a run of sampan train, with its own progress: start from it with --init_from %s, and name "
+                 "another --out_dir",
+                 s->out_dir, s->out_dir);
+        return;
+    }
+    for (size_t i = 0; i < sizeof MODEL / sizeof *MODEL; i++)
+        if (has_member(s->out_dir, MODEL[i])) fail("%s already holds a model; choose another --out_dir", s->out_dir);
     file_make_folder(s->out_dir);
+    if (p->is_llmc) {
+        describe_llmc(p);
+        return;
+    }
     for (size_t i = 0; i < sizeof DESCRIPTION / sizeof *DESCRIPTION; i++) {
-        char *text = read_member(p->is_llmc ? s->data_dir : s->init_from, DESCRIPTION[i], &size), path[PATH_SIZE];
-        if (!text || (p->is_llmc && i == 0)) continue;
+        char *text = read_member(s->init_from, DESCRIPTION[i], &size), path[PATH_SIZE];
+        if (!text) continue;
         snprintf(path, sizeof path, "%s/%s", s->out_dir, DESCRIPTION[i]);
-        FILE *file = fopen(path, "wb");
-        if (!file || fwrite(text, 1, (size_t)size, file) != (size_t)size || fclose(file))
-            fail("%s: cannot be written", path);
+        write_text(path, text, size);
         free(text);
     }
-    if (p->is_llmc) require_read(folder_save_config(&p->config, p->family, s->out_dir, &wrong));
 }
 
 /* Ids mean something only under the tokenizer that the model was trained with. */
@@ -342,6 +406,40 @@ static void open_split(const program *p, tokens *t, const char *split, const cha
     else require_read(tokens_open(t, p->s.data_dir, split, p->config.vocab_size, &wrong));
 }
 
+/* Draws 63 tokens after an end of text, as train_gpt2 does every 20 steps, and prints them as it does: without a byte
+   that is no character, and as ids if there is no tokenizer. */
+static void generate_as_llmc(program *p, uint64_t *random) {
+    enum { TOKENS = 64, GPT2_END = 50256 };
+    const int64_t V = p->config.vocab_size;
+    float *logits = allocate(V, sizeof *logits), *probabilities = allocate(V, sizeof *probabilities);
+    vocabulary v;
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/tokenizer.json", p->s.out_dir);
+    const int32_t has_tokenizer = !vocabulary_read(&v, path, &wrong);
+    int32_t id = has_tokenizer && v.end_of_text >= 0 ? v.end_of_text : GPT2_END < V ? GPT2_END : 0;
+    sampan_session *session;
+    require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
+    puts("generating:\n---");
+    for (int64_t i = 1; i < TOKENS && i <= p->config.block_size; i++) {
+        require(sampan_session_feed(session, &id, 1, logits), sampan_error(p->engine));
+        float largest = -INFINITY, sum = 0.0f, seen = 0.0f, coin = llmc_random(random);
+        for (int64_t k = 0; k < V; k++) largest = fmaxf(largest, logits[k]);
+        for (int64_t k = 0; k < V; k++) sum += probabilities[k] = expf(logits[k] - largest);
+        for (id = 0; id < V - 1 && !(coin < (seen += probabilities[id] / sum)); id++) {
+        }
+        const struct token *t = has_tokenizer && id < v.count ? &v.token[id] : NULL;
+        if (!has_tokenizer) printf("%d ", (int)id);
+        else if (t && (t->length != 1 || isprint((unsigned char)*t->bytes) || isspace((unsigned char)*t->bytes)))
+            fwrite(t->bytes, 1, (size_t)t->length, stdout);
+        fflush(stdout);
+    }
+    puts("\n---");
+    sampan_session_destroy(session);
+    if (has_tokenizer) vocabulary_free(&v);
+    free(logits);
+    free(probabilities);
+}
+
 static void train(program *p) {
     settings *s = &p->s;
     program_open(p, 1);
@@ -364,10 +462,19 @@ static void train(program *p) {
     double best = INFINITY, peak, flops = count_flops(p) * (double)per_step * (double)s->block_size;
     require(sampan_measure_peak(p->engine, &peak), sampan_error(p->engine));
 
+    const int32_t as_llmc = s->recipe[0] != 0; /* prints what train_gpt2 prints */
+    const int64_t tokens_per_batch = s->batch_size * s->block_size;
+    uint64_t random = 1337;
+    if (as_llmc)
+        llmc_print_header(&p->config, (train_tokens.count - 1) / tokens_per_batch,
+                          (val_tokens.count - 1) / tokens_per_batch, s->batch_size, s->block_size);
     for (int64_t step = 0;; step++) {
         if (step % s->eval_interval == 0 || step >= s->max_iters) {
-            double train_loss = evaluate(p, &train_tokens, x, y), val_loss = evaluate(p, &val_tokens, x, y);
-            printf("step %lld: train loss %.4f, val loss %.4f\n", (long long)step, train_loss, val_loss);
+            double train_loss = as_llmc ? 0.0 : evaluate(p, &train_tokens, x, y);
+            double val_loss = evaluate(p, &val_tokens, x, y);
+            if (!as_llmc) printf("step %lld: train loss %.4f, val loss %.4f\n", (long long)step, train_loss, val_loss);
+            else if (step < s->max_iters) printf("val loss %f\n", val_loss);
+            else fprintf(stderr, "step %lld: val loss %f\n", (long long)step, val_loss);
             fflush(stdout);
             if (val_loss < best) {
                 best = val_loss;
@@ -376,6 +483,7 @@ static void train(program *p) {
             }
         }
         if (step >= s->max_iters || s->eval_only) break;
+        if (as_llmc && step > 0 && step % 20 == 0) generate_as_llmc(p, &random);
 
         double start = clock_seconds(), loss, norm;
         for (int64_t first = 0; first < per_step; first += s->batch_size) {
@@ -390,8 +498,10 @@ static void train(program *p) {
         if (refused) fail("step %lld: %s (loss %f); lower --learning_rate", (long long)step, refused, loss);
         double seconds = clock_seconds() - start;
         if (step % s->log_interval == 0) {
-            printf("iter %lld: loss %.4f, time %.2fms, mfu %.2f%%\n", (long long)step, loss, 1000.0 * seconds,
-                   100.0 * flops / seconds / peak);
+            if (as_llmc) printf("step %lld: train loss %f (took %f ms)\n", (long long)step, loss, 1000.0 * seconds);
+            else
+                printf("iter %lld: loss %.4f, time %.2fms, mfu %.2f%%\n", (long long)step, loss, 1000.0 * seconds,
+                       100.0 * flops / seconds / peak);
             fflush(stdout);
         }
     }
@@ -491,90 +601,137 @@ static int test(program *p) {
 
 /* ---- sample ---- */
 
-static uint64_t random_state;
-static double random_uniform(void) { /* SplitMix64, in [0, 1) */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0;
+/* Leaves in init_from the folder of the weights: a run that has no best ones yet has its last. */
+static void find_weights(settings *s) {
+    const int32_t is_last = !strcmp(s->weights, "last");
+    if (!is_last && strcmp(s->weights, "best")) fail("weights=%s: expected best or last", s->weights);
+    if (!s->init_from[0] || !strcmp(s->init_from, "resume")) {
+        snprintf(s->init_from, sizeof s->init_from, "%s", s->out_dir);
+        if (has_member(s->out_dir, "run.json") && (is_last || !has_member(s->out_dir, "model.safetensors")))
+            snprintf(s->init_from, sizeof s->init_from, "%.*s/last", TEXT_SIZE - 6, s->out_dir);
+    }
 }
 
-static int descending(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x < y) - (x > y);
+/* The text of `start`: itself, FILE:PATH, or - for standard input. To be freed. */
+static char *read_prompt(const char *start) {
+    int64_t size, room = 0;
+    if (strcmp(start, "-")) {
+        char *text = strncmp(start, "FILE:", 5) ? NULL : file_read(start + 5, &size, &wrong);
+        if (!strncmp(start, "FILE:", 5)) require_read(!text);
+        else strcpy(text = allocate((int64_t)strlen(start) + 1, 1), start);
+        if (!strncmp(text, "\xef\xbb\xbf", 3)) memmove(text, text + 3, strlen(text + 3) + 1); /* a byte-order mark */
+        return text;
+    }
+    char *text = NULL;
+    for (size = 0; !feof(stdin); size += (int64_t)fread(text + size, 1, (size_t)(room - size), stdin)) {
+        room = size + 65536;
+        if (!(text = realloc(text, (size_t)room + 1))) fail("no memory for the prompt");
+    }
+    text[size] = 0;
+    return text;
 }
 
-/* A token from softmax(logits / temperature) over the top_k likeliest, with all that equal the last of them. `spare`
- * has n floats. */
-static int32_t draw(const float *logits, float *spare, int64_t n, double temperature, int64_t top_k) {
-    int64_t likeliest = 0;
-    for (int64_t i = 1; i < n && !isnan(logits[likeliest]); i++)
-        if (!(logits[i] <= logits[likeliest])) likeliest = i; /* or the first NaN */
-    if (!isfinite(logits[likeliest]))
-        fail("the model's output is not finite; its weights are damaged, or its training diverged");
-    if (temperature == 0.0) return (int32_t)likeliest;
-    float least = -INFINITY;
-    if (top_k > 0 && top_k < n) {
-        memcpy(spare, logits, (size_t)n * sizeof(float));
-        qsort(spare, (size_t)n, sizeof(float), descending);
-        least = spare[top_k - 1];
+/* What ends a text: the ids that config.json names, and the tokenizer's token. */
+static int32_t ends_text(const json *about, const vocabulary *v, int32_t id) {
+    int64_t at = json_find(about, 0, "eos_token_id");
+    const json_value *value = &about->values[at];
+    if (id == v->end_of_text || (at && value->type == JSON_NUMBER && value->number == id)) return 1;
+    if (at && value->type == JSON_ARRAY)
+        for (int64_t i = value->first; i; i = about->values[i].next)
+            if (about->values[i].type == JSON_NUMBER && about->values[i].number == id) return 1;
+    return 0;
+}
+
+/* Writes one sample after a prompt of `count` ids, in whole characters. `ids` has room for max_new_tokens more. */
+static void write_sample(program *p, const vocabulary *v, const json *about, const uint8_t *after, int32_t *ids,
+                         int64_t count, int64_t number) {
+    const settings *s = &p->s;
+    const drawing d = {s->temperature, s->top_p, s->min_p, s->repetition_penalty, s->top_k, s->no_repeat_ngram_size};
+    const int64_t V = p->config.vocab_size, block = p->config.block_size, end = count + s->max_new_tokens;
+    float *logits = allocate(V, sizeof *logits);
+    draw_spare *spare = allocate(V, sizeof *spare);
+    char held[4]; /* the first bytes of a character; `after` allows no others than UTF-8's */
+    int32_t state = UTF8_WHOLE, held_count = 0;
+    int64_t fed = count > block ? count - block : 0;
+    random_numbers random;
+    random_seed(&random, (uint64_t)s->seed, (uint64_t)number);
+    sampan_session *session = NULL;
+    for (; count < end; count++) {
+        if (session && sampan_session_position(session) == block) { /* full: again from the newer half, as draw.py */
+            sampan_session_destroy(session);
+            session = NULL;
+            fed = count - (block / 2 > 0 ? block / 2 : 1);
+        }
+        if (!session) require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
+        require(sampan_session_feed(session, ids + fed, count - fed, logits), sampan_error(p->engine));
+        fed = count;
+        discourage_repetition(&d, logits, V, ids, count);
+        for (int64_t i = 0; i < V; i++)
+            if (after[state * V + i] == UTF8_BROKEN) logits[i] = -INFINITY;
+        forbid_repetition(&d, logits, V, ids, count);
+        int32_t id = ids[count] = draw(&d, logits, V, random_next(&random), spare);
+        if (id < 0) fail("the model's output is NaN or infinite: its weights are damaged, or its training diverged");
+        if (ends_text(about, v, id)) break;
+        for (int64_t i = 0; i < v->token[id].length; i++) {
+            held[held_count++] = v->token[id].bytes[i];
+            state = utf8_next(state, (uint8_t)v->token[id].bytes[i]);
+            if (state != UTF8_WHOLE) continue;
+            fwrite(held, 1, (size_t)held_count, stdout);
+            held_count = 0;
+        }
+        fflush(stdout);
     }
-    double total = 0.0, seen = 0.0;
-    for (int64_t i = 0; i < n; i++) {
-        spare[i] = logits[i] < least ? 0.0f : (float)exp(((double)logits[i] - (double)logits[likeliest]) / temperature);
-        total += (double)spare[i];
-    }
-    double target = random_uniform() * total;
-    for (int64_t i = 0; i < n; i++)
-        if ((seen += (double)spare[i]) > target) return (int32_t)i;
-    return (int32_t)likeliest;
+    sampan_session_destroy(session);
+    free(logits);
+    free(spare);
 }
 
 static void sample(program *p) {
     settings *s = &p->s;
     char path[PATH_SIZE];
     vocabulary v;
-    program_open(p, 0);
-    snprintf(path, sizeof path, "%s/tokenizer.json", s->out_dir);
-    require_read(vocabulary_read(&v, path, &wrong));
-    int64_t V = p->config.vocab_size, block = p->config.block_size, prompt = (int64_t)strlen(s->start) + 1,
-            total = prompt + s->max_new_tokens;
-    int32_t *ids = allocate(total, sizeof *ids);
-    float *logits = allocate(V, sizeof *logits), *spare = allocate(V, sizeof *spare);
-    prompt = vocabulary_encode(&v, s->start, ids, prompt);
-    if (prompt < 0) fail("the prompt has a character that the vocabulary lacks");
-    if (prompt == 0) ids[prompt++] = 0;
-    random_state = (uint64_t)s->seed;
-    for (int64_t number = 0; number < s->num_samples; number++) {
-        sampan_session *session = NULL;
-        int64_t count = prompt, fed = prompt > block ? prompt - block : 0;
-        for (int64_t i = 0; i < prompt; i++) vocabulary_print(&v, ids[i], stdout);
-        for (; count < prompt + s->max_new_tokens; count++) {
-            if (session
-                && sampan_session_position(session) == block) { /* full: again from the newer half, as sample.py */
-                sampan_session_destroy(session);
-                session = NULL;
-                fed = count - (block / 2 > 0 ? block / 2 : 1);
-            }
-            if (!session) require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
-            require(sampan_session_feed(session, ids + fed, count - fed, logits), sampan_error(p->engine));
-            fed = count;
-            ids[count] = draw(logits, spare, V, s->temperature, s->top_k);
-            vocabulary_print(&v, ids[count], stdout);
-            fflush(stdout);
-        }
-        putchar('\n');
-        sampan_session_destroy(session);
+    json about;
+    int32_t *ids;
+    int64_t count, V;
+    if (!is_given("seed")) {
+        s->seed = (time(NULL) * 1000003 ^ clock_nanoseconds()) & 0xffffffff;
+        fprintf(stderr, "seed %lld\n", (long long)s->seed);
     }
+    find_weights(s);
+    program_open(p, 0);
+    V = p->config.vocab_size;
+    snprintf(path, sizeof path, "%s/config.json", s->init_from);
+    require_read(json_read_file(&about, path, &wrong));
+    snprintf(path, sizeof path, "%s/tokenizer.json", s->init_from);
+    require_read(vocabulary_read(&v, path, &wrong));
+    uint8_t *after = allocate(UTF8_STATES * V, 1);
+    if (vocabulary_follow(&v, V, after)) fail("%s: no token can begin a text; it is damaged", path);
+
+    char *prompt = read_prompt(s->start);
+    int32_t failed = vocabulary_encode(&v, prompt, s->max_new_tokens + 1, &ids, &count, &wrong);
+    if (failed && !is_given("start")) { /* a vocabulary without line ends */
+        snprintf(prompt, 2, "%.*s", (int)v.token[0].length, v.token[0].bytes);
+        failed = vocabulary_encode(&v, prompt, s->max_new_tokens + 1, &ids, &count, &wrong);
+    }
+    require_read(failed);
+    if (!count) ids[count++] = v.end_of_text >= 0 ? v.end_of_text : 0;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] >= V) fail("%s has token %d, and the model has %lld", path, (int)ids[i], (long long)V);
+    for (int64_t number = 0; number < s->num_samples; number++) {
+        printf("%s%s", number ? "\n---------------\n" : "", prompt);
+        write_sample(p, &v, &about, after, ids, count, number);
+    }
+    putchar('\n');
     free(ids);
-    free(logits);
-    free(spare);
+    free(prompt);
+    free(after);
+    json_free(&about);
     vocabulary_free(&v);
 }
 
 static int print_help(void) {
     puts("sampan-c train  --init_from RUN --out_dir NEW --data_dir DATA [--key value ...]\n"
-         "sampan-c sample --out_dir RUN [--start TEXT] [--key value ...]\n"
+         "sampan-c sample RUN [--start TEXT] [--key value ...]\n"
          "sampan-c train  --recipe llmc --init_from gpt2_124M.bin --input_bin TRAIN.bin --input_val_bin VAL.bin "
          "--out_dir NEW\n"
          "sampan-c test   --init_from gpt2_124M.bin --debug_state gpt2_124M_debug_state.bin\n\nKeys, with the meanings "
@@ -592,8 +749,7 @@ int main(int argc, char **argv) {
     static program p; /* large, and zero */
     p.s = DEFAULTS;
     read_flags(&p.s, argc, argv, 1);
-    if (samples && p.s.init_from[0]) fail("init_from is train's: sample reads --out_dir");
-    read_run(&p.s, source_folder(&p.s));
+    if (!samples) read_run(&p.s, source_folder(&p.s));
     use_recipe(&p.s);
     read_flags(&p.s, argc, argv, 0);
     int status = 0;

@@ -218,36 +218,71 @@ static void tokens_checks(void) {
     check(tokens_open(&t, directory, "train", 100, &wrong), "an unknown dtype");
 }
 
+static vocabulary v;
+
+/* 1: the text has exactly these ids. */
+static int32_t encodes(const char *text, const int32_t *wanted, int64_t n) {
+    int32_t *ids;
+    int64_t count;
+    if (vocabulary_encode(&v, text, 0, &ids, &count, &wrong)) return 0;
+    int32_t same = count == n && !memcmp(ids, wanted, (size_t)n * sizeof *ids);
+    free(ids);
+    return same;
+}
+
+static int32_t writes(int32_t id, const char *wanted) {
+    return v.token[id].length == (int64_t)strlen(wanted) && !memcmp(v.token[id].bytes, wanted, strlen(wanted));
+}
+
+static void read_tokenizer(const char *text) {
+    write_file("tokenizer.json", text, strlen(text));
+    check(!vocabulary_read(&v, path, &wrong), wrong.text);
+}
+
+#define EACH "\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[\\\\s\\\\S]\"}}, "
+#define GPT2 \
+    "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": " \
+    "\"ByteLevel\"}, "
+
 static void text_checks(void) {
-    vocabulary v;
-    int32_t ids[8];
-    const char
-        *characters = "{\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"\\u4e16\": 2}}}";
-    write_file("tokenizer.json", characters, strlen(characters));
-    check(!vocabulary_read(&v, path, &wrong), wrong.text);
-    check(vocabulary_encode(&v, "\xe4\xb8\x96\na", ids, 8) == 3 && ids[0] == 2 && ids[1] == 1 && ids[2] == 0,
-          "characters");
-    check(vocabulary_encode(&v, "b", ids, 8) == -1 && vocabulary_encode(&v, "\xe4", ids, 8) == -1
-              && vocabulary_encode(&v, "aaaa", ids, 3) == -1,
-          "what cannot be encoded");
+    uint8_t after[UTF8_STATES * 8];
+    read_tokenizer("{" EACH
+                   "\"decoder\": {\"type\": \"Fuse\"}, \"added_tokens\": [{\"id\": 3, \"content\": \"</s>\"}], "
+                   "\"model\": {\"type\": \"WordLevel\", \"vocab\": {\"a\": 0, \"\\n\": 1, \"\\u4e16\": 2}}}");
+    check(encodes("\xe4\xb8\x96\na", (int32_t[]){2, 1, 0}, 3) && v.end_of_text == 3, "characters");
+    check(!encodes("b", NULL, 0) && strstr(wrong.text, "U+0062"), "a character that is missing");
+    check(!encodes("a\xe4", NULL, 0) && strstr(wrong.text, "byte 2"), "half a character");
+    check(!vocabulary_follow(&v, 5, after) && after[0] == UTF8_WHOLE && after[4] == UTF8_BROKEN, "an id of no token");
     vocabulary_free(&v);
-    const char *bytes = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"\\u0120the\": 0, \"\\u010a\": 1, \"h\": 2}}}";
-    write_file("tokenizer.json", bytes, strlen(bytes));
-    check(!vocabulary_read(&v, path, &wrong), wrong.text);
-    char printed[64] = "";
-    snprintf(path, sizeof path, "%s/printed", directory);
-    FILE *f = fopen(path, "wb+");
-    for (int32_t id = -1; id < 5; id++) vocabulary_print(&v, id, f);
-    rewind(f);
-    check(fread(printed, 1, 63, f) == 6 && !strcmp(printed, " the\nh"), "byte-level tokens");
-    fclose(f);
-    check(vocabulary_encode(&v, "\nh", ids, 8) == 2 && ids[0] == 1 && ids[1] == 2, "byte-level bytes");
+    read_tokenizer("{" EACH
+                   "\"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"ByteFallback\"}, {\"type\": "
+                   "\"Fuse\"}]}, \"model\": {\"type\": \"BPE\", \"byte_fallback\": true, \"merges\": [], \"vocab\": "
+                   "{\"<0xC3>\": 0, \"<0xA9>\": 1, \"a\": 2, \"<0xE4>\": 3}}}");
+    check(encodes("a\xc3\xa9", (int32_t[]){2, 0, 1}, 3) && writes(0, "\xc3"), "characters and bytes");
+    check(!vocabulary_follow(&v, 4, after) && after[0] != UTF8_BROKEN && after[1] == UTF8_BROKEN
+              && after[2] == UTF8_WHOLE && after[3] != UTF8_BROKEN && after[after[3] * 4 + 1] != UTF8_BROKEN,
+          "what can follow");
     vocabulary_free(&v);
-    const char *gap = "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"h\": 16000000}}}";
-    write_file("tokenizer.json", gap, strlen(gap));
-    check(vocabulary_read(&v, path, &wrong), "an id far beyond the tokens");
-    write_file("tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}", 31);
-    check(vocabulary_read(&v, path, &wrong), "a tokenizer of another kind");
+    read_tokenizer("{" GPT2 "\"added_tokens\": [{\"id\": 6, \"content\": \"<|endoftext|>\"}], \"model\": {\"vocab\": "
+                   "{\"\\u0120\": 0, \"t\": 1, \"h\": 2, \"th\": 3, \"\\u0120th\": 4, \"\\u010a\": 5}, \"merges\": "
+                   "[\"t h\", [\"\\u0120\", \"th\"]]}}");
+    check(encodes("th th\n<|endoftext|>h", (int32_t[]){3, 4, 5, 6, 2}, 5), "byte-level BPE");
+    check(encodes("t  th", (int32_t[]){1, 0, 4}, 3) && writes(4, " th") && writes(6, "<|endoftext|>"), "two spaces");
+    vocabulary_free(&v);
+    read_tokenizer(
+        "{\"pre_tokenizer\": {\"type\": \"Digits\"}, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": "
+        "\"BPE\", \"vocab\": {\"a\": 0}}}");
+    check(!encodes("a", NULL, 0) && strstr(wrong.text, "sampan sample") && writes(0, "a"), "an unknown way to cut");
+    vocabulary_free(&v);
+    const char *bad[] = {
+        "{" GPT2 "\"model\": {\"type\": \"BPE\", \"vocab\": {\"h\": 16000000}}}",
+        "{\"decoder\": {\"type\": \"WordPiece\"}, \"model\": {\"type\": \"WordPiece\", \"vocab\": {\"a\": 0}}}",
+        "{\"model\": {\"type\": \"Unigram\"}}"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        write_file("tokenizer.json", bad[i], strlen(bad[i]));
+        check(vocabulary_read(&v, path, &wrong) && strstr(wrong.text, "use sampan sample"),
+              "a tokenizer of another kind");
+    }
 }
 
 int main(void) {
