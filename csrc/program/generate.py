@@ -39,7 +39,10 @@ TRAIN = (
     ),
     *("eval_interval", "eval_iters", "eval_only", "log_interval"),
 )
-SAMPLE = ("weights", "start", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p")
+SAMPLE = (
+    *("weights", "start", "num_samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "no_repeat_ngram_size"),
+)
 ELSEWHERE = {"init_from": "", "block_size": 0, "start": "\n"}  # a model is never new here and has its block_size
 MOST = 1e9  # where the package has no limit
 

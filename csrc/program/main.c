@@ -42,9 +42,6 @@
 /* ---- settings: the package's, and some of this program alone ---- */
 
 #define OWN_SETTINGS(X) \
-    X(REAL, min_p, 0, 0, 1) \
-    X(REAL, repetition_penalty, 1, 1e-6, 1e9) \
-    X(WHOLE, no_repeat_ngram_size, 0, 0, 1e9) \
     X(TEXT, recipe, "", 0, 0) \
     X(TEXT, order, "windows", 0, 0) \
     X(TEXT, input_bin, "", 0, 0) \
