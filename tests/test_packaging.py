@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sampan
+from sampan.errors import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src" / "sampan"
@@ -101,3 +102,8 @@ def test_the_version_is_the_same_everywhere():
     assert version("sampan") == sampan.__version__
     assert f"version: {sampan.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert sampan.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_printed_commands_install_what_the_extras_have():
+    extras = {name: packages(lines) for name, lines in PROJECT["optional-dependencies"].items() if name in PACKAGES}
+    assert extras == {name: {normalized(word) for word in names.split()} for name, names in PACKAGES.items()}

@@ -195,7 +195,7 @@ class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
     wandb_log: bool = setting(False, "log to Weights & Biases (pip install wandb)")
     wandb_project: str = setting("sampan", "Weights & Biases project")
     wandb_run_name: str | None = setting(None, "Weights & Biases run name; auto: name of the run's folder")
-    tensorboard: bool = setting(False, "log to TensorBoard, in the run's folder (pip install 'sampan[tensorboard]')")
+    tensorboard: bool = setting(False, "log to TensorBoard, in the run's folder (pip install tensorboardX)")
 
     @property
     def tokens_per_step(self) -> int:

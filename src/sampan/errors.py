@@ -30,6 +30,12 @@ def command(*words: object) -> str:
     return join(["sampan", *map(str, words)])
 
 
+PACKAGES = {  # of each extra of pyproject.toml
+    "torch": "torch", "hf": "datasets pyarrow", "wandb": "wandb", "tensorboard": "tensorboardX", "gguf": "gguf",
+    "onnx": "onnx onnxruntime",
+}  # fmt: skip
+
+
 def install(extra: str) -> str:
-    """The command that brings what an optional part needs."""
-    return f"pip install 'sampan[{extra}]' (from a clone: '.[{extra}]')"
+    """Return the command that installs what an optional part needs."""
+    return f"pip install {PACKAGES[extra]}"

@@ -97,7 +97,7 @@ CORPORA = (
     ),
     Corpus(
         "openwebtext",
-        N_("8 million web pages, the open copy of GPT-2's training text (about 40 GB; needs sampan[hf])"),
+        N_("8 million web pages, the open copy of GPT-2's training text (about 40 GB; needs the datasets library)"),
         N_("the collection CC0; each page its author's"),
         "gpt2",
         hub="Skylion007/openwebtext",

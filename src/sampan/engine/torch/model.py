@@ -1,5 +1,7 @@
 """The GPT as a PyTorch module, in one page: the file to open first to learn from, and to hack.
 
+    sampan train my-novel.txt --engine torch       # runs it; without the flag a CPU is left to the C engine
+
     model = GPT(resolve(ModelSettings(family="gpt2", n_layer=4, n_head=4, n_embd=128, vocab_size=65)))
     logits = model(ids)                      # (B, T) -> (B, T, vocab_size)
 
