@@ -10,6 +10,7 @@ As in nanoGPT, a name is that of a folder in data/ before it is a corpus's.
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +22,8 @@ from sampan.data.survey import find_both, stamp_of_sources
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.text.corpora import find_corpus
-from sampan.text.sources import find_source, source_key
+from sampan.text.folders import texts_in
+from sampan.text.sources import source_key
 from sampan.tokens.kinds import find_kind, read_tokenizer, tokenizer_file
 
 log = logging.getLogger(__name__)
@@ -53,12 +55,7 @@ def is_given(names: Sequence[str]) -> bool:
 def is_made_in_place(names: Sequence[str]) -> bool:
     """Return whether the names are a data folder that was made from the texts in it, which are still there."""
     meta = read_meta(Path(names[0])) if len(names) == 1 else None
-    if meta is None or meta.source != source_key(names):
-        return False
-    try:
-        return bool(find_source(names, DataConfig()).parts)
-    except UserError:
-        return False
+    return meta is not None and meta.source == source_key(names) and bool(texts_in(Path(names[0]), Counter()))
 
 
 def open_given(folder: Path) -> Data:

@@ -29,6 +29,9 @@ KINDS = {
     ".parquet": "parquet", ".zip": "zip",
 }  # fmt: skip
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # Python's module for it
+PREPARED = (
+    "train.bin", "val.bin", "meta.json", "meta.pkl", "tokenizer.json", "tokenizer_config.json", "look.json", ".lock",
+)  # fmt: skip
 
 
 def packing(name: str) -> str:
@@ -64,6 +67,8 @@ def texts_in(folder: Path, left_out: Counter[str]) -> list[Path]:
             left_out[_("folder of a run")] += 1
             folders.clear()
             continue
+        if "train.bin" in files:  # of `sampan prepare`, perhaps of the texts beside it
+            files = [name for name in files if name not in PREPARED]
         left_out[_("hidden")] += sum(name.startswith(".") for name in folders)
         folders[:] = [name for name in folders if not name.startswith(".")]
         left_out[_("linked folder")] += sum(Path(here, name).is_symlink() for name in folders)

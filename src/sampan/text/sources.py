@@ -17,7 +17,6 @@ and nothing is tokenized or split here (data.py).
 
 import glob
 import hashlib
-import itertools
 import json
 import logging
 import sys
