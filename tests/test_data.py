@@ -750,6 +750,20 @@ def test_a_val_file_is_val_and_no_part_of_train(name):
         prepare("texts", DataConfig(tokenizer="char", val_file=name))
 
 
+def test_where_val_begins_in_several_files_is_said():
+    for name, text in (("a.txt", "ab" * 50), ("b.jsonl", '{"text": "cd"}\n' * 50), ("c.txt", "ef" * 50)):
+        write(f"texts/{name}", text)
+    letters = {"a.txt": "ab", "b.jsonl": "cd", "c.txt": "ef"}
+    for fraction, name in ((0.1, "c.txt"), (0.33, "c.txt"), (0.34, "b.jsonl"), (0.9, "a.txt")):
+        data = prepare("texts", DataConfig(tokenizer="char", val_fraction=fraction))
+        assert data.meta.val_from == str(Path("texts", name)) and text_of(data, "val")[0] in letters[name]
+        assert f"val is the end of the text, from {Path('texts', name)} on" in " ".join(
+            "\n".join(data.summary()).split()
+        )
+    for text, config in (("texts/a.txt", CHAR), ("texts", DataConfig(val_file="texts/b.jsonl"))):
+        assert prepare(text, config).meta.val_from is None
+
+
 @pytest.mark.parametrize(("text", "val"), [("texts", "texts/v"), ("texts/v/b.txt", "texts"), ("x.zip", "x.zip")])
 def test_a_val_folder_is_no_part_of_train(text, val):
     write("texts/a.txt", TEXT), write("texts/v/b.txt", "the river")

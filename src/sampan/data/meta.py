@@ -62,6 +62,7 @@ class Meta(Facts):
     val_tokens: int
     format: int = 0
     val_fraction: float | None = None  # None where val is a text of its own
+    val_from: str | None = None  # where val begins in a text of several files
     tokenizer_sha256: str | None = None  # of a tokenizer.json that was given
     trained_on: int | None = None  # characters that a BPE was learnt from, where that is not all of train
     stamp: str | None = None  # changes when the files of the text change; None where that cannot be told
@@ -214,6 +215,10 @@ class Data:
                 sep=os.sep,
             )
         )
+        if m.val_from:
+            lines.append(
+                _("val is the end of the text, from {val_from} on (--val_file takes another)", val_from=m.val_from)
+            )
         return [fill(line, indent="  ") for line in lines]
 
 

@@ -217,6 +217,7 @@ def make_folder(
         source=train.key,
         origin=train.origin,
         reason=reason,
+        val_from=train.part_at(cut).where if val is None and len(train.parts) > 1 and cut < facts.characters else None,
         stamp=stamp_of_sources(train, val),
         read_at=survey.begun,
         made_with={"dataset": list(names)} | given_settings(config),

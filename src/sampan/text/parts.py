@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,6 +90,13 @@ class Part:
     encoding: Encoding | None = None  # found when it is first read
     damage: Damage = field(default_factory=Damage)  # found by the last reading
     is_readable: bool = False  # known to be, to its end
+    characters: int = 0  # of the last reading
+
+    def counted(self, document: Iterable[str]) -> Iterator[str]:
+        """Yield the pieces of a document of this part, and count their characters."""
+        for piece in document:
+            self.characters += len(piece)
+            yield piece
 
 
 def kept(open_once: Callable[[], BinaryIO]) -> Callable[[], BinaryIO]:

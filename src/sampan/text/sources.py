@@ -17,6 +17,7 @@ and nothing is tokenized or split here (data.py).
 
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import sys
@@ -103,8 +104,9 @@ class Source:
         if self.config.skip_unreadable:
             self.parts = [part for part in self.parts if part.is_readable or self.try_part(part)]
         for part in self.parts:
-            part.damage = Damage()
-            yield from READERS[part.kind](part, self.config, tick)
+            part.damage, part.characters = Damage(), 0
+            for document in READERS[part.kind](part, self.config, tick):
+                yield part.counted(document)
 
     def try_part(self, part: Part) -> bool:
         """Return whether a part can be read to its end; the log says why not."""
@@ -126,6 +128,11 @@ class Source:
             if len(self.parts) < 2:
                 raise
             raise UserError(_("{error} (--skip_unreadable leaves such files out)", error=error)) from None
+
+    def part_at(self, character: int) -> Part:
+        """Return the part that has this character of the text, counted from 0, after a reading."""
+        ends = itertools.accumulate(part.characters for part in self.parts)
+        return next(part for part, end in zip(self.parts, ends, strict=True) if character < end)
 
     def findings(self) -> Findings:
         """Return what the last reading found."""
