@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import RECIPE, result
+from helpers import RECIPE, result, sampan as sampan_command
 
 import sampan
 from sampan.checkpoint.folder import load_model
@@ -22,11 +24,12 @@ from sampan.data.windows import EvaluationBatches
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
 from sampan.evaluation.losses import MOST_TOKENS, evaluate, final_windows
-from sampan.training import loop
+from sampan.training import loop, recipe
+from sampan.training.cost import Costs
 from sampan.training.final import measure_final
 from sampan.training.loop import Evaluation, Sample, Step, train
 from sampan.training.plan import make_plan
-from sampan.training.schedule import learning_rate
+from sampan.training.schedule import learning_rate, restart_rate
 
 
 @pytest.fixture
@@ -130,6 +133,16 @@ def test_the_schedule_is_nanogpts():
     assert learning_rate(TrainConfig(decay_lr=False, learning_rate=3.0), 5) == 3.0
 
 
+def test_a_run_that_goes_on_falls_in_a_line_from_a_rate_that_its_new_share_gives():
+    c = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=0, lr_decay_iters=None, max_iters=2000, start_iter=1000)
+    assert learning_rate(c, 1000) == restart_rate(c) == pytest.approx(0.5**0.5)
+    assert learning_rate(c, 1500) == pytest.approx((0.1 + 0.5**0.5) / 2)
+    assert learning_rate(c, 2000) == learning_rate(c, 3000) == 0.1
+    assert restart_rate(replace(c, max_iters=100_000)) > 0.99, "almost a new run"
+    assert restart_rate(replace(c, max_iters=1001)) == 0.1, "almost at its end"
+    assert learning_rate(replace(c, lr_decay_iters=1000), 1500) == 0.1, "nanoGPT's files say where the decay ends"
+
+
 def test_fine_tuning_starts_from_the_given_weights(text):
     list(train(start(text, "base")))
     plan = make_plan(text, {"init_from": "base", "out_dir": "tuned", "max_iters": 3, "block_size": 8, "device": "cpu"})
@@ -179,6 +192,65 @@ def test_a_resume_says_that_the_text_has_grown_and_refuses_other_reading(text, c
             resume("out", **{name: value})
     Path(again.data.folder).rename("moved")
     assert resume("out", data_dir="moved").data.folder == Path("moved")
+
+
+def test_a_resume_goes_on_for_minutes(text, monkeypatch):
+    list(train(start(text, "out")))
+    monkeypatch.setattr(recipe, "time_step", lambda *args, **kwargs: Costs(step=0.01, window=1e-4))
+    plan = resume("out", minutes=0.05)
+    assert plan.start_step == plan.config.start_iter == 8
+    assert 8 + 200 < plan.config.max_iters < 8 + 300, "3 seconds"
+    assert plan.config.eval_interval > 10, "not the interval of a run of 8 steps"
+    assert resume("out", minutes=0.05, eval_interval=7).config.eval_interval == 7
+    assert resume("out", minutes=0.05, max_iters=9).config.max_iters == 9, "what is said more exactly"
+    assert next(r.step for r in train(resume("out", minutes=0.01, eval_interval=4)) if isinstance(r, Step)) == 8
+    assert Run("out").settings().start_iter == 8
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="give --max_iters"):
+        resume("out", minutes=0.05)
+
+
+def test_a_resume_counts_epochs_from_the_beginning(text):
+    plan = start(text, "out")
+    list(train(plan))
+    steps = plan.data.meta.train_tokens // (3 * 2 * 16)
+    assert resume("out", max_epochs=2).config.max_iters in (2 * steps, 2 * steps + 1)
+    with pytest.raises(UserError, match="step 8 already"):
+        resume("out", max_epochs=0.01)
+
+
+def test_going_on_gives_patience_a_new_start(text):
+    """A run that ended for want of a better loss goes on for as long as is asked, at least for the patience again."""
+    settings = dict(max_iters=40, eval_interval=2, patience=2, learning_rate=3.0, warmup_iters=0)
+    ended = list(train(start(text, "out", **settings)))[-1].step
+    assert ended < 40
+    assert [r.step for r in train(resume("out"))] == [ended], "without a longer plan, it stays ended"
+    again = [r.step for r in train(resume("out", max_iters=50))]
+    assert again[-1] >= ended + 4
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_any_measurement(text, monkeypatch):
+    monkeypatch.setattr(recipe, "time_step", lambda *args, **kwargs: pytest.fail("it was measured"))
+    Path("file").write_text("")
+    for out in ("file", "file/run"):
+        with pytest.raises(UserError, match="file is a file"):
+            make_plan(text, {"out_dir": out, "minutes": 0.1})
+    with pytest.raises(UserError, match="out_dir needs a value"):
+        make_plan(text, {"out_dir": ""})
+    Path("out").mkdir()
+    Path("out/text").write_text("")
+    with pytest.raises(UserError, match="out/text is a file"):
+        make_plan(text, {})
+
+
+def test_a_folder_in_use_is_refused_with_a_command_that_goes_on(text, monkeypatch):
+    list(train(start(text, "my run")))
+    with pytest.raises(UserError) as refused:
+        start(text, "my run")
+    command = re.search(r"go on with it: (.*?);", str(refused.value))[1]
+    assert command == "sampan train --resume --out_dir 'my run' --minutes 1"
+    monkeypatch.setattr(recipe, "time_step", lambda *args, **kwargs: Costs(step=1.0, window=1e-4))
+    assert sampan_command(*shlex.split(command)[1:], "--max_iters=9", "--sample_interval=none").stdout
 
 
 def test_a_resume_names_changed_data(text):

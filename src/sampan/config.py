@@ -176,6 +176,11 @@ class TrainConfig(ModelSettings, DataConfig, MachineConfig, OptimizerSettings):
     warmup_iters: int = setting(2000, "steps of linear warm-up", low=0)
     lr_decay_iters: int | None = setting(600000, "step at which the cosine reaches min_lr; auto: max_iters", low=1)
     min_lr: float = setting(6e-5, "learning rate after the decay", low=0.0)
+    start_iter: int = setting(
+        0,
+        "step at which a run went on for longer: the rate falls in a line from there; a resume with more steps sets it",
+        low=0,
+    )
     on_nan: str = setting(
         "stop",
         "what to do if a loss or gradient is NaN or infinite: stop the run, or skip the step",
@@ -356,6 +361,8 @@ def convert(cls: type, name: str, value: Any) -> Any:
 def check_value(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     """Raise UserError for a value outside of its range or choices, and for text that cannot be a path."""
     low, high, choices = meta["low"], meta["high"], meta["choices"]
+    if value == "" and not meta["literal"]:
+        raise UserError(_("{name} needs a value", name=name))
     about = dict(name=name, value=value, low=low, high=high)
     texts = value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
     if not meta["literal"] and not all(map(is_name, texts)):

@@ -14,7 +14,7 @@ from sampan.messages import N_, _, pad, width, wrap
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.training.cost import Costs, memory_parts, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
-from sampan.training.schedule import decay_end
+from sampan.training.schedule import decay_end, learning_rate, restart_rate
 from sampan.units import duration, size_of
 
 OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": N_("Muon and AdamW")}
@@ -88,7 +88,8 @@ def short_training_line(plan: Plan) -> str:
     c = plan.config
     rate = _("learning rate {rate:g}", rate=c.learning_rate)
     if c.decay_lr:
-        rate = _("learning rate {rate:g} to {end:g}", rate=c.learning_rate, end=c.min_lr)
+        first = learning_rate(c, plan.start_step) if plan.resume else c.learning_rate
+        rate = _("learning rate {rate:.2g} to {end:g}", rate=first, end=c.min_lr)
     return ", ".join([*step_words(plan), _("{tokens:,} tokens each", tokens=c.tokens_per_step), rate])
 
 
@@ -170,6 +171,12 @@ def step_words(plan: Plan) -> list[str]:
 
 
 def rate_words(config: TrainConfig) -> str:
+    if config.decay_lr and 0 < config.start_iter < decay_end(config):
+        about = _(
+            "learning rate raised to {rate:.2g} at step {start:,} to go on, in a line to {end:g} at step {step:,}"
+        )
+        rates = dict(rate=restart_rate(config), end=config.min_lr)
+        return about.format(start=config.start_iter, step=decay_end(config), **rates)
     words = [_("learning rate {rate:g}", rate=config.learning_rate)]
     if config.decay_lr and config.warmup_iters:
         words.append(_("{count} steps of warm-up", count=config.warmup_iters))

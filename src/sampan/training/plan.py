@@ -24,7 +24,7 @@ from sampan.data.given import find_change, is_data, is_given, open_given
 from sampan.data.meta import Data
 from sampan.data.prepare import prepare
 from sampan.engine.open import engines_here
-from sampan.errors import UserError
+from sampan.errors import UserError, command
 from sampan.machine import is_restarted, torchrun_job, world
 from sampan.messages import _
 from sampan.model.parameters import initialize
@@ -33,7 +33,7 @@ from sampan.progress import Progress, silent
 from sampan.text.sources import source_name
 from sampan.tokens.kinds import has_tokenizer
 from sampan.training.cost import fit_memory, program_memory
-from sampan.training.recipe import choose
+from sampan.training.recipe import choose, epoch_steps, steps_more
 
 log = logging.getLogger(__name__)
 Asked = dict[str, Any]  # the settings that somebody gave; what is not in it is open
@@ -80,6 +80,9 @@ def make_plan(
     pretrained = None if config.init_from == "scratch" else find_model(config.init_from)
     given = None if pretrained is None else load_model_config(pretrained)
     config, data = prepare_data(config, asked, pretrained, recipe, progress)
+    if continues_after_restart(config, overwrite):
+        return plan_resume(asked | {"out_dir": config.out_dir}, progress)
+    check_folder(config, overwrite)
     block_size = asked_block(config, asked, given, recipe)
     check_lengths(data, block_size)
     if engines_here():
@@ -90,13 +93,12 @@ def make_plan(
     else:
         model = pretrained_model(given, config, asked, config.block_size if recipe else block_size, data)
     config = with_shape(config, model)
+    if not recipe and config.max_epochs is not None:
+        config = replace(config, max_iters=min(config.max_iters, epoch_steps(config, data, config.max_epochs)))
     if config.fit is not None:
         config, why = fit_memory(config, model)
         reasons |= dict.fromkeys(FITTED, why)
     check_processes(config)
-    if continues_after_restart(config, overwrite):
-        return plan_resume(asked | {"out_dir": config.out_dir}, progress)
-    check_folder(config, overwrite)
     return Plan(config, model, data, pretrained, reasons=reasons)
 
 
@@ -108,11 +110,19 @@ def read_settings(asked: Asked, recipe: bool) -> TrainConfig:
     config = build(TrainConfig, asked)
     if "dataset" not in asked and recipe:
         raise UserError(_("nothing to train on: give the name of a corpus, a text file, a folder or a config file"))
+    check_is_folder(config)
     if not recipe and (config.minutes is not None or config.size is not None):
         raise UserError(
             _("--minutes and --size cannot be used with a config file, which already sets steps and model size")
         )
     return config
+
+
+def check_is_folder(config: TrainConfig) -> None:
+    """Raise UserError if a file has the name of the run's folder."""
+    for path in (Path(config.out_dir), *Path(config.out_dir).parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(_("--out_dir {folder}: {path} is a file; choose another", folder=config.out_dir, path=path))
 
 
 def prepare_data(
@@ -210,8 +220,12 @@ def check_processes(config: TrainConfig) -> None:
     """Raise UserError if the processes cannot share a step evenly."""
     processes = world()[1]
     if config.windows_per_step % processes:
-        message = _("batch_size x gradient_accumulation_steps = {count} is not a multiple of the {processes} processes")
-        raise UserError(message.format(count=config.windows_per_step, processes=processes))
+        message = _(
+            "batch_size x gradient_accumulation_steps = {count} is not a multiple of the {processes} processes: use "
+            "--batch_size {even}"
+        )
+        even = -(-config.batch_size // processes) * processes
+        raise UserError(message.format(count=config.windows_per_step, processes=processes, even=even))
 
 
 def continues_after_restart(config: TrainConfig, overwrite: bool) -> bool:
@@ -223,13 +237,15 @@ def continues_after_restart(config: TrainConfig, overwrite: bool) -> bool:
 
 
 def check_folder(config: TrainConfig, overwrite: bool) -> None:
-    """Raise UserError if the run's folder already holds a run."""
+    """Raise UserError if the run's folder already holds a run, or cannot be a folder."""
+    check_is_folder(config)
     if not config.eval_only and not overwrite and Run(config.out_dir).has_weights():
         message = _(
-            "{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another "
-            "--out_dir"
+            "{folder} already holds a run. To go on with it: {resume}; to replace it, add --overwrite; or choose another "
+            "--out_dir."
         )
-        raise UserError(message.format(folder=config.out_dir))
+        resume = command("train", "--resume", "--out_dir", config.out_dir, "--minutes", f"{config.minutes or 1:g}")
+        raise UserError(message.format(folder=config.out_dir, resume=resume))
 
 
 # ---- a resume ----
@@ -249,8 +265,13 @@ def plan_resume(asked: Asked, progress: Progress = silent) -> Plan:
     if "fit" in asked:
         config, _why = fit_memory(config, model)
     step = read_note(run.last / WEIGHTS).get("step", 0)
+    if "max_iters" not in asked:
+        config = go_on(config, data, asked, step)
     if config.max_iters < step:
-        raise UserError(_("{folder} is at step {step:,} already: raise --max_iters", folder=run.folder, step=step))
+        message = _("{folder} is at step {step:,} already: give more steps with --max_iters, or --minutes")
+        raise UserError(message.format(folder=run.folder, step=step))
+    if config.max_iters > before.max_iters:
+        config = replace(config, start_iter=step)
     return Plan(config, model, data, resume=True, start_step=step)
 
 
@@ -288,8 +309,8 @@ def check_text(asked: Asked, before: TrainConfig, run: Run) -> None:
 
 def changed_settings(asked: Asked, before: TrainConfig, run: Run) -> TrainConfig:
     """Return the run's settings with those that were given. Raise UserError for one that must stay as it was."""
-    if {"minutes", "size"} & asked.keys():
-        raise UserError(_("--minutes and --size are for new runs; a resume goes on to --max_iters"))
+    if "size" in asked:
+        raise UserError(_("--size is for new runs: the model in {folder} stays as it is", folder=run.folder))
     given = {name: value for name, value in asked.items() if name not in ("init_from", "out_dir", "dataset")}
     config = change(replace(before, out_dir=str(run.folder)), given)
     for name in sorted(NEVER_CHANGED):
@@ -297,6 +318,16 @@ def changed_settings(asked: Asked, before: TrainConfig, run: Run) -> TrainConfig
         if getattr(config, name) != value:
             message = _("cannot change {name} to {asked} at a resume: the run in {folder} has {value}")
             raise UserError(message.format(name=name, asked=getattr(config, name), folder=run.folder, value=value))
+    return config
+
+
+def go_on(config: TrainConfig, data: Data, asked: Asked, step: int) -> TrainConfig:
+    """Return the settings with the steps of --minutes, which are added to those done, or of --max_epochs."""
+    if "minutes" in asked and config.minutes is not None:
+        steps, interval = steps_more(config, data, asked)
+        return replace(config, max_iters=step + steps, eval_interval=interval)
+    if "max_epochs" in asked and config.max_epochs is not None:
+        return replace(config, max_iters=epoch_steps(config, data, config.max_epochs))
     return config
 
 

@@ -301,6 +301,15 @@ def steps_in(seconds: float, config: TrainConfig, data: Data, settings: dict, co
     return max(1, int(steps * min(1.0, seconds / run_seconds(config, resolved(config, data), data, costs))))
 
 
+def steps_more(config: TrainConfig, data: Data, settings: dict) -> tuple[int, int]:
+    """Return (steps, steps between evaluations) with which a run goes on for config.minutes. Raise UserError."""
+    if config.minutes is None or world()[1] > 1:
+        raise UserError(_("--minutes cannot be measured by several processes: give --max_iters"))
+    steps = steps_in(60 * config.minutes, config, data, settings, Speed(data).of(config))
+    interval = evaluations(replace(config, max_iters=steps))["eval_interval"]
+    return steps, config.eval_interval if "eval_interval" in settings else interval
+
+
 def evaluations(config: TrainConfig) -> dict:
     """Return the settings of evaluation: the interval in steps, the batches per split, and the patience in evaluations.
 
