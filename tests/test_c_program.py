@@ -3,6 +3,7 @@
 make -C csrc && pytest tests/test_c_program.py
 """
 
+import io
 import json
 import re
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
+from sampan.checkpoint.run import Run
+from sampan.cli.sample import read_prompt
 from sampan.config import FAMILIES, ModelSettings, SampleConfig, TrainConfig
 from sampan.data.windows import EvaluationBatches, Windows
 from sampan.errors import UserError
@@ -21,7 +24,7 @@ from sampan.evaluation.losses import evaluate
 from sampan.model.family import find_family
 from sampan.model.parameters import initialize
 from sampan.model.shape import resolve
-from sampan.sampling.write import write
+from sampan.sampling.write import default_prompt, write
 from sampan.tokens.byte_level import first_merges, train_bpe
 from sampan.tokens.characters import characters
 from sampan.tokens.kinds import open_tokenizer
@@ -120,6 +123,7 @@ def hugging_face(kind: str) -> Tokenizer:
     """Return a tokenizer as others make them: cut as Llama 3 or Qwen cut words, or with SentencePiece's spaces."""
     first, bytes_ = ["<|endoftext|>", "<|im_start|>"], [f"<0x{b:02X}>" for b in range(256)]
     trainer = dict(vocab_size=420, show_progress=False)
+    template = None
     if kind in ("llama3", "qwen"):
         inner = Inner(models.BPE(ignore_merges=kind == "llama3"))
         cut = pre_tokenizers.Split(Regex(SPLIT % ("{1,3}" if kind == "llama3" else "")), "isolated")
@@ -135,7 +139,10 @@ def hugging_face(kind: str) -> Tokenizer:
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         inner.decoder = decoders.Sequence(steps)
         trainer |= dict(special_tokens=["<unk>", "<s>", "</s>", *bytes_])
+        template = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     inner.train_from_iterator(TEXT.splitlines(keepends=True), trainers.BpeTrainer(**trainer))
+    if template:
+        inner.post_processor = processors.Sequence([template])
     return open_tokenizer(inner)
 
 
@@ -148,7 +155,14 @@ TOKENIZERS = {
     **{kind: lambda kind=kind: hugging_face(kind) for kind in ("llama3", "qwen", "sentencepiece", "metaspace")},
 }
 PROMPTS = ("To be", "  don't\n\n 12345 林冲", "好漢！\r\n—", " \n", "")
-DRAWS = (dict(temperature=0.0), dict(seed=2**63 - 1), dict(seed=7, top_k=0, num_samples=3), dict(seed=1, top_p=0.6))
+DRAWS = (
+    dict(temperature=0.0),
+    dict(seed=2**63 - 1),
+    dict(seed=7, top_k=0, num_samples=3),
+    dict(seed=1, top_p=0.6, min_p=0.05),
+    dict(seed=2, temperature=1.5, repetition_penalty=1.7, no_repeat_ngram_size=2),
+    dict(temperature=0.0, no_repeat_ngram_size=1),
+)
 
 
 def written(folder: Path, config: SampleConfig) -> str:
@@ -157,14 +171,19 @@ def written(folder: Path, config: SampleConfig) -> str:
     engine = CEngine(model, config)
     engine.load(weights)
     parts = [""] * config.num_samples
-    for number, piece in write(engine, model, load_tokenizer(folder), config.start, config):
+    tokenizer = load_tokenizer(folder)
+    if config.start is None:
+        prompt = default_prompt(tokenizer, Run(folder).documents())
+    else:
+        prompt = read_prompt(config.start, io.StringIO())
+    for number, piece in write(engine, model, tokenizer, prompt, config):
         parts[number] += piece
     return "\n---------------\n".join(parts) + "\n"
 
 
 def check_same_text(folder: Path, **settings) -> str:
     config = SampleConfig(**dict(dtype="float32", threads=1, max_new_tokens=40, seed=1) | settings)
-    names = ("dtype", "threads", "max_new_tokens", "seed", *settings)
+    names = dict.fromkeys(("dtype", "threads", "max_new_tokens", "seed", *settings))
     flags = [f"--{name}={getattr(config, name)}" for name in names]
     done = program("sample", folder, *flags)
     assert (done.returncode, done.stdout) == (0, written(folder, config)), (settings, done.stderr)
@@ -212,6 +231,33 @@ def test_it_stretches_rotary_positions_as_the_package(tmp_path, scaling):
     stretched = check_same_text(tmp_path / "model", start="To be", temperature=0.0)
     save_lively(tmp_path / "plain", characters(TEXT), "llama", block_size=48, rope_theta=50.0)
     assert stretched != check_same_text(tmp_path / "plain", start="To be", temperature=0.0)
+
+
+@pytest.mark.parametrize("kind", ["char", "char with ends", "sentencepiece"])
+@pytest.mark.parametrize("documents", [None, 1, 5])
+def test_it_begins_as_the_documents_do(tmp_path, kind, documents):
+    save_lively(tmp_path, TOKENIZERS[kind]())
+    (tmp_path / "run.json").write_text(json.dumps({"data": {"folder": "d", "documents": documents}}))
+    check_same_text(tmp_path)
+    check_same_text(tmp_path, start="")
+
+
+def test_it_stops_at_each_end_of_text_that_the_folder_names(tmp_path):
+    save_lively(tmp_path, TOKENIZERS["llama3"]())
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    texts = [check_same_text(tmp_path, seed=seed, max_new_tokens=400) for seed in range(6)]
+    (tmp_path / "config.json").write_text(json.dumps(about | {"eos_token_id": 0}))
+    (tmp_path / "generation_config.json").unlink()
+    assert texts != [check_same_text(tmp_path, seed=seed, max_new_tokens=400) for seed in range(6)]
+
+
+def test_a_head_of_its_own_is_not_dropped(tmp_path):
+    save_lively(tmp_path, characters(TEXT), tie_word_embeddings=False)
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": True}))
+    done = program("sample", tmp_path)
+    assert done.returncode == 2 and "lm_head.weight differs" in done.stderr
 
 
 def test_it_draws_a_new_seed_each_time_and_names_it(tmp_path):

@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (!failure.text[0]) abort();
         return 0;
     }
-    if (vocabulary_encode(&v, text, 0, &ids, &n, &failure)) {
+    if (vocabulary_encode(&v, text, &ids, &n, &failure)) {
         if (ids || !failure.text[0]) abort();
     } else {
         for (int64_t i = 0; i < n; i++)

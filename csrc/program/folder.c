@@ -328,6 +328,24 @@ static int64_t largest_parameter(sampan_engine *engine) {
     return most;
 }
 
+/* 1 with a failure if the file has a head of its own in a model whose config.json ties it: transformers takes the head. */
+static int32_t has_other_head(safetensors *file, const family *f, float *values, float *spare, int64_t room,
+                              failure *failure) {
+    const safetensor *head = safetensors_find(file, "lm_head.weight"), *embedding = NULL;
+    for (const family_module *m = f->modules; m->ours && head; m++)
+        if (!strcmp(m->ours, "wte")) {
+            char name[96];
+            fill_name(name, sizeof name, m->theirs[0], 0, ".weight");
+            embedding = safetensors_find(file, name);
+        }
+    if (!head || !embedding || head->elements > room || embedding->elements != head->elements) return 0;
+    if (safetensors_read(file, head, values) || safetensors_read(file, embedding, spare)
+        || !memcmp(values, spare, (size_t)head->elements * sizeof *values))
+        return 0;
+    return failure_say(failure,
+                       "lm_head.weight differs from the embedding: set tie_word_embeddings to false in config.json");
+}
+
 /* One piece of a parameter, from the file to `values`; `room` floats at `spare`. */
 static int32_t load_piece(safetensors *file, const family *family, const stored *s, int32_t k,
                           const sampan_parameter *p, float *values, float *spare, int64_t room, failure *failure) {
@@ -358,6 +376,7 @@ int32_t folder_load_weights(sampan_engine *engine, const family *family, const s
     float *values = malloc((size_t)room * sizeof(float)), *spare = malloc((size_t)room * sizeof(float));
     int32_t failed = !values || !spare;
     if (failed) failure_say(failure, "no memory to read %s", path);
+    else if (config->tie_word_embeddings) failed = has_other_head(&file, family, values, spare, room, failure);
     for (int64_t i = 0; i < sampan_count_parameters(engine) && !failed; i++) {
         sampan_parameter p;
         sampan_get_parameter(engine, i, &p);

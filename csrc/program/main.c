@@ -598,49 +598,114 @@ static int test(program *p) {
 
 /* ---- sample ---- */
 
-/* Leaves in init_from the folder of the weights: a run that has no best ones yet has its last. */
+/* Leaves in out_dir the folder that was asked for, and in init_from that of the weights: a run that has no best ones yet
+   has its last. */
 static void find_weights(settings *s) {
-    const int32_t is_last = !strcmp(s->weights, "last");
+    const int32_t is_last = !strcmp(s->weights, "last"), is_run = !s->init_from[0] || !strcmp(s->init_from, "resume");
     if (!is_last && strcmp(s->weights, "best")) fail("weights=%s: expected best or last", s->weights);
-    if (!s->init_from[0] || !strcmp(s->init_from, "resume")) {
-        snprintf(s->init_from, sizeof s->init_from, "%s", s->out_dir);
-        if (has_member(s->out_dir, "run.json") && (is_last || !has_member(s->out_dir, "model.safetensors")))
-            snprintf(s->init_from, sizeof s->init_from, "%.*s/last", TEXT_SIZE - 6, s->out_dir);
-    }
+    if (!is_run) memcpy(s->out_dir, s->init_from, TEXT_SIZE);
+    const int32_t takes_last = is_run && has_member(s->out_dir, "run.json")
+                               && (is_last || !has_member(s->out_dir, "model.safetensors"));
+    snprintf(s->init_from, TEXT_SIZE, "%.*s%s", TEXT_SIZE - 6, s->out_dir, takes_last ? "/last" : "");
 }
 
-/* The text of `start`: itself, FILE:PATH, or - for standard input. To be freed. */
+/* The text of `start`: itself, FILE:PATH, or - for standard input, with line feeds as its line ends. To be freed. */
 static char *read_prompt(const char *start) {
-    int64_t size, room = 0;
-    if (strcmp(start, "-")) {
-        char *text = strncmp(start, "FILE:", 5) ? NULL : file_read(start + 5, &size, &wrong);
-        if (!strncmp(start, "FILE:", 5)) require_read(!text);
-        else strcpy(text = allocate((int64_t)strlen(start) + 1, 1), start);
-        if (!strncmp(text, "\xef\xbb\xbf", 3)) memmove(text, text + 3, strlen(text + 3) + 1); /* a byte-order mark */
-        return text;
-    }
     char *text = NULL;
-    for (size = 0; !feof(stdin); size += (int64_t)fread(text + size, 1, (size_t)(room - size), stdin)) {
-        room = size + 65536;
-        if (!(text = realloc(text, (size_t)room + 1))) fail("no memory for the prompt");
+    int64_t size = 0;
+    if (!strncmp(start, "FILE:", 5)) {
+        require_read(!(text = file_read(start + 5, &size, &wrong)));
+    } else if (strcmp(start, "-")) {
+        strcpy(text = allocate((int64_t)strlen(start) + 1, 1), start);
+    } else {
+        do { /* in pieces of 64 KB */
+            if (!(text = realloc(text, (size_t)size + 65537))) fail("no memory for the prompt");
+            size += (int64_t)fread(text + size, 1, 65536, stdin);
+        } while (!feof(stdin) && !ferror(stdin));
+        text[size] = 0;
     }
-    text[size] = 0;
+    char *to = text;
+    for (char *from = text + (strncmp(text, "\xef\xbb\xbf", 3) ? 0 : 3); *from; from++) { /* a byte-order mark */
+        if (*from == '\r' && from[1] == '\n') continue;
+        *to++ = *from == '\r' ? '\n' : *from;
+    }
+    *to = 0;
     return text;
 }
 
-/* What ends a text: the ids that config.json names, and the tokenizer's token. */
-static int32_t ends_text(const json *about, const vocabulary *v, int32_t id) {
-    int64_t at = json_find(about, 0, "eos_token_id");
-    const json_value *value = &about->values[at];
-    if (id == v->end_of_text || (at && value->type == JSON_NUMBER && value->number == id)) return 1;
-    if (at && value->type == JSON_ARRAY)
-        for (int64_t i = value->first; i; i = about->values[i].next)
-            if (about->values[i].type == JSON_NUMBER && about->values[i].number == id) return 1;
+/* What ends a text: the ids in generation_config.json and config.json, or the token whose name says so. */
+typedef struct ends {
+    int32_t id[16], count;
+} ends;
+
+static void add_end(ends *e, const vocabulary *v, double id) {
+    if (id >= 0 && id < (double)v->count && v->token[(int32_t)id].name && e->count < 16)
+        e->id[e->count++] = (int32_t)id;
+}
+
+static ends read_ends(const char *folder, const vocabulary *v) {
+    static const char *const FILES[] = {"generation_config.json", "config.json"};
+    ends e = {0};
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        char path[PATH_SIZE];
+        json doc;
+        snprintf(path, sizeof path, "%s/%s", folder, FILES[i]);
+        if (!file_exists(path)) continue;
+        require_read(json_read_file(&doc, path, &wrong));
+        int64_t at = json_find(&doc, 0, "eos_token_id");
+        if (at && doc.values[at].type == JSON_NUMBER) add_end(&e, v, doc.values[at].number);
+        for (at = at && doc.values[at].type == JSON_ARRAY ? doc.values[at].first : 0; at; at = doc.values[at].next)
+            add_end(&e, v, doc.values[at].type == JSON_NUMBER ? doc.values[at].number : -1);
+        json_free(&doc);
+    }
+    if (!e.count) add_end(&e, v, v->end_of_text);
+    return e;
+}
+
+static int32_t ends_text(const ends *e, int32_t id) {
+    for (int32_t i = 0; i < e->count; i++)
+        if (e->id[i] == id) return 1;
     return 0;
 }
 
+/* Documents in a run's training text; many where nobody knows. */
+static double count_documents(const char *folder) {
+    char path[PATH_SIZE];
+    json doc;
+    snprintf(path, sizeof path, "%s/run.json", folder);
+    if (!file_exists(path)) return INFINITY;
+    require_read(json_read_file(&doc, path, &wrong));
+    double documents = json_number(&doc, json_find(&doc, 0, "data"), "documents", INFINITY);
+    json_free(&doc);
+    return documents;
+}
+
+/* The ids that a sample begins with, to be freed, with room for max_new_tokens more; *prompt is what is shown of them.
+   Without a prompt a sample begins as a document does, or with a line end in a model of one text. */
+static int32_t *encode_prompt(const settings *s, const vocabulary *v, const ends *e, char **prompt, int64_t *count) {
+    int32_t *ids, *all;
+    int64_t n;
+    const int32_t has_documents = (e->count || v->begins) && count_documents(s->out_dir) > 1;
+    *prompt = read_prompt(is_given("start") ? s->start : has_documents ? "" : "\n");
+    int32_t failed = vocabulary_encode(v, *prompt, &ids, &n, &wrong);
+    if (failed && !is_given("start")) { /* a vocabulary without line ends */
+        free(*prompt);
+        *prompt = allocate(v->token[0].length + 1, 1);
+        memcpy(*prompt, v->token[0].bytes, (size_t)v->token[0].length);
+        failed = vocabulary_encode(v, *prompt, &ids, &n, &wrong);
+    }
+    require_read(failed);
+    all = allocate(v->begins + n + s->max_new_tokens + 2, sizeof *all);
+    memcpy(all, v->begin, (size_t)v->begins * sizeof *all);
+    memcpy(all + v->begins, ids, (size_t)n * sizeof *all);
+    free(ids);
+    *count = v->begins + n;
+    if (!*count) all[(*count)++] = e->count ? e->id[0] : 0;
+    return all;
+}
+
 /* Writes one sample after a prompt of `count` ids, in whole characters. `ids` has room for max_new_tokens more. */
-static void write_sample(program *p, const vocabulary *v, const json *about, const uint8_t *after, int32_t *ids,
+static void write_sample(program *p, const vocabulary *v, const ends *e, const uint8_t *after, int32_t *ids,
                          int64_t count, int64_t number) {
     const settings *s = &p->s;
     const drawing d = {s->temperature, s->top_p, s->min_p, s->repetition_penalty, s->top_k, s->no_repeat_ngram_size};
@@ -668,7 +733,7 @@ static void write_sample(program *p, const vocabulary *v, const json *about, con
         forbid_repetition(&d, logits, V, ids, count);
         int32_t id = ids[count] = draw(&d, logits, V, random_next(&random), spare);
         if (id < 0) fail("the model's output is NaN or infinite: its weights are damaged, or its training diverged");
-        if (ends_text(about, v, id)) break;
+        if (ends_text(e, id)) break;
         for (int64_t i = 0; i < v->token[id].length; i++) {
             held[held_count++] = v->token[id].bytes[i];
             state = utf8_next(state, (uint8_t)v->token[id].bytes[i]);
@@ -687,9 +752,8 @@ static void sample(program *p) {
     settings *s = &p->s;
     char path[PATH_SIZE];
     vocabulary v;
-    json about;
-    int32_t *ids;
     int64_t count, V;
+    char *prompt;
     if (!is_given("seed")) {
         s->seed = (time(NULL) * 1000003 ^ clock_nanoseconds()) & 0xffffffff;
         fprintf(stderr, "seed %lld\n", (long long)s->seed);
@@ -697,32 +761,23 @@ static void sample(program *p) {
     find_weights(s);
     program_open(p, 0);
     V = p->config.vocab_size;
-    snprintf(path, sizeof path, "%s/config.json", s->init_from);
-    require_read(json_read_file(&about, path, &wrong));
     snprintf(path, sizeof path, "%s/tokenizer.json", s->init_from);
     require_read(vocabulary_read(&v, path, &wrong));
     uint8_t *after = allocate(UTF8_STATES * V, 1);
     if (vocabulary_follow(&v, V, after)) fail("%s: no token can begin a text; it is damaged", path);
 
-    char *prompt = read_prompt(s->start);
-    int32_t failed = vocabulary_encode(&v, prompt, s->max_new_tokens + 1, &ids, &count, &wrong);
-    if (failed && !is_given("start")) { /* a vocabulary without line ends */
-        snprintf(prompt, 2, "%.*s", (int)v.token[0].length, v.token[0].bytes);
-        failed = vocabulary_encode(&v, prompt, s->max_new_tokens + 1, &ids, &count, &wrong);
-    }
-    require_read(failed);
-    if (!count) ids[count++] = v.end_of_text >= 0 ? v.end_of_text : 0;
+    const ends e = read_ends(s->init_from, &v);
+    int32_t *ids = encode_prompt(s, &v, &e, &prompt, &count);
     for (int64_t i = 0; i < count; i++)
         if (ids[i] >= V) fail("%s has token %d, and the model has %lld", path, (int)ids[i], (long long)V);
     for (int64_t number = 0; number < s->num_samples; number++) {
         printf("%s%s", number ? "\n---------------\n" : "", prompt);
-        write_sample(p, &v, &about, after, ids, count, number);
+        write_sample(p, &v, &e, after, ids, count, number);
     }
     putchar('\n');
     free(ids);
     free(prompt);
     free(after);
-    json_free(&about);
     vocabulary_free(&v);
 }
 

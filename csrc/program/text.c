@@ -279,6 +279,26 @@ static void read_normalizer(vocabulary *v, int64_t step) {
     }
 }
 
+/* The tokens that a template puts before a text. */
+static void read_template(vocabulary *v, int64_t step) {
+    const json *doc = &v->doc;
+    int64_t steps = json_find(doc, step, "processors"), pieces = json_find(doc, step, "single"),
+            special = json_find(doc, step, "special_tokens");
+    for (int64_t i = steps && doc->values[steps].type == JSON_ARRAY ? doc->values[steps].first : 0; i;
+         i = doc->values[i].next)
+        read_template(v, i);
+    for (int64_t i = pieces && doc->values[pieces].type == JSON_ARRAY ? doc->values[pieces].first : 0; i;
+         i = doc->values[i].next) {
+        const char *name = json_string(doc, json_find(doc, i, "SpecialToken"), "id", NULL);
+        int64_t ids = name ? json_find(doc, json_find(doc, special, name), "ids") : 0;
+        if (!name || !ids || doc->values[ids].type != JSON_ARRAY) return; /* the text itself */
+        for (ids = doc->values[ids].first; ids; ids = doc->values[ids].next) {
+            const double id = doc->values[ids].type == JSON_NUMBER ? doc->values[ids].number : -1;
+            if (id >= 0 && id < (double)v->count && v->begins < 4) v->begin[v->begins++] = (int32_t)id;
+        }
+    }
+}
+
 /* Names and ids; 1 where the table cannot be made. */
 static int32_t read_tokens(vocabulary *v, int64_t table) {
     const json *doc = &v->doc;
@@ -346,6 +366,7 @@ int32_t vocabulary_read(vocabulary *v, const char *path, failure *failure) {
     read_cut(v, json_find(doc, 0, "pre_tokenizer"));
     int64_t space = v->space ? (int64_t)strlen(v->space) : 0;
     if ((v->cut == CUT_SPACES && !space) || (v->space && count_valid(v->space, space) != space)) v->cut = CUT_UNKNOWN;
+    read_template(v, json_find(doc, 0, "post_processor"));
     v->takes_whole_words = json_flag(doc, model, "ignore_merges", 0);
     if (!strcmp(type, "WordLevel") && v->cut != CUT_CHARACTERS) v->cut = CUT_UNKNOWN;
     return 0;
@@ -549,8 +570,7 @@ static int32_t find_added(const vocabulary *v, const char *s, int64_t *length) {
     return found;
 }
 
-int32_t vocabulary_encode(const vocabulary *v, const char *text, int64_t spare, int32_t **ids, int64_t *count,
-                          failure *failure) {
+int32_t vocabulary_encode(const vocabulary *v, const char *text, int32_t **ids, int64_t *count, failure *failure) {
     int64_t n = (int64_t)strlen(text), valid = count_valid(text, n), space = v->space ? (int64_t)strlen(v->space) : 1;
     *ids = NULL;
     *count = 0;
@@ -559,7 +579,7 @@ int32_t vocabulary_encode(const vocabulary *v, const char *text, int64_t spare, 
         return failure_say(failure, "this program cannot encode a prompt as this tokenizer does; use sampan sample");
     int64_t most = (n + 1) * (space > 1 ? space : 1);
     encoding e = {.v = v, .failure = failure};
-    e.ids = malloc((size_t)(2 * most + spare) * sizeof *e.ids);
+    e.ids = malloc((size_t)(2 * most) * sizeof *e.ids);
     e.rank = malloc((size_t)(2 * most) * sizeof *e.rank);
     char *room = malloc((size_t)(3 * most + 2));
     int32_t failed = !e.ids || !e.rank || !room ? failure_say(failure, "no memory for the prompt") : 0;

@@ -2,7 +2,7 @@
 
        vocabulary v;
        if (vocabulary_read(&v, "out/shakespeare/tokenizer.json", &failure)) ...
-       if (vocabulary_encode(&v, "ROMEO:", 0, &ids, &count, &failure)) ...
+       if (vocabulary_encode(&v, "ROMEO:", &ids, &count, &failure)) ...
        fwrite(v.token[id].bytes, 1, (size_t)v.token[id].length, stdout);
        vocabulary_free(&v);
 
@@ -33,7 +33,8 @@ typedef struct vocabulary {
         const char *name, *bytes; /* in the file, and what the token writes; NULL for an id that nothing has */
         int64_t name_length, length;
     } *token;                                 /* (count) */
-    int32_t end_of_text;                      /* -1: none */
+    int32_t begin[4], begins;                 /* what its template puts before a text, such as BOS */
+    int32_t end_of_text;                      /* follows each document; -1: none */
     int32_t byte_token[256];                  /* <0x00> and on; -1: none */
     int32_t is_byte_level, takes_whole_words; /* a word that is a token is not split */
     int32_t cut, most_digits, prefix;
@@ -47,10 +48,7 @@ typedef struct vocabulary {
 
 int32_t vocabulary_read(vocabulary *v, const char *path, failure *failure);
 void vocabulary_free(vocabulary *v);
-
-/* *ids: to be freed, with room for `spare` more. */
-int32_t vocabulary_encode(const vocabulary *v, const char *text, int64_t spare, int32_t **ids, int64_t *count,
-                          failure *failure);
+int32_t vocabulary_encode(const vocabulary *v, const char *text, int32_t **ids, int64_t *count, failure *failure);
 
 /* ---- UTF-8 ---- */
 

@@ -224,7 +224,7 @@ static vocabulary v;
 static int32_t encodes(const char *text, const int32_t *wanted, int64_t n) {
     int32_t *ids;
     int64_t count;
-    if (vocabulary_encode(&v, text, 0, &ids, &count, &wrong)) return 0;
+    if (vocabulary_encode(&v, text, &ids, &count, &wrong)) return 0;
     int32_t same = count == n && !memcmp(ids, wanted, (size_t)n * sizeof *ids);
     free(ids);
     return same;
