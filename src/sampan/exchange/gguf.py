@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sampan.checkpoint.huggingface import to_hf_weights
 from sampan.config import ExportConfig
 from sampan.errors import UserError
 from sampan.exchange.check import Reference, check_ids, compare_logits
@@ -80,7 +81,7 @@ def write(path: Path, model: ModelShape, weights: dict, tokenizer: Tokenizer | N
     writer.add_file_type(getattr(gguf.LlamaFileType, types[kind]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(gguf, writer, model, tokenizer)
-    for name, tensor in tensors(model, weights):
+    for name, tensor in tensors(gguf, model, weights):
         if tensor.ndim == 1 or name == "position_embd.weight" or kind == "f32":
             writer.add_tensor(name, np.ascontiguousarray(tensor, np.float32))
         else:
@@ -166,35 +167,16 @@ def refuse(model: ModelShape, weights: dict, kind: str) -> None:
 # ---- tensors ----
 
 
-def tensors(model: ModelShape, weights: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """Pairs (llama.cpp's name, float32 array); a matrix is (out, in) in both."""
-    c = model
-    top = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-    inside = {
-        "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm",
-        "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-    }  # fmt: skip
-    family, rotates_neighbours = find_family(c.family), llama_cpp_family(c).rotates_neighbours
-    if family.zero_biases and not c.qkv_bias:  # llama.cpp's gpt2 always has them, as Hugging Face's: zeros are none
-        rows = {n: len(w) for n, w in weights.items() if n not in ("wte.weight", "wpe.weight", "lm_head.weight")}
-        weights = weights | {n.removesuffix("weight") + "bias": np.zeros(size, np.float32) for n, size in rows.items()}
-    for name, value in weights.items():
-        module, _dot, end = name.rpartition(".")
-        if module in top:
-            yield f"{top[module]}.{end}", value
-            continue
-        _h, number, module = module.split(".", 2)
-        block = f"blk.{number}."
-        if module == "attn.c_attn" and not family.fused:
-            q, k, v = np.split(value, np.cumsum([c.n_head * c.head_dim, c.n_kv_head * c.head_dim]))
-            if rotates_neighbours:  # (2i, 2i + 1), where we have (i, i + head_dim / 2)
-                q, k = interleave(q, c.head_dim), interleave(k, c.head_dim)
-            yield from ((f"{block}attn_{letter}.{end}", part) for letter, part in (("q", q), ("k", k), ("v", v)))
-        elif module == "mlp.c_fc" and c.gated:
-            gate, up = np.split(value, 2)
-            yield from ((f"{block}ffn_gate.{end}", gate), (f"{block}ffn_up.{end}", up))
-        else:
-            yield f"{block}{inside[module]}.{end}", value
+def tensors(gguf: ModuleType, c: ModelShape, weights: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs (llama.cpp's name, float32 array) of Hugging Face's tensors; a matrix is (out, in)."""
+    family, known = find_family(c.family), llama_cpp_family(c)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[known.architecture.upper()], c.n_layer)
+    for name, value in to_hf_weights(c, weights).items():
+        if family.transposed and value.ndim == 2 and ".h." in name:
+            value = value.T
+        if known.rotates_neighbours and (".q_proj." in name or ".k_proj." in name):
+            value = interleave(value, c.head_dim)  # (2i, 2i + 1), where we have (i, i + head_dim / 2)
+        yield names.get_name(name, (".weight", ".bias")), value
     if rope_type(c) == "llama3":  # llama.cpp divides each frequency by this
         plain = c.rope_theta ** -(np.arange(0, c.head_dim, 2) / c.head_dim)
         yield "rope_freqs.weight", plain / rotary_frequencies(c)
