@@ -149,6 +149,10 @@ DAMAGES = {
     ),
     "weights are empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole"),
     "an absurd header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "not a whole"),
+    "weights are a pointer of Git LFS": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"),
+        "git lfs pull",
+    ),
     "weights are a pickle": (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({})), "not a whole"),
     "a tensor too many in a block": (
         lambda f: rewrite_weights(f, lambda t: t.update({"transformer.h.0.gate.weight": np.ones(1, np.float32)})),

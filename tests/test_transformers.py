@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from sampan.checkpoint.folder import load_model, load_model_config, save_model
 from sampan.checkpoint.huggingface import to_hf_config, to_hf_weights
-from sampan.config import MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
+from sampan.config import FAMILIES, MachineConfig, ModelSettings, SampleConfig, TrainConfig, change
 from sampan.engine.open import open_engine
 from sampan.model.shape import resolve
 from sampan.sampling.draw import generate
@@ -108,7 +108,7 @@ def test_a_folder_of_theirs_loads_in_ours(seed, tmp_path):
 )
 def test_a_config_is_read_as_transformers_reads_it(family, changed, tmp_path):
     """Synonyms, and keys that are missing or null."""
-    described = to_hf_config(tiny_config(family), None) | changed
+    described = to_hf_config(tiny_config(family), {}) | changed
     described = {name: value for name, value in described.items() if value is not ...}
     (tmp_path / "config.json").write_text(json.dumps(described))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -154,6 +154,20 @@ def test_the_head_is_the_one_in_the_file(family, stored, tmp_path):
     save_model(tmp_path / "again", *load_model(tmp_path), None)
     ours, theirs = logits_of_both(tmp_path / "again")
     assert relative_error(ours, logits_of_both(tmp_path)[1]) < TOLERANCE and relative_error(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_saved_without_its_head_is_read(family, tmp_path):
+    """As AutoModel saves it: names without the prefix, and the head is the embedding."""
+    config = tiny_config(family, tie_word_embeddings=True)
+    weights = random_weights(config, 0)
+    save_model(tmp_path / "whole", config, weights, None)
+    transformers.AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bare")
+    assert not any(
+        name.startswith(("model.", "transformer.")) for name in load_file(tmp_path / "bare/model.safetensors")
+    )
+    loaded = load_model(tmp_path / "bare")[1]
+    assert all(np.array_equal(loaded[name], weight) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("form", ["archive", "before 1.6", "shards", "half precision"])

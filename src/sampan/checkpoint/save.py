@@ -45,7 +45,8 @@ class WritableRun(Run):
 
         Raise UserError with the process that holds the lock.
         """
-        holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = _("process {id} on {machine}, since {time}", id=os.getpid(), machine=platform.node(), time=now)
         with contextlib.ExitStack() as stack:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

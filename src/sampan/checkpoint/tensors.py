@@ -38,6 +38,7 @@ class Tensors(Mapping[str, np.ndarray]):
         self.where: dict[str, tuple[Path, safetensors.safe_open | None]] = {}
         self.unpickled: dict[str, np.ndarray] = {}
         for path in weight_files(folder):
+            refuse_pointer(path)
             if path.suffix == ".bin":
                 self.unpickled |= read_state_dict(path)
                 self.where |= dict.fromkeys(self.unpickled, (path, None))
@@ -91,6 +92,15 @@ def weight_files(folder: Path) -> list[Path]:
             pickled=PICKLED,
         )
     )
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise UserError if a file is what Git leaves in place of a large one: a clone without Git LFS has only pointers."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise UserError(
+                _("{path} is a pointer of Git LFS, not the file itself: run git lfs pull in its folder", path=path)
+            )
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:

@@ -68,7 +68,7 @@ class Family:
     fixed: tuple[Fixed, ...] = ()
     transposed: bool = False  # the blocks' matrices are stored as (in, out)
     zero_biases: bool = False  # biases that a model lacks are stored as zeros
-    optional_prefix: str = ""  # what the names in older folders lack
+    optional_prefix: str = ""  # what the names lack in folders without a head, and in older ones
     ignored: tuple[str, ...] = ()  # ends of the names of buffers, which hold nothing learned
     gguf: Gguf | None = None  # None: llama.cpp has no such family
 

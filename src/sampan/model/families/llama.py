@@ -50,6 +50,7 @@ FAMILY = Family(
         "ln_f": ("model.norm",),
         "lm_head": ("lm_head",),
     },
+    optional_prefix="model.",
     ignored=(".rotary_emb.inv_freq",),
     whole_heads=True,
     gguf=Gguf(
