@@ -5,9 +5,11 @@ fetched.
 """
 
 import _thread
+import contextlib
 import itertools
 import json
 import random
+import struct
 import threading
 import time
 from dataclasses import fields
@@ -383,7 +385,10 @@ FOLDERS = {
     ),
     "GPT2Config's default in another vocabulary": ({"config.json": {"eos_token_id": 50256}}, [1]),
     "an ordinary token": ({"config.json": {"eos_token_id": 8}}, [1]),
-    "nonsense": ({"config.json": {"eos_token_id": ["x", None, True]}, "tokenizer_config.json": {"eos_token": 7}}, [1]),
+    "nonsense": (
+        {"config.json": {"eos_token_id": ["x", None, True, -1, 1 << 40]}, "tokenizer_config.json": {"eos_token": 7}},
+        [1],
+    ),
 }
 
 
@@ -448,7 +453,7 @@ def test_transformers_finds_in_the_copy_what_the_original_had(tmp_path):
         "pad_token": "<pad>",
         "chat_template": "{{ messages[0] }}",
     }
-    generation = {"eos_token_id": [4, 5], "temperature": 0.7}
+    generation = {"eos_token_id": [4, 5], "bos_token_id": 2, "pad_token_id": 0, "temperature": 0.7}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GemmaTokenizer"}))
     (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -475,6 +480,159 @@ def test_a_damaged_file_beside_is_one_sentence_with_its_path(name, tmp_path):
     (tmp_path / name).write_text("[1")
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         read_tokenizer(tmp_path)
+
+
+# ---- folders without a tokenizer.json ----
+
+
+def write_gpt2(folder: Path) -> None:
+    described = json.loads(train_bpe([readable(4000) + CHINESE * 20], 400).to_json())["model"]
+    (folder / "vocab.json").write_text(json.dumps(described["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in described["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+
+
+def write_bert(folder: Path) -> None:
+    symbols = sorted({c for c in CHINESE if not c.isspace()} | set("abcdefghijklmnop"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *symbols, "##a", "##b", "##o", "##at", "boat"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "write, config, name",
+    [
+        (write_gpt2, {}, "GPT2Tokenizer"),
+        (write_gpt2, {"add_prefix_space": True, "add_bos_token": True, "bos_token": "<|endoftext|>"}, "GPT2Tokenizer"),
+        (write_bert, {}, "BertTokenizer"),
+        (write_bert, {"do_lower_case": False, "cls_token": "[MASK]", "sep_token": "[PAD]"}, "BertTokenizer"),
+    ],
+)
+def test_a_folder_with_older_files_is_read_as_transformers_reads_it(write, config, name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": name}))
+    tokenizer, theirs = read_tokenizer(tmp_path), getattr(transformers, name).from_pretrained(str(tmp_path))
+    for text in (CHINESE, readable(500), " two  spaces\n\n龘 Boat boats", "船" * 200):
+        ids = theirs(text)["input_ids"]
+        ours = tokenizer.encode(text).tolist()
+        assert len(ours) > 1 and ids[: len(ids) - (name == "BertTokenizer")] == [*tokenizer.begin, *ours]
+    assert tokenizer.vocab_size == len(theirs)
+    assert tokenizer.end_of_text == (theirs.sep_token_id if name == "BertTokenizer" else theirs.eos_token_id)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    tokenizer.save(copy, 64)
+    assert transformers.AutoTokenizer.from_pretrained(str(copy))(text)["input_ids"] == ids
+
+
+def test_what_a_tokenizer_does_not_keep_is_said(tmp_path):
+    write_bert(tmp_path)
+    Path("t.txt").write_text(("Boat\u9f98\u6c34\n" * 50), encoding="utf-8")
+    data = prepare("t.txt", DataConfig(tokenizer=str(tmp_path)))
+    assert data.meta.unknown == 50 and data.meta.unknown_most == ["\u9f98"]
+    said = " ".join("\n".join(data.summary()).split())
+    assert (
+        "does not keep line ends, capital letters, accents, repeated spaces, spaces between Chinese characters" in said
+    )
+    assert "50 characters or words that the tokenizer lacks became its unknown token, most often \u9f98" in said
+    for tokenizer in ("char", "char+bytes", "bpe:300"):
+        data = prepare("t.txt", DataConfig(tokenizer=tokenizer))
+        assert data.meta.unknown == 0 and data.meta.losses == []
+
+
+def proto(*fields) -> bytes:
+    """A protobuf message of (number, value), value an int below 128, a float or bytes."""
+    made = b""
+    for number, value in fields:
+        kind = {int: 0, bytes: 2, float: 5}[type(value)]
+        value = bytes([value]) if kind == 0 else struct.pack("<f", value) if kind == 5 else bytes([len(value)]) + value
+        made += (
+            bytes([number << 3 | kind]) if number < 16 else bytes([number << 3 & 0x7F | 0x80 | kind, number >> 4])
+        ) + value
+    return made
+
+
+def sentence_piece(kind: int, *rules, **options) -> bytes:
+    """A SentencePiece model: <unk>, <s>, </s> and a few pieces with their scores."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    pieces += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256) if "bytes" in options]
+    pieces += [(t, -float(i + 5), 1) for i, t in enumerate(["ab", "▁ab", "c", "a", "b", "▁", "d"])]
+    pieces += [("[x]", 0.0, 4)]
+    messages = [(1, proto((1, t.encode()), (2, score), (3, k))) for t, score, k in pieces]
+    trainer = proto((3, kind), (35, 1)) if "bytes" in options else proto((3, kind))
+    return proto(*messages, (2, trainer), (3, proto(*rules)))
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["unigram", "bpe"])
+def test_a_sentencepiece_model_is_read(kind, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece(kind))
+    tokenizer = read_tokenizer(tmp_path)
+
+    def tokens(text: str) -> list[str]:
+        return [tokenizer.inner.id_to_token(i) for i in tokenizer.encode(text)]
+
+    assert tokens("abc  ab") == ["▁ab", "c", "▁ab"]
+    assert tokens("d[x]ab") == ["▁", "d", "[x]", "ab"]
+    assert tokens("é") == ["▁", "<unk>"] and tokenizer.unknowns == {"é": 1}
+    assert tokenizer.decode(tokenizer.encode("abc dab")) == "abc dab"
+    assert tokenizer.end_of_text == 2
+    (tmp_path / "tokenizer.model").write_bytes(sentence_piece(kind, (3, 0), (4, 0), bytes=True))
+    tokenizer = read_tokenizer(tmp_path / "tokenizer.model")
+    assert tokens(" ab  abé") == ["▁ab", "▁", "▁ab", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(tokenizer.encode(" ab  dé\n")) == " ab  dé\n"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+     {"add_dummy_prefix": False, "user_defined_symbols": ["<b>", "舢板"], "normalization_rule_name": "identity",
+      "remove_extra_whitespaces": False}],
+    ids=["default", "Llama's", "Gemma's"],
+)  # fmt: skip
+def test_a_sentencepiece_model_gives_the_ids_of_sentencepiece(kind, options, tmp_path):
+    library = pytest.importorskip("sentencepiece")
+    (tmp_path / "text.txt").write_text(readable(20_000) + CHINESE * 20, encoding="utf-8")
+    size = 400 + 256 * ("byte_fallback" in options)
+    library.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=size, model_type=kind,
+        hard_vocab_limit=False, minloglevel=2, **options,
+    )  # fmt: skip
+    theirs = library.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = read_tokenizer(tmp_path)
+    for text in (*HARD, readable(300, seed=3), CHINESE, "  two  spaces \n", "<b>舢板舢", ""):
+        if "\0" not in text:  # the end of a text, for SentencePiece
+            assert tokenizer.encode(text).tolist() == theirs.encode(text), text
+
+
+NOT_READ = {
+    "another class": (
+        {"vocab.txt": "a\n", "tokenizer_config.json": '{"tokenizer_class": "CpmTokenizer"}'},
+        "from_pretrained",
+    ),
+    "no merges": ({"vocab.json": "{}"}, "merges.txt is missing"),
+    "odd merges": ({"vocab.json": "{}", "merges.txt": "a b c\n"}, "two tokens"),
+    "no json": ({"vocab.json": "[", "merges.txt": ""}, "JSON"),
+    "not SentencePiece": ({"tokenizer.model": "aGVsbG8= 0\n"}, "SentencePiece"),
+    "an empty model": ({"tokenizer.model": ""}, "SentencePiece"),
+    "other ids": ({"vocab.txt": "a\nb\n[UNK]\n", "added_tokens.json": '{"<x>": 7}'}, "should have id 7"),
+}
+
+
+@pytest.mark.parametrize("files, sentence", NOT_READ.values(), ids=NOT_READ)
+def test_older_files_that_cannot_be_read_are_one_sentence(files, sentence, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        read_tokenizer(tmp_path)
+
+
+@given(st.binary(max_size=60), st.integers(0, 400))
+def test_a_damaged_sentencepiece_model_is_one_sentence(tmp_path_factory, bytes_, place):
+    path = tmp_path_factory.mktemp("spm") / "tokenizer.model"
+    whole = sentence_piece(2)
+    path.write_bytes(whole[:place] + bytes_ + whole[place + len(bytes_) :])
+    with contextlib.suppress(UserError):
+        read_tokenizer(path)
 
 
 def test_every_kind_is_in_the_help_and_can_be_found():

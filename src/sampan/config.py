@@ -95,7 +95,8 @@ class DataConfig:
 
     title: typing.ClassVar[str] = N_("data")
     tokenizer: str = setting(
-        "auto", "char, char+bytes, gpt2, bpe:SIZE or the path of a tokenizer.json; auto: chosen for the text"
+        "auto",
+        "char, char+bytes, gpt2, bpe:SIZE or the path of a model's folder or tokenizer.json; auto: chosen for the text",
     )
     val_fraction: float | None = setting(
         None,

@@ -35,7 +35,7 @@ from sampan.tokens.kinds import has_tokenizer, read_tokenizer
 from sampan.tokens.tokenizer import Tokenizer
 
 # What is fetched of a model on the hub, and pytorch_model.bin where there are no safetensors
-DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 
 # ---- model folders ----
 
@@ -161,7 +161,7 @@ def crop(config: ModelShape, block_size: int | None, where: str) -> ModelShape:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the tokenizer in a folder. Raise UserError if it has none, or one that cannot be read."""
     if not has_tokenizer(folder):
-        raise UserError(_("{folder} has no tokenizer.json", folder=folder))
+        raise UserError(_("{folder} has no tokenizer", folder=folder))
     return read_tokenizer(folder)
 
 

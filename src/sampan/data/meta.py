@@ -64,6 +64,9 @@ class Meta(Facts):
     val_fraction: float | None = None  # None where val is a text of its own
     val_from: str | None = None  # where val begins in a text of several files
     tokenizer_sha256: str | None = None  # of a tokenizer.json that was given
+    unknown: int = 0  # characters or words that became the tokenizer's unknown token
+    unknown_most: list[str] = field(default_factory=list)  # the most frequent of them
+    losses: list[str] = field(default_factory=list)  # what the tokenizer does not keep of a text
     trained_on: int | None = None  # characters that a BPE was learnt from, where that is not all of train
     stamp: str | None = None  # changes when the files of the text change; None where that cannot be told
     read_at: int | None = None  # when they were read, seconds since 1970
@@ -206,6 +209,16 @@ class Data:
                 vocab_size=m.vocab_size,
             )
         )
+        if m.losses:
+            lines.append(_("the tokenizer does not keep {losses}", losses=", ".join(map(_, m.losses))))
+        if m.unknown:
+            lines.append(
+                _(
+                    "{count:,} characters or words that the tokenizer lacks became its unknown token, most often {most}",
+                    count=m.unknown,
+                    most=", ".join(m.unknown_most),
+                )
+            )
         lines.append(
             _(
                 "{train_tokens:,} train tokens, {val_tokens:,} val tokens, in {folder}{sep}",

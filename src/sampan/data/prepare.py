@@ -304,14 +304,20 @@ def encode_blocks(
         tick(len(text))
 
 
+def shortcomings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what meta.json says of that which a tokenizer does not keep of the text that it has encoded."""
+    most = [word[:20] for word, _count in tokenizer.unknowns.most_common(8)]
+    return {"unknown": tokenizer.unknowns.total(), "unknown_most": most, "losses": tokenizer.losses()}
+
+
 def write_folder(
     folder: Path, tokenizer: Tokenizer, describe: Callable[..., Meta], parts: Iterable[tuple[str, np.ndarray]]
 ) -> Data:
     """Write the ids of `parts`, pairs (split, ids), and all that goes with them; nothing half-made is left.
 
-    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens and val_tokens. The old
-    meta.json is marked incomplete before the first file is replaced and the new one comes last, so that a reader never
-    meets files that do not belong together.
+    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens, val_tokens, and what the
+    tokenizer could not keep. The old meta.json is marked incomplete before the first file is replaced and the new one
+    comes last, so that a reader never meets files that do not belong together.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts, outcome = {"train": 0, "val": 0}, _("nothing was changed")
@@ -327,7 +333,7 @@ def write_folder(
                 file.flush()
                 os.fsync(file.fileno())
         sizes: dict[str, Any] = {"train_tokens": counts["train"], "val_tokens": counts["val"]}
-        meta = describe(vocab_size=tokenizer.vocab_size, dtype=dtype.name, **sizes)
+        meta = describe(vocab_size=tokenizer.vocab_size, dtype=dtype.name, **sizes, **shortcomings(tokenizer))
         outcome = _("prepare it again")  # the old meta.json may be gone even where the sync behind it fails
         write_json(folder / "meta.json", {"complete": False})
         for split, path in partial.items():

@@ -30,7 +30,7 @@ class Beside:
 
     config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json over special_tokens_map.json
     generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json
-    model: dict[str, Any] = field(default_factory=dict)  # the ids in config.json
+    model: dict[str, Any] = field(default_factory=dict)  # what config.json says of the tokenizer
     template: str | None = None  # chat_template.jinja
 
     def token(self, role: str) -> str | None:
@@ -45,7 +45,7 @@ class Beside:
         for source in (self.generation, self.model):
             value = source.get(f"{role}_token_id")
             found += value if isinstance(value, list) else [value]
-        return [i for i in found if type(i) is int]
+        return [i for i in found if type(i) is int and 0 <= i < 1 << 32]  # what the library can look up
 
     @property
     def chat_template(self) -> str | None:
@@ -70,7 +70,8 @@ def read_beside(folder: Path) -> Beside:
             template = (folder / TEMPLATE).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(_("{path}: cannot be read ({error})", path=folder / TEMPLATE, error=error)) from None
-    ids = {key: model[key] for key in (f"{role}_token_id" for role in ROLES) if model.get(key) is not None}
+    keys = ("tokenizer_class", *(f"{role}_token_id" for role in ROLES))
+    ids = {key: model[key] for key in keys if model.get(key) is not None}
     return Beside(parts[MAP] | parts[CONFIG], parts[GENERATION], ids, template)
 
 

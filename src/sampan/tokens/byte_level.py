@@ -95,9 +95,16 @@ def gpt2_tokenizer(vocab_file: Path, merges_file: Path) -> ByteLevel:
     from tokenizers import models
 
     vocab = json.loads(vocab_file.read_text(encoding="utf-8"))
-    lines = merges_file.read_text(encoding="utf-8").split("\n")[1:]  # the first says its version
-    pairs = [line.split(" ") for line in lines if line]
-    return ByteLevel(byte_level(models.BPE(vocab, [(left, right) for left, right in pairs])))
+    return ByteLevel(byte_level(models.BPE(vocab, read_merges(merges_file))))
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """Return the pairs of a merges.txt, whose first line says its version. Raises UserError."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(_("{path}: expected two tokens in each line", path=path))
+    return [(left, right) for left, right in pairs]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> ByteLevel:
@@ -183,14 +190,14 @@ def first_merges(tokenizer: ByteLevel, vocab_size: int) -> ByteLevel:
     return ByteLevel(Inner.from_str(json.dumps(description)))
 
 
-def byte_level(model: Any) -> Any:
+def byte_level(model: Any, special: Sequence[str] = (END_OF_TEXT,), add_prefix_space: bool = False) -> Any:
     """Return a library tokenizer around a BPE model, with GPT-2's way of cutting text into words and words into bytes."""
     from tokenizers import Tokenizer as Inner, decoders, pre_tokenizers
 
     inner = Inner(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([END_OF_TEXT])
+    inner.add_special_tokens([*special])
     return inner
 
 

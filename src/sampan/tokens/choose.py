@@ -20,7 +20,7 @@ def check_tokenizer(wanted: str) -> None:
     elif wanted != "auto" and not found and not tokenizer_file(wanted):
         raise UserError(
             _(
-                "tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a tokenizer.json",
+                "tokenizer {wanted!r}: expected {names_of_kinds}, or the path of a model's folder or tokenizer.json",
                 wanted=wanted,
                 names_of_kinds=names_of_kinds(),
             )

@@ -16,6 +16,7 @@ from sampan.messages import _
 from sampan.tokens.beside import Beside, read_beside
 from sampan.tokens.byte_level import BPE, GPT2, ByteLevel
 from sampan.tokens.characters import CHAR, CHAR_BYTES, Characters
+from sampan.tokens.older import OLDER, build_older
 from sampan.tokens.tokenizer import Kind, Tokenizer, describe, library_errors
 
 KINDS = (CHAR, CHAR_BYTES, GPT2, BPE)  # in the order of --help and of the comparison
@@ -50,8 +51,8 @@ def open_tokenizer(inner: Any, beside: Beside | None = None) -> Tokenizer:
 def tokenizer_file(path: str | Path) -> Path | None:
     """Return the file that holds a tokenizer: `path` itself, or the one in that folder; None where there is none."""
     path = Path(path)
-    found = path / "tokenizer.json" if path.is_dir() else path
-    return found if found.is_file() else None
+    found = [path / name for name in ("tokenizer.json", *OLDER)] if path.is_dir() else [path]
+    return next(filter(Path.is_file, found), None)
 
 
 def has_tokenizer(folder: str | Path) -> bool:
@@ -59,14 +60,16 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json, or of a folder, with what the files beside it say. Raises UserError."""
+    """Return the tokenizer of a folder, or of one of its files, with what the files beside it say. Raises UserError."""
     from tokenizers import Tokenizer as Inner
 
-    path = Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    path = tokenizer_file(path) or Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
         beside = read_beside(path.parent)
+        if path.name in OLDER:
+            with library_errors(_("not a tokenizer")):
+                return open_tokenizer(build_older(path, beside), beside)
+        text = path.read_text(encoding="utf-8")
         with library_errors(_("not a tokenizer.json of the tokenizers library")):
             return open_tokenizer(Inner.from_str(text), beside)
     except OSError as error:

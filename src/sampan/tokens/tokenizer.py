@@ -23,13 +23,18 @@ import numpy as np
 from sampan.errors import UserError
 from sampan.fetch import Remote
 from sampan.files import write_text
-from sampan.messages import _
+from sampan.messages import N_, _
 from sampan.text.characters import split_at
 from sampan.tokens.beside import Beside, write_beside
 
 END_OF_TEXT = "<|endoftext|>"  # follows each document; GPT-2's name for it
 # Names of it where no file says which token it is, the likelier first, as `plain_name` gives them.
 END_NAMES = ("endoftext", "endofsentence", "eos", "eot", "/s", "imend", "sep")
+# What a tokenizer may not keep, with two texts that it then makes one.
+LOSSES = (
+    (N_("line ends"), "a\nb", "a b"), (N_("capital letters"), "Ab", "ab"), (N_("accents"), "caf\u00e9 \u00e9a", "cafe ea"),
+    (N_("repeated spaces"), "a  b", "a b"), (N_("spaces between Chinese characters"), "\u6c34 \u8def", "\u6c34\u8def"),
+)  # fmt: skip
 MAX_IDS = 1 << 24
 MAX_GAPS = 1 << 20  # ids that no token has: the library goes through them all
 MAX_GROWTH = 1 << 10  # of a text by a tokenizer's own replacements
@@ -60,10 +65,8 @@ class Tokenizer:
 
     def find_ends(self, added: list[dict[str, Any]], after: tuple[int, ...]) -> list[int]:
         """Return the tokens that end a text: as the files beside say, else by the template, else by its name."""
-        named = {token["id"] for token in added}
         said = self.inner.token_to_id(self.beside.token("eos") or "")
-        ids = [i for i in self.beside.ids("eos") if i in named or is_marked(self.inner.id_to_token(i))]
-        if found := list(dict.fromkeys([*([] if said is None else [said]), *ids])):
+        if found := list(dict.fromkeys([*([] if said is None else [said]), *self.special_ids("eos")])):
             return found
         if after:
             return [after[-1]]
@@ -87,8 +90,13 @@ class Tokenizer:
 
     def role(self, role: str) -> int | None:
         """Return the token that has a role, such as "bos" or "pad", by the files beside; None where there is none."""
-        ids = [self.inner.token_to_id(self.beside.token(role) or ""), *self.beside.ids(role)]
-        return next((i for i in ids if i is not None and self.inner.id_to_token(i) is not None), None)
+        said = self.inner.token_to_id(self.beside.token(role) or "")
+        return said if said is not None else next(iter(self.special_ids(role)), None)
+
+    def special_ids(self, role: str) -> list[int]:
+        """Return the ids that configs give for a role, without ordinary tokens: 50256 is GPT2Config's default."""
+        added = self.inner.get_added_tokens_decoder()
+        return [i for i in self.beside.ids(role) if i in added or is_marked(self.inner.id_to_token(i))]
 
     def config_ids(self) -> dict[str, Any]:
         """Return the ids that a model's config.json has of its tokenizer."""
@@ -176,6 +184,15 @@ class Tokenizer:
 
         return step
 
+    def losses(self) -> list[str]:
+        """Return what a text loses when it is encoded and decoded, in English."""
+        lost = []
+        for what, probe, other in LOSSES:
+            with contextlib.suppress(UserError), library_errors(""):
+                both = [self.inner.decode(self.inner.encode(t, add_special_tokens=False).ids) for t in (probe, other)]
+                lost += [what] if both[0] == both[1] else []
+        return lost
+
     def to_json(self) -> str:
         return self.inner.to_str(pretty=True)
 
@@ -191,7 +208,7 @@ class Tokenizer:
                 if i is not None and self.beside.token(role) is None:
                     config[f"{role}_token"] = self.inner.id_to_token(i)
         if generation or len(self.ends) > 1:
-            generation["eos_token_id"] = self.config_ids()["eos_token_id"]
+            generation |= {key: i for key, i in self.config_ids().items() if i is not None or key in generation}
         write_beside(folder, Beside(config, generation, template=self.beside.template))
 
 

@@ -31,11 +31,12 @@ from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve, settings_of
 from sampan.progress import Progress, silent
 from sampan.text.sources import source_name
-from sampan.tokens.kinds import has_tokenizer
+from sampan.tokens.kinds import has_tokenizer, tokenizer_file
 from sampan.training.cost import fit_memory, program_memory
 from sampan.training.recipe import choose, epoch_steps, steps_more
 
 log = logging.getLogger(__name__)
+GPT2_SIZES = (50257, 50304)  # as it is, and padded as nanoGPT and llm.c do
 Asked = dict[str, Any]  # the settings that somebody gave; what is not in it is open
 FITTED = ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing")  # what --fit chooses
 NEVER_CHANGED = {f.name for cls in (ModelSettings, DataConfig) for f in fields(cls)} - {"dropout", "data_dir"}
@@ -130,13 +131,24 @@ def prepare_data(
 ) -> tuple[TrainConfig, Data]:
     """Prepare the text with the tokenizer of the pretrained model, if there is one. Return it, and what follows from it."""
     if pretrained is not None and config.tokenizer == "auto" and not is_given(config.dataset):
-        config = replace(config, tokenizer=str(pretrained) if has_tokenizer(pretrained) else "gpt2")
+        config = replace(config, tokenizer=tokenizer_of(pretrained))
     data = prepare(config.dataset, config, progress)
     if pretrained is not None:
         check_tokens(data, pretrained)
     if recipe and "out_dir" not in asked:
         config = replace(config, out_dir=str(Path("out") / (data.meta.name if config.data_dir else data.folder.name)))
     return config, data
+
+
+def tokenizer_of(pretrained: Path) -> str:
+    """Return the setting that names a model's tokenizer. Raise UserError where its folder has none that can be guessed."""
+    if path := tokenizer_file(pretrained):
+        return str(path)
+    if load_model_config(pretrained).vocab_size not in GPT2_SIZES:
+        message = _("{folder} has no tokenizer: name the one that the model was trained with, with --tokenizer")
+        raise UserError(message.format(folder=pretrained))
+    log.warning(_("{folder} has no tokenizer; its vocabulary is as large as GPT-2's, which is used", folder=pretrained))
+    return "gpt2"
 
 
 def check_tokens(data: Data, pretrained: Path) -> None:
