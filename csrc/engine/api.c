@@ -82,6 +82,8 @@ static int64_t squares_count(int64_t floats) { return (floats + OPTIM_PIECE - 1)
 static int32_t engine_open(sampan_engine *e, const sampan_config *config) {
     parts parts;
     if (parts_read(&parts, config, e->message, sizeof e->message)) return SAMPAN_BAD_ARGUMENT;
+    if (config->document_mask && (config->end_of_text < 0 || config->end_of_text >= config->vocab_size))
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "document_mask needs end_of_text, a token of the vocabulary");
     int32_t isa = cpu_best_isa();
     if (isa == ISA_NONE)
         return engine_fail(e, SAMPAN_BAD_ARGUMENT, "SAMPAN_ISA names an instruction set that this CPU lacks");
@@ -322,6 +324,15 @@ static int32_t engine_reserve(sampan_engine *e, int64_t B, int64_t T) {
     return buffers_allocate(a, &bytes) ? engine_fail_memory(e, "a batch of this size", bytes) : SAMPAN_OK;
 }
 
+/* Where the document of each token begins: at the last end of text up to it. */
+static const int32_t *engine_documents(sampan_engine *e, const int32_t *x, int64_t B, int64_t T) {
+    if (!e->config.document_mask) return NULL;
+    int32_t *first = (int32_t *)(void *)e->buffers.first; /* written as int32 only */
+    for (int64_t i = 0; i < B * T; i++)
+        first[i] = i % T == 0 || x[i] == e->config.end_of_text ? (int32_t)(i % T) : first[i - 1];
+    return first;
+}
+
 /* Sum of the losses of x, y, and with `backward` the gradients; *targets = how many there were. */
 static int32_t engine_pass(sampan_engine *e, const int32_t *x, const int32_t *y, int64_t B, int64_t T, int32_t backward,
                            double *loss, int64_t *targets) {
@@ -334,6 +345,7 @@ static int32_t engine_pass(sampan_engine *e, const int32_t *x, const int32_t *y,
               .a = &e->buffers,
               .ids = x,
               .targets = y,
+              .first = engine_documents(e, x, B, T),
               .B = B,
               .T = T,
               .backward = backward,

@@ -50,6 +50,7 @@ static attention attention_of_batch(const pass *p, int64_t layer) {
                        .v = matmul_rows(a->qkv + (H + KV) * D, width),
                        .kv_batch = p->T * width,
                        .kv_head = D,
+                       .first = p->first,
                        .y = a->y,
                        .lse = p->backward ? a->lse : NULL,
                        .scratch = p->a->scratch,

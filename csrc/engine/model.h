@@ -97,6 +97,7 @@ typedef struct pass {
     buffers *a;
     cache *cache;                 /* NULL: the sequences begin here */
     const int32_t *ids, *targets; /* (B, T) each; targets NULL: no loss */
+    const int32_t *first; /* (B, T): where the document of a token begins; NULL: the attention sees all before */
     int64_t B, T;
     int32_t backward;
     float dropout;        /* 0 in evaluation */

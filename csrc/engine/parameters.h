@@ -60,6 +60,7 @@ enum { PARAMETERS_MOST_OF_BLOCK = 14, PARAMETERS_MOST_OTHERS = 5 };
     X(ln_f,        M * C) \
     X(ln_f_stats,  M * 2) \
     X(losses,      M) \
+    X(first,       c->document_mask ? M : 0)           /* int32: where the document of a token begins */ \
     X(last,        B * C)                              /* the last row of each sequence */ \
     X(projected,   c->dropout > 0 && backward ? M * C : 0)  /* a projection before its dropout, and its gradient */ \
     X(logits,      chunk * V)                          /* of `chunk` rows at a time; then their gradient */ \

@@ -66,7 +66,8 @@ static sampan_config take_config(input *in) {
                               &c.mlp_bias,
                               &c.norm_bias,
                               &c.tie_word_embeddings,
-                              &c.gradient_checkpointing};
+                              &c.gradient_checkpointing,
+                              &c.document_mask};
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) *flags[i] = take(in) % 2;
     c.threads = 1 + (take(in) % 8 == 0);
     for (int32_t changes = take(in) % 4; changes > 0; changes--) {
@@ -80,7 +81,8 @@ static sampan_config take_config(input *in) {
                                   &c.vocab_size,
                                   &c.threads,
                                   &c.gated,
-                                  &c.gradient_checkpointing};
+                                  &c.gradient_checkpointing,
+                                  &c.end_of_text};
         double *const reals[] = {&c.beta1, &c.beta2, &c.weight_decay, &c.grad_clip, &c.momentum, &c.adamw_lr_ratio};
         enum { SIZES = sizeof sizes / sizeof *sizes, REALS = sizeof reals / sizeof *reals };
         uint8_t which = take(in) % (SIZES + REALS + 4);

@@ -48,6 +48,8 @@ typedef struct sampan_config {
     double beta1, beta2, weight_decay, grad_clip; /* AdamW; weight decay on matrices only; grad_clip 0: none */
     double momentum, adamw_lr_ratio;              /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
     int32_t gradient_checkpointing; /* 1: keep only each block's input, and compute the rest again (Chen et al. 2016) */
+    int32_t document_mask;          /* 1: in batches, attention sees nothing before the last end of text */
+    int32_t end_of_text;            /* that token, which begins a document */
     uint64_t seed;                  /* of dropout */
 } sampan_config;
 

@@ -46,17 +46,18 @@ typedef struct dropout {
     uint64_t key; /* of (seed, step, micro-batch, place in the model): dropout_key() */
 } dropout;
 
-/* Causal attention of T queries per sequence over S >= T keys: query i sees keys 0 .. S - T + i. Head h uses key-value
- * head h / (H / KV). */
+/* Causal attention of T queries per sequence over S >= T keys: query i sees keys first[i] .. S - T + i. Head h uses
+ * key-value head h / (H / KV). */
 typedef struct attention {
     int64_t B, T, S, H, KV, D;
     const float *q; /* (b, t, h) at q + b * q_batch + t * q_row + h * D */
     int64_t q_batch, q_row;
     matmul_matrix k, v; /* (b, kv, s) at data + b * kv_batch + kv * kv_head + s * row_stride, in elements */
     int64_t kv_batch, kv_head;
-    float *y;       /* (B, T, H * D) */
-    float *lse;     /* (B, H, T) log of the sum of the exponentials, for the backward pass, or NULL */
-    float *scratch; /* attention_scratch() floats for each thread */
+    const int32_t *first; /* (B, T), never falling along a sequence, which has no cache; NULL: all 0 */
+    float *y;             /* (B, T, H * D) */
+    float *lse;           /* (B, H, T) log of the sum of the exponentials, for the backward pass, or NULL */
+    float *scratch;       /* attention_scratch() floats for each thread */
     int64_t scratch_stride;
     dropout drop;    /* of the probabilities */
     const float *dy; /* backward only: like y; and out: (M, (H + 2 KV) * D), all of it written */

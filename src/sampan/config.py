@@ -136,6 +136,12 @@ class OptimizerSettings:
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, about a third more time"
     )
+    document_mask: bool = setting(
+        False, "a token sees only its own document, also where a window holds several; training and evaluation"
+    )
+    end_of_text: int | None = setting(
+        None, "id of the token at which a document begins, for document_mask; auto: the tokenizer's", low=0
+    )
     optimizer: str = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", choices=OPTIMIZERS)
     weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", low=0.0)
     beta1: float = setting(0.9, "AdamW: decay of the first moment", low=0.0, high=0.999999)

@@ -47,7 +47,7 @@ class Config(ctypes.Structure):
         ("threads", c_int32),
         ("optimizer", c_char_p),
         *fields(RECIPE, c_double),
-        ("gradient_checkpointing", c_int32),
+        *fields(("gradient_checkpointing", "document_mask", "end_of_text"), c_int32),
         ("seed", c_uint64),
     ]
 
@@ -131,8 +131,9 @@ def c_config(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerSett
         config.rotary_frequencies = (c_double * (c.head_dim // 2))(*rotary_frequencies(c))
     if optimizer is not None:
         config.optimizer = optimizer.optimizer.encode()
-        for name in (*RECIPE, "gradient_checkpointing"):
+        for name in (*RECIPE, "gradient_checkpointing", "document_mask"):
             setattr(config, name, getattr(optimizer, name))
+        config.end_of_text = -1 if optimizer.end_of_text is None else optimizer.end_of_text
     return config
 
 

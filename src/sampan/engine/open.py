@@ -67,6 +67,15 @@ def open_engine(shape: ModelShape, machine: MachineConfig, optimizer: OptimizerS
 
     Raises UserError where none can run, saying what to install. A TrainConfig is both machine and optimizer.
     """
+    if optimizer is not None and optimizer.document_mask:
+        end = optimizer.end_of_text
+        if end is None or end >= shape.vocab_size:
+            raise UserError(
+                _(
+                    "document_mask needs end_of_text, the id of the token at which a document begins; it is {end}",
+                    end=end,
+                )
+            )
     if shape.edited and machine.engine == "c":
         raise UserError(_("the model was trained with an edited engine/torch/model.py: use --engine torch"))
     return load_engine(replace(machine, engine="torch") if shape.edited else machine)(shape, machine, optimizer)

@@ -48,7 +48,11 @@ class Engine(Protocol):
         """Copies of what `accumulate` has added up since the last update, as the gradient of the mean loss."""
 
     def accumulate(self, x: np.ndarray, y: np.ndarray, more: bool = False) -> None:
-        """Forward and backward of one micro-batch; gradients add up. `more`: another follows before the update."""
+        """Forward and backward of one micro-batch; gradients add up. `more`: another follows before the update.
+
+        With the optimizer's document_mask, a token of `x` sees nothing before the last `end_of_text` up to it, here and
+        in the losses. A session has one document and no mask.
+        """
 
     def update(self, lr: float) -> Update:
         """Average and clip the gradients, step the optimizer, and begin again from zero.

@@ -208,6 +208,20 @@ def with_shape(config: TrainConfig, model: ModelShape) -> TrainConfig:
     return replace(config, **vars(settings_of(model)))
 
 
+def with_documents(config: TrainConfig, data: Data) -> TrainConfig:
+    """Return the settings with the token at which documents begin, if there is a mask. Raise UserError without one."""
+    if not config.document_mask or config.end_of_text is not None:
+        return config
+    if data.tokenizer.end_of_text is None or data.meta.documents < 2:
+        raise UserError(
+            _(
+                "--document_mask: {folder} has a single document; several files or .jsonl records are several",
+                folder=data.folder,
+            )
+        )
+    return replace(config, end_of_text=data.tokenizer.end_of_text)
+
+
 def check_lengths(data: Data, block_size: int) -> None:
     """Raise UserError if a split is shorter than a block."""
     for split in ("train", "val"):
@@ -271,7 +285,7 @@ def plan_resume(asked: Asked, progress: Progress = silent) -> Plan:
     config = changed_settings(asked, before, run)
     data = find_data(config, run, progress)
     model = replace(load_model_config(run.last), dropout=config.dropout)
-    config = with_shape(config, model)
+    config = with_documents(with_shape(config, model), data)
     check_lengths(data, config.block_size)
     check_processes(config)
     if "fit" in asked:

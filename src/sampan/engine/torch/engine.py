@@ -115,6 +115,7 @@ class TorchEngine:
         # mean while they add up; `update` corrects for targets that were ignored.
         self.full_batch = s.windows_per_step * self.config.block_size
         self.model.gradient_checkpointing = s.gradient_checkpointing
+        self.model.document_start = s.end_of_text if s.document_mask else None
         if self.machine.compile or (self.machine.compile is None and self.device.type == "cuda"):
             self.try_compile(s.batch_size)
         if self.world_size > 1:

@@ -28,6 +28,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False  # if set, keep what enters a block, and redo the rest (Chen et al. 2016)
+        self.document_start: int | None = None  # if set, a token sees nothing before the last one of this id
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -66,11 +67,15 @@ class GPT(nn.Module):
         else:
             rotary = self.cos[start : start + T], self.sin[start : start + T]  # each (T, D/2)
         x = self.drop(x)
+        mask = None
+        if self.document_start is not None and cache is None:
+            document = (ids == self.document_start).cumsum(1)  # (B, T)
+            mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
         for i, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotary, None, use_reentrant=False)
+                x = checkpoint(block, x, rotary, mask, None, use_reentrant=False)
             else:
-                x = block(x, rotary, cache.layer(i) if cache is not None else None)
+                x = block(x, rotary, mask, cache.layer(i) if cache is not None else None)
         if cache is not None:
             cache.position += T
         return self.ln_f(x)
@@ -84,8 +89,8 @@ class Block(nn.Module):
         self.ln_2 = norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: "LayerCache | None") -> Tensor:
-        x = x + self.attn(self.ln_1(x), rotary, cache)
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: "LayerCache | None") -> Tensor:
+        x = x + self.attn(self.ln_1(x), rotary, mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -106,7 +111,7 @@ class Attention(nn.Module):
             self.q_norm = norm(config, D)
             self.k_norm = norm(config, D)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: "LayerCache | None") -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, cache: "LayerCache | None") -> Tensor:
         B, T, C = x.size()
         H, KV, D = self.sizes
         q, k, v = self.c_attn(x).split((H * D, KV * D, KV * D), dim=2)
@@ -118,7 +123,6 @@ class Attention(nn.Module):
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, KV, T, D)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mask = None
         if cache is not None:
             k, v = cache.append(k, v)  # (B, KV, S, D), S tokens so far
             S = k.size(2)
