@@ -129,7 +129,8 @@ def test_the_gradient_is_that_of_the_loss(dropout, engine_name):
 def test_a_run_on_documents_takes_the_mask():
     records = [{"text": f"{i}: " + "a boat " * (3 + i % 5)} for i in range(60)]
     Path("r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    flags = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 32 --max_iters 2 --eval_iters 1 --engine c".split()  # noqa: SIM905
+    settings = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=32", "max_iters=2", "eval_iters=1", "engine=c"]
+    flags = [f"--{setting}" for setting in settings]
     sampan("train", "r.jsonl", *flags, "--document_mask", "True", "--out_dir", "out/r")
     settings = json.loads(Path("out/r/run.json").read_text())["settings"]
     tokenizer = json.loads(Path("out/r/tokenizer.json").read_text())

@@ -49,6 +49,8 @@ static sampan_config config_of(const kind *k, const char *dtype, int32_t threads
     c.optimizer = k->optimizer;
     c.adamw_lr_ratio = 0.3;
     c.gradient_checkpointing = k->recomputes;
+    c.document_mask = k->gated; /* on half of them */
+    c.end_of_text = 4;
     return c;
 }
 

@@ -84,6 +84,7 @@ def make_plan(
     if continues_after_restart(config, overwrite):
         return plan_resume(asked | {"out_dir": config.out_dir}, progress)
     check_folder(config, overwrite)
+    config = with_documents(config, data)
     block_size = asked_block(config, asked, given, recipe)
     check_lengths(data, block_size)
     if engines_here():
