@@ -396,6 +396,30 @@ def test_half_a_surrogate_pair_in_a_record_is_replaced_counted_and_located():
     assert (found["undecodable"], found["places"]) == (2, ["a.jsonl, line 2", "a.jsonl, line 3"])
 
 
+def test_a_table_in_an_archive_and_one_with_bytes_that_are_no_text():
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    raw = pa.array([b"one", b"caf\xc3", b"a\0"], pa.binary())
+    pq.write_table(pa.table({"text": pa.StringArray.from_buffers(3, *raw.buffers()[1:])}), "a.parquet")
+    archive("a.zip", {"a.parquet": Path("a.parquet").read_bytes()})
+    for name in ("a.parquet", "a.zip"):
+        assert read(name) == "one|caf\ufffd|a\ufffd"
+        found = encoding_of(name)
+        assert (found["undecodable"], len(found["places"])) == (2, 2) and found["places"][0].endswith(
+            "a.parquet, row 2"
+        )
+
+
+def test_a_large_json_is_read_in_small_memory():
+    with gzip.open("a.json.gz", "wt") as file:
+        file.write("[" + ",\n".join(f'{{"n": {i}, "text": "{"x" * 5000}"}}' for i in range(4_000)) + "]")
+    tracemalloc.start()
+    assert sum(len(text) for text, _ in find_source(["a.json.gz"], CHAR).blocks()) == 20_000_000
+    assert tracemalloc.get_traced_memory()[1] < 15 << 20
+    tracemalloc.stop()
+
+
 # ---- folders and archives ----
 
 
