@@ -463,13 +463,15 @@ def test_packed_texts(name):
     assert find_source([f"d/{name}"], CHAR).name == "a"
 
 
-def test_the_program_says_what_is_left_out():
+def test_the_program_says_what_is_left_out(monkeypatch):
     for name in ("d/A.TXT", "d/b.txt"):
         write(name, f"{name}\n" * 99)
     write("d/c.pdf", "%PDF")
     done = program("prepare", "d", "--tokenizer=char")
     assert "2 files of d, in natural order: A.TXT to b.txt" in done.stdout
     assert done.stderr == "sampan: left out of d: 1 .pdf\n"
+    monkeypatch.setenv("RANK", "1")  # of torchrun; the first process has said it
+    assert program("prepare", "d", "--tokenizer=char").stderr == ""
 
 
 ORDERS = {

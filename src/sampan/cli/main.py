@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -106,8 +107,9 @@ class LogPrinter(logging.Handler):
 
 @contextlib.contextmanager
 def notices_on_stderr() -> Iterator[None]:
-    """Print warnings and log messages on standard error while a command runs."""
-    logger, printer = logging.getLogger("sampan"), LogPrinter()
+    """Print warnings and log messages on standard error while a command runs; of torchrun's processes, the first does."""
+    logger = logging.getLogger("sampan")
+    printer = LogPrinter() if os.environ.get("RANK", "0") == "0" else logging.NullHandler()
     logger.setLevel(logging.INFO)
     logger.addHandler(printer)
     try:
