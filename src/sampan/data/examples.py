@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sampan.config import TrainConfig
-from sampan.data.windows import EvaluationBatches, Windows, endless_order
+from sampan.data.windows import EvaluationBatches, Windows, check_length, endless_order
 from sampan.errors import UserError
 from sampan.machine import world
 from sampan.messages import _
@@ -173,16 +173,7 @@ def open_data(data: Data, model: Limits, seed: int, name: str) -> Windows | Exam
                     ndim=tokens.ndim,
                 )
             )
-        if len(tokens) < model.block_size + 1:
-            raise UserError(
-                _(
-                    "{name} has {count:,} tokens, and a window of block_size={block_size} needs {block_size_2:,}",
-                    name=name,
-                    count=len(tokens),
-                    block_size=model.block_size,
-                    block_size_2=model.block_size + 1,
-                )
-            )
+        check_length(len(tokens), model.block_size, name)
         if not isinstance(tokens, np.memmap):  # a file is looked at as it is read
             check_range(tokens, 0, model.vocab_size, name)
         return Windows(tokens, model.block_size, seed, model.vocab_size)
@@ -249,7 +240,7 @@ def stacked(examples: list[Any], model: Limits, name: str) -> Batch:
 
 def as_batch(x: npt.ArrayLike, y: npt.ArrayLike, model: Limits, name: str) -> Batch:
     """Return x and y as an engine takes them, int32 (B, T) each. Raise UserError if they are no batch of this model."""
-    x, y = as_integers(x, f"{name}'s x"), as_integers(y, f"{name}'s y")
+    x, y = as_integers(x, f"{name}: x"), as_integers(y, f"{name}: y")
     if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
         raise UserError(
             _(
@@ -268,8 +259,8 @@ def as_batch(x: npt.ArrayLike, y: npt.ArrayLike, model: Limits, name: str) -> Ba
                 block_size=model.block_size,
             )
         )
-    check_range(x, 0, model.vocab_size, f"{name}'s x")
-    check_range(y, -1, model.vocab_size, f"{name}'s y")
+    check_range(x, 0, model.vocab_size, f"{name}: x")
+    check_range(y, -1, model.vocab_size, f"{name}: y")
     return np.ascontiguousarray(x, np.int32), np.ascontiguousarray(y, np.int32)
 
 
@@ -293,14 +284,9 @@ def check_range(array: np.ndarray, low: int, high: int, name: str) -> None:
     """Raise UserError if an integer is less than `low`, or is `high` or more; the array must not be empty."""
     least, most = int(array.min()), int(array.max())
     if least < low or most >= high:
-        wrong = least if least < low else most
-        raise UserError(
-            _(
-                "{name} has {wrong}: expected {low} to {high}, the vocabulary{value}",
-                name=name,
-                wrong=wrong,
-                low=low,
-                high=high - 1,
-                value=" or -1" * (low < 0),
-            )
+        message = (
+            _("{name} has {wrong}: expected tokens from 0 to {last}")
+            if low == 0
+            else _("{name} has {wrong}: expected tokens from 0 to {last}, or -1 where there is no target")
         )
+        raise UserError(message.format(name=name, wrong=least if least < low else most, last=high - 1))

@@ -22,6 +22,16 @@ AT_ONCE = 1024  # examples whose order is computed at once
 # ---- batches ----
 
 
+def check_length(count: int, block_size: int, name: str) -> None:
+    """Raise UserError if `count` tokens are too few for a window; `name` stands for them."""
+    if count <= block_size:
+        message = _(
+            "{name} is too short: it has {count:,} tokens, and a block of {block_size:,} needs {need:,}. Give more text, "
+            "lower block_size or change val_fraction."
+        )
+        raise UserError(message.format(name=name, count=count, block_size=block_size, need=block_size + 1))
+
+
 class Windows:
     """The training windows of a split, endlessly, each once per epoch and shuffled, as a function of (seed, index).
 
@@ -30,15 +40,7 @@ class Windows:
     """
 
     def __init__(self, tokens: np.ndarray, block_size: int, seed: int, vocab_size: int | None = None):
-        if len(tokens) < block_size + 1:
-            raise UserError(
-                _(
-                    "the train split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size or "
-                    "give more text",
-                    count=len(tokens),
-                    block_size=block_size + 1,
-                )
-            )
+        check_length(len(tokens), block_size, _("the train split"))
         self.tokens, self.block_size, self.seed, self.vocab_size = tokens, block_size, seed, vocab_size
         self.per_epoch = max(1, (len(tokens) - block_size) // block_size)
         # An epoch leaves out some tokens, between one block and two of them: the offset says how many at the beginning,
@@ -115,16 +117,8 @@ class EvaluationBatches:
     def __init__(
         self, tokens: np.ndarray, block_size: int, batch_size: int, batches: int, vocab_size: int | None = None
     ):
+        check_length(len(tokens), block_size, _("the val split"))
         available = (len(tokens) - 1) // block_size
-        if available < 1:
-            raise UserError(
-                _(
-                    "the val split has {count:,} tokens, and a block needs {block_size:,}; lower --block_size, raise "
-                    "--val_fraction or give more text",
-                    count=len(tokens),
-                    block_size=block_size + 1,
-                )
-            )
         self.tokens, self.block_size, self.batch_size, self.vocab_size = tokens, block_size, batch_size, vocab_size
         count = min(available, batch_size * batches)
         self.starts = np.arange(count, dtype=np.int64) * available // count * block_size

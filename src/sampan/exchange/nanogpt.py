@@ -259,17 +259,12 @@ def weights_of(path: Path, model: ModelShape, tensors: dict[str, np.ndarray]) ->
     weights = {}
     for p in table:
         found = tensors.get(p.name)
-        if found is None or found.shape != p.shape or found.dtype.kind != "f":
-            what = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
-            raise UserError(
-                _(
-                    "{path}: tensor {name} is {what}; expected floats of shape {shape}",
-                    path=path,
-                    name=p.name,
-                    what=what,
-                    shape=p.shape,
-                )
-            )
+        if found is None:
+            raise UserError(_("{where}: tensor {name} is missing", where=path, name=p.name))
+        if found.shape != p.shape or found.dtype.kind != "f":
+            message = _("{path}: tensor {name} is {dtype} of shape {found}; expected floats of shape {shape}")
+            about = dict(path=path, name=p.name, dtype=found.dtype, found=found.shape, shape=p.shape)
+            raise UserError(message.format(**about))
         weights[p.name] = np.ascontiguousarray(found, dtype=np.float32)
     return weights
 

@@ -23,6 +23,7 @@ from sampan.config import DataConfig, ModelSettings, TrainConfig, build, change
 from sampan.data.given import find_change, is_data, is_given, open_given
 from sampan.data.meta import Data
 from sampan.data.prepare import prepare
+from sampan.data.windows import check_length
 from sampan.engine.open import engines_here
 from sampan.errors import UserError, command
 from sampan.machine import is_restarted, torchrun_job, world
@@ -225,22 +226,8 @@ def with_documents(config: TrainConfig, data: Data) -> TrainConfig:
 
 def check_lengths(data: Data, block_size: int) -> None:
     """Raise UserError if a split is shorter than a block."""
-    for split in ("train", "val"):
-        count = data.meta.tokens(split)
-        if count > block_size:
-            continue
-        about = dict(name=data.meta.name, count=count, block=block_size, need=block_size + 1)
-        if split == "train":
-            message = _(
-                "the text is too short: the train split of {name} has {count:,} tokens, and a block of {block:,} needs "
-                "{need:,}. Give more text or lower --block_size."
-            )
-        else:
-            message = _(
-                "the text is too short: the val split of {name} has {count:,} tokens, and a block of {block:,} needs "
-                "{need:,}. Give more text, raise --val_fraction or lower --block_size."
-            )
-        raise UserError(message.format(**about))
+    for split, message in (("train", _("the train split of {name}")), ("val", _("the val split of {name}"))):
+        check_length(data.meta.tokens(split), block_size, message.format(name=data.meta.name))
 
 
 def check_processes(config: TrainConfig) -> None:
