@@ -81,7 +81,7 @@ def test_a_shape_follows_from_its_settings(family):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_config_json_says_the_shape(family, activation):
     shape = resolve(ModelSettings(family=family, n_layer=2, n_head=4, n_embd=32, vocab_size=11, activation=activation))
-    described = to_hf_config(shape, None)
+    described = to_hf_config(shape, {})
     assert from_hf_config(described, "config.json") == shape
     assert described["activation_function" if family == "gpt2" else "hidden_act"] == activation
 
@@ -89,9 +89,9 @@ def test_config_json_says_the_shape(family, activation):
 @pytest.mark.parametrize(
     "family,changed,words",
     [
-        ("mistral", dict(sliding_window=4096), "sliding_window 4096 is not supported"),
-        ("mistral", dict(sliding_window=...), "sliding_window 4096 is not supported"),  # what transformers takes then
-        ("qwen2", dict(use_sliding_window=True), "use_sliding_window True is not supported"),
+        ("mistral", dict(sliding_window="wide"), "sliding_window 'wide' is not supported"),
+        ("qwen2", dict(use_sliding_window=True, sliding_window=0), "use_sliding_window True is not supported"),
+        ("qwen2", dict(quantization_config={"quant_method": "gptq"}), "quantized"),
         ("llama", dict(mlp_bias=True), "attention_bias and mlp_bias differ"),
         ("llama", dict(hidden_size=...), "hidden_size is missing"),
         ("gpt2", dict(activation_function="gelu"), "activation_function 'gelu' is not supported"),
@@ -99,7 +99,7 @@ def test_config_json_says_the_shape(family, activation):
     ],
 )
 def test_another_model_is_refused(family, changed, words):
-    described = to_hf_config(resolve(ModelSettings(family=family, n_layer=1, n_head=2, n_embd=8, vocab_size=9)), None)
+    described = to_hf_config(resolve(ModelSettings(family=family, n_layer=1, n_head=2, n_embd=8, vocab_size=9)), {})
     described = {name: value for name, value in (described | changed).items() if value is not ...}
     with pytest.raises(UserError, match=words):
         from_hf_config(described, "config.json")

@@ -156,6 +156,27 @@ def test_the_head_is_the_one_in_the_file(family, stored, tmp_path):
     assert relative_error(ours, logits_of_both(tmp_path)[1]) < TOLERANCE and relative_error(ours, theirs) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "family,said",
+    [
+        ("mistral", dict(sliding_window=5)),
+        ("mistral", dict(sliding_window=...)),  # 4096, as transformers has it
+        ("mistral", dict(sliding_window=99)),
+        ("qwen2", dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)),
+        ("qwen3", dict(use_sliding_window=True, sliding_window=None)),
+    ],
+)
+def test_a_sliding_window_ends_the_context(family, said, tmp_path, recwarn):
+    save_model(tmp_path, tiny_config(family), random_weights(tiny_config(family), 0), None)
+    path = tmp_path / "config.json"
+    described = json.loads(path.read_text()) | said
+    path.write_text(json.dumps({name: value for name, value in described.items() if value is not ...}))
+    crops = said.get("sliding_window") == 5
+    assert load_model_config(tmp_path).block_size == (5 if crops else tiny_config(family).block_size)
+    assert any("cropped from 16 to 5 tokens" in str(warning.message) for warning in recwarn) == crops
+    assert relative_error(*logits_of_both(tmp_path)) < TOLERANCE
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_saved_without_its_head_is_read(family, tmp_path):
     """As AutoModel saves it: names without the prefix, and the head is the embedding."""

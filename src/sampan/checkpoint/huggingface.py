@@ -20,6 +20,7 @@ from sampan.model.parameters import Param, parameters
 from sampan.model.shape import ModelShape, resolve, settings_of
 
 ROTARY_ANGLES = 1 << 25  # block_size x head_dim: a table of that size is made whatever the weights' size is
+WINDOW = 4096  # of sliding attention, where config.json does not say
 EDITED, ACTIVATION_BEFORE = "as in an edited engine/torch/model.py", "activation_before_the_edit"
 
 # ---- config.json ----
@@ -58,9 +59,15 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
     is_edited = hf.get(activation_key(family)) == EDITED
     if is_edited:
         hf = hf | {activation_key(family): hf.get(ACTIVATION_BEFORE)}
+    if "quantization_config" in hf:
+        raise UserError(_("{where}: the weights are quantized; take the folder of the original model", where=where))
+    window = None
     for fixed in family.fixed:
         value = hf.get(fixed.theirs, fixed.default)
         if value != fixed.value:
+            window = hf.get(fixed.window, WINDOW)
+            if fixed.window and (window is None or (type(window) is int and window > 0)):
+                continue
             raise UserError(
                 _(
                     "{where}: {theirs} {value} is not supported (only {value_2!r})",
@@ -85,6 +92,15 @@ def from_hf_config(hf: dict, where: str) -> ModelShape:
                 rotary_angles=ROTARY_ANGLES // shape.head_dim,
             )
         )
+    if window is not None and window < shape.block_size:
+        message = _(
+            "{where}: the context is cropped from {block_size} to {window} tokens, the length of the sliding window",
+            where=where,
+            block_size=shape.block_size,
+            window=window,
+        )
+        warnings.warn(message, stacklevel=2)
+        shape = replace(shape, block_size=window)
     return replace(shape, edited=is_edited)
 
 

@@ -36,6 +36,7 @@ class Fixed:
     value: Any
     default: Any  # what transformers takes where config.json lacks the key
     written: bool = False
+    window: str | None = None  # another value means attention to so many tokens: the same model up to that length
 
 
 @dataclass(frozen=True)

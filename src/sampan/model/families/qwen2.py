@@ -11,7 +11,7 @@ FAMILY = replace(
     biases=("qkv_bias",),
     bias=(True,),
     keys=(*KEYS, Key("head_dim", "head_dim")),
-    fixed=(Fixed("use_sliding_window", False, default=False, written=True),),
+    fixed=(Fixed("use_sliding_window", False, default=False, written=True, window="sliding_window"),),
     whole_heads=False,
     gguf=Gguf("qwen2", biases=("qkv_bias",)),
 )

@@ -11,7 +11,7 @@ FAMILY = replace(
     qk_norm=True,
     biases=("qkv_bias", "attn_proj_bias"),
     keys=(*KEYS, Key("head_dim", "head_dim", 128), Key("attention_bias", "bias", False)),
-    fixed=(Fixed("use_sliding_window", False, default=False, written=True),),
+    fixed=(Fixed("use_sliding_window", False, default=False, written=True, window="sliding_window"),),
     tensors={
         **LLAMA.tensors,
         "attn.q_norm": ("model.layers.{}.self_attn.q_norm",),
