@@ -12,6 +12,8 @@ from helpers import random_config, random_weights, relative_error
 
 from sampan.config import OPTIMIZERS, MachineConfig, OptimizerSettings, TrainConfig, change
 from sampan.engine.open import open_engine
+from sampan.engine.torch.device import DTYPES, pick_dtype
+from sampan.errors import UserError
 from sampan.machine import count_cores
 from sampan.model.forward import forward
 from sampan.model.parameters import parameters
@@ -294,6 +296,43 @@ def test_half_precision_is_near_and_learns(dtype, tolerance, engine_name):
     assert ("loss_scale" in state) == (dtype == "float16")
     engine.load_state(state)
     assert all(w.dtype == np.float32 for w in engine.params().values())
+
+
+def test_what_an_engine_cannot_do_is_one_sentence(engine_name):
+    """The same one in both engines: nothing to update with, ids that the vocabulary lacks, more tokens than a block."""
+    config, engine = make_engine(0, engine_name)
+    x, y = batch(config, 0)
+    with pytest.raises(UserError, match="nothing was accumulated for an update"):
+        engine.update(1e-3)
+    V = config.vocab_size
+    for call in (engine.accumulate, engine.loss):
+        for wrong in (V, -1):
+            with pytest.raises(UserError, match=f"token {wrong} is not among the {V} of the vocabulary"):
+                call(np.full_like(x, wrong), y)
+        for wrong in (V, -2):
+            with pytest.raises(UserError, match=f"target {wrong} is not among the {V} of the vocabulary"):
+                call(x, np.full_like(y, wrong))
+        with pytest.raises(UserError, match=f"block_size is {config.block_size}"):
+            call(np.tile(x, 2), np.tile(y, 2))
+    with pytest.raises(UserError, match=f"token {V} is not among"):
+        engine.session(1).feed(np.array([[V]], np.int32))
+    with pytest.raises(UserError, match="nothing was accumulated for an update"):
+        engine.update(1e-3)
+    engine.accumulate(x, y)
+    assert engine.update(1e-3).grad_norm > 0, "and nothing is broken by it"
+
+
+@pytest.mark.parametrize("capability, emulated, expected", [((9, 0), False, "bfloat16"), ((8, 0), False, "bfloat16"),
+    ((7, 5), True, "float16"), ((7, 0), True, "float16"), ((6, 1), True, "float32"), ((5, 2), True, "float32")])  # fmt: skip
+def test_a_gpu_computes_in_what_its_hardware_has(monkeypatch, capability, emulated, expected):
+    """T4 (7.5) and V100 (7.0) have float16 in their tensor cores; PyTorch says that they support bfloat16: emulated."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    real = {True: True, False: not emulated}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: real[including_emulation])
+    assert pick_dtype("auto", torch.device("cuda", 0)) == DTYPES[expected]
+    assert pick_dtype("bfloat16", torch.device("cuda", 0)) == torch.bfloat16, "as asked"
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_threads_are_those_asked_for(engine_name):

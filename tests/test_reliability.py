@@ -32,6 +32,7 @@ from helpers import CONFIG, TOKENIZER, environment, losses, refused, result, sam
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Progress, Run, read_note
 from sampan.checkpoint.save import WritableRun
+from sampan.cli.signals import StopSignal
 from sampan.config import OPTIMIZERS, TrainConfig
 from sampan.engine.open import engines_here, open_engine
 from sampan.errors import UserError
@@ -225,6 +226,44 @@ def test_a_stop_at_a_terminal_disturbs_no_line(text):
     assert lines[-1] == "stopped; continue with: sampan train --resume --out_dir out"
     evaluations = [line for line in lines if line.startswith("step ")]
     assert len(evaluations) == len(set(evaluations)) >= 3
+
+
+@posix
+def test_a_closed_terminal_stops_as_ctrl_c_does(text):
+    """The terminal hangs up twice, as its shell may do too, and nothing can be written to it any more."""
+    import pty
+
+    process, terminal = pty.fork()
+    if process == 0:
+        command = ["train", text, *flags_of(RECIPE | dict(max_iters=10**7, eval_interval=50)), "--out_dir=out"]
+        os.execvpe(sys.executable, [sys.executable, "-m", "sampan", *command], environment() | {"TERM": "xterm"})
+    output = b""
+    while b"step 100:" not in output:
+        output += os.read(terminal, 1 << 16)
+    os.kill(process, signal.SIGHUP)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != -signal.SIGHUP
+    at = Run("out").load_last(tiny_of("out"))[2].step
+    assert at >= 100
+    assert [r.step for r in train(resume("out", max_iters=at + 2)) if isinstance(r, Step)] == [at, at + 1]
+
+
+@posix
+def test_a_hangup_that_nohup_ignores_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
 
 
 def tiny_of(out):

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sampan.checkpoint.run import Progress
 from sampan.checkpoint.save import WritableRun
@@ -27,7 +27,7 @@ from sampan.evaluation.losses import evaluate
 from sampan.machine import torchrun_job, world
 from sampan.messages import _
 from sampan.model.count import flops_per_token
-from sampan.sampling.write import write
+from sampan.sampling.write import default_prompt, write
 from sampan.training.plan import Plan
 from sampan.training.schedule import is_enough, learning_rate
 from sampan.training.writer import RunWriter
@@ -61,7 +61,7 @@ class Evaluation:
     lr: float  # of the next step
     epoch: float = 0.0  # passes over the training data
     saved: bool = False  # whether a checkpoint was written
-    peak_memory: int = 0  # bytes so far, of this process or of its GPU; 0 where unknown
+    peak_memory: int = field(default=0, compare=False)  # bytes so far, of this process or of its GPU; 0 where unknown
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def wants_sample(config: TrainConfig, step: int) -> bool:
 def sample_text(plan: Plan, engine: Engine) -> str:
     """Return what the model writes now, without a prompt."""
     settings = SampleConfig(max_new_tokens=SAMPLE_TOKENS, seed=plan.config.seed)
-    return "".join(text for _sample, text in write(engine, plan.model, plan.data.tokenizer, None, settings))
+    tokenizer = plan.data.tokenizer
+    prompt = default_prompt(tokenizer, plan.data.meta.documents)
+    return "".join(text for _sample, text in write(engine, plan.model, tokenizer, prompt, settings))
 
 
 def load_start(plan: Plan, run: WritableRun, engine: Engine) -> Progress:

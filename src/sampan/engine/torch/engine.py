@@ -150,7 +150,16 @@ class TorchEngine:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def put(self, ids: np.ndarray) -> Tensor:
+    def put(self, ids: np.ndarray, least: int = 0) -> Tensor:
+        """Return ids on the device, or targets with `least` -1. Raises UserError for those that the model lacks."""
+        vocab_size, block_size = self.config.vocab_size, self.config.block_size
+        if ids.shape[-1] > block_size:
+            raise UserError(_("{count} tokens: the block_size is {limit}", count=ids.shape[-1], limit=block_size))
+        if ids.size and not least <= ids.min() <= ids.max() < vocab_size:
+            wrong = ids.min() if ids.min() < least else ids.max()
+            kind = _("target") if least else _("token")
+            message = _("{kind} {id} is not among the {count} of the vocabulary")
+            raise UserError(message.format(kind=kind, id=wrong, count=vocab_size))
         tensor = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64))
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -183,7 +192,7 @@ class TorchEngine:
             sync = self.forward.no_sync()  # gradients need to meet only once a step
         with sync:
             with self.autocast():
-                loss = self.forward(self.put(x), self.put(y))
+                loss = self.forward(self.put(x), self.put(y, least=-1))
             with naming_dead_processes():
                 self.scaler.scale(loss * (self.world_size / self.full_batch)).backward()
         self.loss_sum += loss.detach()
@@ -206,6 +215,8 @@ class TorchEngine:
 
     def update(self, lr: float) -> Update:
         s = self.recipe
+        if not self.micro:
+            raise UserError(_("nothing was accumulated for an update"))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         targets = max(self.total(self.targets), 1.0)
@@ -251,7 +262,7 @@ class TorchEngine:
         if model is None or x.shape != (self.recipe.batch_size, self.config.block_size):
             model = self.model
         with self.autocast():
-            total = model(self.put(x), self.put(y))
+            total = model(self.put(x), self.put(y, least=-1))
         return float(total) / max(int((y != -1).sum()), 1)
 
     @torch.no_grad()
@@ -259,7 +270,9 @@ class TorchEngine:
         self.model.eval()
         with self.autocast():
             logits = self.model(self.put(x))
-            losses = F.cross_entropy(logits.flatten(0, 1), self.put(y).flatten(), ignore_index=-1, reduction="none")
+            losses = F.cross_entropy(
+                logits.flatten(0, 1), self.put(y, least=-1).flatten(), ignore_index=-1, reduction="none"
+            )
         return to_numpy(losses).reshape(x.shape)
 
     # ---- decoding ----
