@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from helpers import RECIPE, result, sampan as sampan_command
 import sampan
 from sampan.checkpoint.folder import load_model
 from sampan.checkpoint.run import Run, read_note
+from sampan.cli import train as cli_train
 from sampan.config import TrainConfig
 from sampan.data.windows import EvaluationBatches
 from sampan.engine.open import engines_here, open_engine
@@ -327,6 +329,20 @@ def test_the_final_loss_is_one_figure_everywhere(text):
     calls = []
     partial = measure_final(plan, engine, stopped=lambda: calls.append(1) or len(calls) == 2)
     assert partial.tokens == 2 * 3 * 16, "what was read until then"
+
+
+def test_ctrl_c_while_the_val_split_is_read_keeps_the_verdict(text, monkeypatch):
+    measure = cli_train.measure_final
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure(*args)
+
+    monkeypatch.setattr(cli_train, "measure_final", interrupted)
+    flags = [f"--{name}={value}" for name, value in (RECIPE | {"max_iters": 40, "eval_interval": 40}).items()]
+    done = sampan_command("train", text, *flags, "--out_dir=out")
+    assert f"on {3 * 16} of the" in done.stdout and "xz, after" in done.stdout, "of one batch"
+    assert "\nstep 40: final val loss" in done.stdout
 
 
 def test_the_final_loss_costs_no_more_than_a_share_of_the_training(text):

@@ -62,13 +62,14 @@ class Live:
         self.live = live.Live(console=self.console, get_renderable=self.render, refresh_per_second=4, transient=True)
 
     def __call__(self, record: Record) -> None:
-        self.live.start()  # at the first record
         self.step = record.step
         self.totals.add(record)
         if not isinstance(record, Step):
+            self.live.stop()  # the terminal is free for other displays until the next step
             best = isinstance(record, Evaluation) and record.best
             self.console.print(record_line(record) + (_(" (best)") if best else ""), markup=False, soft_wrap=True)
             return
+        self.live.start()
         self.step += 1
         if math.isfinite(record.loss):  # a skipped step has its own warning
             self.recent.append(record)
