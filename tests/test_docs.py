@@ -47,6 +47,7 @@ ELSEWHERE = {  # beginning of a command: why it is not run here
     "cp docs": "a text stands in for it",
     "make -C csrc build/sampan-c": "takes a minute; what needs it is run where it was built",
     "torchrun": "GPT-2 124M on eight GPUs; test_torchrun.py runs torchrun with two processes",
+    "sampan train https:": "needs the network; test_fetch.py reads an address",
     "sampan train hf:": "needs the Hugging Face Hub; test_sources.py reads hf: from a stand-in",
 }
 TINY = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=16 --batch_size=2 --eval_iters=1 --threads=1 --device=cpu"

@@ -12,7 +12,6 @@ written (Karp and Rabin 1987), and each hit is compared character by character. 
 """
 
 import codecs
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ HELD_OUT = 10_000  # characters of the val split, searched for as a comparison
 QUOTED = 400  # the report shows at most this many characters of the longest run
 PIECE = 1 << 16  # tokens read at a time, so that the arrays computed from them stay in the CPU's cache
 
+BITS = 22  # of a hash
 FACTOR = 0x9E3779B1  # base of the rolling hash, odd; 32 bits, since CPUs multiply eight of these at once
 BORDER, UNREADABLE = "\ud800", "\ud801"  # lone surrogates, which no training text contains
 
@@ -154,78 +154,51 @@ def search(texts: list[str], pieces: Iterable[str], least: int, quote: int | Non
     `longest` is searched for in the first `quote` texts only (None: in all). U+FFFD matches nothing.
     """
     query = "".join(text + BORDER for text in texts).replace("\ufffd", UNREADABLE)
-    quoted = texts[:quote]
-    to_quote = query[: sum(map(len, quoted)) + len(quoted)]
-    hashes = window_hashes(query, least)
-    order = np.argsort(hashes, kind="stable")
-    known, first, counts = np.unique(hashes[order], return_index=True, return_counts=True)
-    bits = min(22, len(known).bit_length() + 6)
-    maybe = np.zeros(1 << bits, bool)  # by the first bits of a hash; rules most windows out, and fits a CPU's cache
-    maybe[known >> np.uint32(32 - bits)] = True
+    to_quote = query[: sum(len(text) + 1 for text in texts[:quote])]
+    windows: dict[str, list[int]] = {}  # {window of `least` characters that was not found yet: where it begins}
+    for i in range(len(query) - least + 1):
+        windows.setdefault(query[i : i + least], []).append(i)
+    maybe = np.zeros(1 << BITS, bool)  # by the first bits of a hash; rules most windows out, and fits a CPU's cache
+    maybe[window_hashes(query, least) >> np.uint32(32 - BITS)] = True
     begins = np.zeros(len(query), bool)  # whether the window that begins here occurs in the training text
-    waiting = np.ones(len(known), bool)  # whether a window with this hash has not been found yet
     best: Verbatim | None = None
-    for place, line, piece in overlapping(pieces, max([least, *map(len, quoted)])):
-        there = window_hashes(piece, least)
-        hits = np.flatnonzero(maybe[there >> np.uint32(32 - bits)])
-        hits = hits[is_among(there[hits], known)]
-        which = np.searchsorted(known, there[hits])
-        new = waiting[which]
-        for at, group in zip(hits[new].tolist(), which[new].tolist(), strict=True):
-            if waiting[group]:
-                same = order[first[group] : first[group] + counts[group]].tolist()
-                window = piece[at : at + least]
-                begins[[i for i in same if query.startswith(window, i)]] = True
-                waiting[group] = not begins[same].all()
-        if quoted and len(hits):
-            longer = longest_run(to_quote, piece, hits, least, best.length if best else least - 1)
-            if longer:
-                start, at, length = longer
-                number = to_quote.count(BORDER, 0, start)
-                start -= to_quote.rfind(BORDER, 0, start) + 1
-                best = Verbatim(number, start, length, place + at, line + piece.count("\n", 0, at))
+    for place, line, piece in overlapping(pieces, max([least, *map(len, texts[:quote])])):
+        hits = np.flatnonzero(maybe[window_hashes(piece, least) >> np.uint32(32 - BITS)]).tolist()
+        for at in hits:
+            begins[windows.pop(piece[at : at + least], [])] = True
+        if run := longest_run(to_quote, piece, hits, least, best.length if best else least - 1):
+            start, at, length = run
+            border = to_quote.rfind(BORDER, 0, start)
+            number = to_quote.count(BORDER, 0, start)
+            best = Verbatim(number, start - border - 1, length, place + at, line + piece.count("\n", 0, at))
     steps = np.zeros(len(query) + least, np.int64)
     steps[: len(query)] += begins
     steps[least:] -= begins
-    covered = np.cumsum(steps) > 0
-    ends = np.cumsum([len(text) + 1 for text in texts]).tolist()
-    return Found([covered[end - 1 - len(text) : end - 1] for text, end in zip(texts, ends, strict=True)], best)
+    ends = np.cumsum([len(text) + 1 for text in texts])[:-1]
+    return Found([part[:-1] for part in np.split(np.cumsum(steps)[: len(query)] > 0, ends)], best)
 
 
-def longest_run(query: str, piece: str, hits: np.ndarray, least: int, length: int) -> tuple[int, int, int] | None:
+def longest_run(query: str, piece: str, hits: list[int], least: int, length: int) -> tuple[int, int, int] | None:
     """Return (start in `query`, start in `piece`, length) of the longest run of more than `length` characters, or None.
 
     `hits` are the places in `piece` where a window of `least` characters of the query may begin, in order.
     """
-    best = None
-    while True:
-        more = length + 1 - least  # a run of length + 1 is so many hits in a row, and one
-        begins = hits[: max(0, len(hits) - more)]
-        begins = begins[hits[more:] - begins == more]
-        if len(begins):
-            begins = begins[is_among(window_hashes(piece, length + 1)[begins], known_hashes(query, length + 1))]
-        for at in begins.tolist():
-            if (start := query.find(piece[at : at + length + 1])) >= 0:
-                ours, theirs = code_points(query[start:]), code_points(piece[at : at + len(query) - start])
-                differ = np.flatnonzero(ours[: len(theirs)] != theirs)
-                length = int(differ[0]) if len(differ) else len(theirs)
-                best = start, at, length
+    most = max(map(len, query.split(BORDER)))
+    best, failed = None, set()  # a text that repeats itself would try the same again and again
+    for i, at in enumerate(hits):
+        while True:
+            more = i + length + 1 - least  # the last window of a longer run: each window in it is a hit
+            longer = piece[at : at + length + 1]
+            if length >= most or more >= len(hits) or hits[more] - at != more - i or longer in failed:
                 break
-        else:
-            return best
-
-
-@functools.lru_cache(maxsize=2)
-def known_hashes(text: str, length: int) -> np.ndarray:
-    """Return the distinct hashes of all windows of `length` characters, uint32, in order."""
-    return np.unique(window_hashes(text, length))
-
-
-def is_among(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return for each of `hashes` whether it is one of `known`, which are in order; bool (n,)."""
-    if len(known) == 0:
-        return np.zeros(len(hashes), bool)
-    return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
+            start = query.find(longer)
+            if start < 0:
+                failed.add(longer)
+                break
+            while query[start + length] == piece[at + length : at + length + 1]:  # BORDER ends the query
+                length += 1
+            best = start, at, length
+    return best
 
 
 def window_hashes(text: str, length: int) -> np.ndarray:
