@@ -14,7 +14,7 @@ from sampan.config import DataConfig, EvalConfig, SampleConfig, build
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
-from sampan.evaluation.choices import accuracy, answer, is_questions, read_questions
+from sampan.evaluation.choices import accuracy, answer, context_before, is_questions, read_questions
 from sampan.evaluation.score import mean_and_error, score
 from sampan.files import replacing
 from sampan.messages import _
@@ -76,14 +76,15 @@ def on_text(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the figures of a text and the lines that show them."""
     stride = config.stride or max(1, model.block_size // 2)
-    first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]  # before it the first token is scored too
-    ids = np.concatenate([np.array(first, text.ids.dtype), text.ids])
+    before = context_before(tokenizer)  # after it, the first token is scored too
+    ids = np.concatenate([np.array(before, text.ids.dtype), text.ids])
     if len(ids) < 2:
         raise UserError(_("{origin} has a single token: nothing follows it", origin=text.origin))
     with progress_bar(_("evaluating"), len(ids) - 1) as tick:
         losses = score(engine, ids, model.block_size, stride, config.batch_size, model.vocab_size, tick)
+    losses = losses[max(0, len(before) - 1) :]
     if config.per_token:
-        write_losses(Path(config.per_token), ids[1:], losses, tokenizer)
+        write_losses(Path(config.per_token), ids[-len(losses) :], losses, tokenizer)
     mean, error = mean_and_error(losses, stride)
     figures = {
         "text": text.origin,
