@@ -72,14 +72,9 @@ def decode_part(part: Part, asked: str | None, tick: Tick) -> Iterator[str]:
 
 
 def undecodable(part: Part, found: Encoding) -> UserError:
-    what = _(
-        "{place}: cannot be read as {name} ({bad:,} of the first {total:,} characters do not fit)",
-        place=part.damage.places[0],
-        name=found.name,
-        bad=part.damage.decoded,
-        total=part.damage.characters,
-    )
     likely = guess(first_odd(part, lambda count: None))
+    about = dict(place=part.damage.places[0], name=found.name, bad=part.damage.decoded, total=part.damage.characters)
+    what = _("{place}: cannot be read as {name} ({bad:,} of the first {total:,} characters do not fit)", **about)
     if likely and likely != found.name:
         return UserError(
             _("{what}; it looks like {likely}: give the encoding with --encoding {likely}", what=what, likely=likely)
