@@ -696,10 +696,35 @@ def test_a_text_with_the_unknown_tokens_own_name_has_nothing_unknown(added):
     assert not tokenizer.unknowns
 
 
+def test_an_unknown_word_is_named_as_a_word():
+    inner = Inner(models.WordLevel({"the": 0, "boat": 1}))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    for text in ("the boat sails", "the sails"):
+        with pytest.raises(UserError, match=f"no 'sails', at character {text.index('s') + 11} of the text"):
+            open_tokenizer(inner).encode(text, before=10)
+
+
 def test_an_unknown_word_is_counted_as_a_word():
     tokenizer = words()
     assert tokenizer.encode("the <unk> old boat", before=100).tolist() == [1, 0, 0, 2]
     assert tokenizer.unknowns == {"old": 1}
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_byte_that_a_vocabulary_lacks_is_an_error(long):
+    """A byte-level BPE that was trained without the whole alphabet, as most tutorials do."""
+    from tokenizers import trainers
+
+    inner = Inner(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.train_from_iterator([readable(2000)], trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    tokenizer, text = open_tokenizer(inner), readable(40_000 if long else 200)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(UserError, match=rf"U\+6C34.*character {len(text) + 11:,} of the text"):
+        tokenizer.encode(text + "水x水", before=10)
+    assert tokenizer.encode(f"{text}水 {text}水", "skip", [len(text) + 1]).tolist() == [
+        *tokenizer.encode(text), *tokenizer.encode(" " + text)
+    ]  # fmt: skip
 
 
 def test_words_that_are_no_characters_are_not_taken_for_characters():

@@ -55,6 +55,12 @@ def modules_of(folder: str) -> tuple[str, ...]:
 FAMILIES = modules_of("model/families")  # a file each
 ACTIVATIONS = ("gelu_new", "silu", "relu2")  # Hugging Face's names
 OPTIMIZERS = ("adamw", "muon")
+TOKENIZERS = {
+    "char": "characters",
+    "char+bytes": "characters",
+    "gpt2": "byte_level",
+    "bpe:SIZE": "byte_level",
+}  # file of tokens/
 SIZES = {"tiny": 2, "mini": 3, "small": 4, "medium": 6, "large": 8, "xlarge": 12, "huge": 16}  # layers; see recipe.py
 
 

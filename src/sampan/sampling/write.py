@@ -6,6 +6,7 @@
 What is drawn from logits is draw.py's; how tokens become characters is tokens/bytes.py's.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,8 @@ from sampan.model.shape import ModelShape
 from sampan.sampling.draw import generate
 from sampan.tokens.bytes import BROKEN, WHOLE, stream_text, token_bytes, transitions
 from sampan.tokens.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -88,6 +91,9 @@ def write(
             _("character {start} of the prompt is not Unicode; give it as FILE:PATH, in UTF-8", start=half.start() + 1)
         )
     ids = tokenizer.encode(prompt, config.oov)
+    if tokenizer.unknowns and config.oov == "error":
+        message = _("the model reads {words} of the prompt as its unknown token", words=", ".join(tokenizer.unknowns))
+        log.warning(message)
     if len(ids) == 0 and prompt:
         raise UserError(_("none of the prompt's characters are in the vocabulary"))
     shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt

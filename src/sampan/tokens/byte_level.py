@@ -23,8 +23,17 @@ from sampan.fetch import GPT2_MERGES, GPT2_VOCAB
 from sampan.machine import count_cores
 from sampan.messages import _
 from sampan.text.characters import split_at
-from sampan.tokens.fast import fast_encoding
-from sampan.tokens.tokenizer import END_OF_TEXT, MAX_IDS, Kind, Material, Tokenizer, describe, library_errors
+from sampan.tokens.fast import byte_alphabet, fast_encoding
+from sampan.tokens.tokenizer import (
+    END_OF_TEXT,
+    MAX_IDS,
+    Kind,
+    Material,
+    Tokenizer,
+    describe,
+    library_errors,
+    unknown_character,
+)  # fmt: skip
 
 PIECE_CHARACTERS = 1 << 14  # characters that a thread is given at a time
 LONG_RUN = re.compile(r"[^\W\d_]{64,}|\d{64,}|\s{64,}|(?:[^\w\s]|_){64,}")  # no word of GPT-2's reaches beyond
@@ -37,6 +46,12 @@ SEPARATORS = frozenset(" \t\n\r\v\f\u3000,.;:!?，。；：！？、")
 
 class ByteLevel(Tokenizer):
     """Tokens of bytes, in words that are cut before any separator that follows a letter."""
+
+    @cached_property
+    def lacking(self) -> frozenset[int]:
+        """The bytes that the vocabulary lacks; without an unknown token, the library would drop them."""
+        known = self.inner.get_vocab(with_added_tokens=False) if self.unknown is None else byte_alphabet()
+        return frozenset(byte for c, byte in byte_alphabet().items() if c not in known)
 
     @classmethod
     def fits(cls, description: dict[str, Any]) -> bool:
@@ -60,6 +75,12 @@ class ByteLevel(Tokenizer):
         return fast_encoding(self.inner, describe(self.inner).parts)
 
     def encode(self, text: str, oov: str = "error", ends: Sequence[int] = (), before: int = 0) -> np.ndarray:
+        if self.lacking and (lost := [c for c in set(text) if self.lacking.intersection(c.encode(errors="replace"))]):
+            first = min(map(text.index, lost))
+            if oov == "error":
+                raise unknown_character(text[first], before + first, self.vocab_size)
+            gone = str.maketrans(dict.fromkeys(lost))
+            text, ends = text.translate(gone), [len(text[:end].translate(gone)) for end in ends]
         if len(text) < PIECE_CHARACTERS or self.fast is None:
             return super().encode(text, oov, ends, before)
         names = [self.inner.id_to_token(i) for i in self.between]
@@ -209,8 +230,8 @@ def make_gpt2(material: Material) -> ByteLevel:
     return gpt2_tokenizer(*material.files)
 
 
-BPE = Kind("bpe:SIZE", make_bpe, check_size)
-GPT2 = Kind("gpt2", make_gpt2, files=(GPT2_VOCAB, GPT2_MERGES))
+BPE = Kind("bpe:SIZE", make_bpe, ByteLevel, check_size)
+GPT2 = Kind("gpt2", make_gpt2, ByteLevel, files=(GPT2_VOCAB, GPT2_MERGES))
 
 
 # ---- pieces ----

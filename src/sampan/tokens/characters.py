@@ -117,5 +117,5 @@ def make_char_bytes(material: Material) -> Characters:
     return characters(map(chr, np.flatnonzero(material.counts > 1)), material.has_documents, byte_tokens=True)
 
 
-CHAR = Kind("char", make_char)
-CHAR_BYTES = Kind("char+bytes", make_char_bytes)
+CHAR = Kind("char", make_char, Characters)
+CHAR_BYTES = Kind("char+bytes", make_char_bytes, Characters)

@@ -3,24 +3,33 @@
     tokenizer = read_tokenizer("tokenizer.json")
     kind, size = find_kind("bpe:4096")
 
-A new kind is a file beside this one and its line in KINDS; if it encodes in a way of its own, a line in CLASSES.
+A new kind is a file beside this one, with a `Kind` and perhaps a class that encodes, and its line in config.py.
 """
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+from sampan.config import TOKENIZERS
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.tokens.beside import Beside, read_beside
-from sampan.tokens.byte_level import BPE, GPT2, ByteLevel
-from sampan.tokens.characters import CHAR, CHAR_BYTES, Characters
 from sampan.tokens.older import OLDER, build_older
 from sampan.tokens.tokenizer import Kind, Tokenizer, describe, library_errors
 
-KINDS = (CHAR, CHAR_BYTES, GPT2, BPE)  # in the order of --help and of the comparison
-CLASSES: tuple[type[Tokenizer], ...] = (Characters, ByteLevel, Tokenizer)  # the first that fits encodes
+
+def load_kinds() -> tuple[Kind, ...]:
+    """Return the kinds that config.py names, from their files, in the order of --help and of the comparison."""
+    files = [importlib.import_module(f"{__package__}.{name}") for name in TOKENIZERS.values()]
+    kinds = {kind.label: kind for file in files for kind in vars(file).values() if isinstance(kind, Kind)}
+    return tuple(kinds[label] for label in TOKENIZERS)
+
+
+KINDS = load_kinds()
+# The first that fits a file encodes.
+CLASSES: tuple[type[Tokenizer], ...] = (*dict.fromkeys(kind.encodes for kind in KINDS), Tokenizer)
 
 
 def find_kind(wanted: str) -> tuple[Kind, int | None] | None:

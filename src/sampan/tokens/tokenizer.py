@@ -146,14 +146,28 @@ class Tokenizer:
         """Return the ids of `text` as `encode` does, with nothing between documents, and the places of `ends` in them."""
         documents = [list(self.pieces(document)) for document in split_at(text, ends)]
         pieces = [piece for document in documents for piece in document]
-        with library_errors(_("the tokenizer cannot encode this text")):
-            lists = [e.ids for e in self.inner.encode_batch_fast(pieces, add_special_tokens=False)]
+        try:
+            with library_errors(_("the tokenizer cannot encode this text")):
+                lists = [e.ids for e in self.inner.encode_batch_fast(pieces, add_special_tokens=False)]
+        except UserError as error:
+            raise self.find_unknown(text, before) or error from None
         for number, piece in enumerate(pieces):
             if self.unknown in lists[number]:
                 lists[number] = self.resolve_unknown(piece, oov)
         rest = iter(lists)
         counts = [sum(len(next(rest)) for _piece in document) for document in documents]
         return np.array([i for ids in lists for i in ids], dtype=np.int32), np.cumsum(counts[:-1], dtype=np.int64)
+
+    def find_unknown(self, text: str, before: int) -> UserError | None:
+        """Return what is wrong with a text that a tokenizer of words without an unknown token refuses."""
+        if type(self.inner.model).__name__ != "WordLevel" or self.inner.pre_tokenizer is None:
+            return None
+        with library_errors(_("the tokenizer cannot encode this text")):
+            words = self.inner.pre_tokenizer.pre_tokenize_str(text)
+        for word, (start, _end) in words if self.inner.normalizer is None else ():
+            if self.inner.token_to_id(word) is None:
+                return unknown_word(word, before + start, self.vocab_size)
+        return None
 
     def resolve_unknown(self, piece: str, oov: str) -> list[int]:
         """Return the ids of a piece that has the unknown token, and count what it stands for in `unknowns`."""
@@ -228,10 +242,11 @@ class Material:
 
 @dataclass(frozen=True)
 class Kind:
-    """A tokenizer that --tokenizer can name, and `sampan prepare` makes. kinds.py lists them all."""
+    """A tokenizer that --tokenizer can name, and `sampan prepare` makes. config.py lists them all."""
 
     label: str  # as --help shows it: "char", or "bpe:SIZE" for one of any size
     make: Callable[[Material], Tokenizer]
+    encodes: type[Tokenizer] = Tokenizer  # the class that encodes with it, also when it is read from a file
     check_size: Callable[[int], None] = lambda size: None  # raises UserError, before a large text is read
     files: tuple[Remote, ...] = ()  # what has to be fetched for it
 
@@ -306,6 +321,21 @@ def growth(part: Any) -> int:
     parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     own = len(str(part.get("content", ""))) if isinstance(part, dict) and part.get("type") == "Replace" else 1
     return math.prod(map(growth, parts), start=max(1, own))
+
+
+def unknown_word(word: str, position: int, vocab_size: int) -> UserError:
+    """Return the error for a word, or for a character, that a vocabulary without an unknown token lacks."""
+    if len(word) == 1:
+        return unknown_character(word, position, vocab_size)
+    return UserError(
+        _(
+            "the vocabulary of {vocab_size:,} words has no {word!r}, at character {position:,} of the text, and no "
+            "unknown token; train from scratch with --tokenizer bpe:SIZE",
+            vocab_size=vocab_size,
+            word=word[:100],
+            position=position + 1,
+        )
+    )
 
 
 def unknown_character(c: str, position: int, vocab_size: int) -> UserError:
