@@ -32,9 +32,10 @@ def run(tmp_path):
 
 def test_what_is_saved_is_loaded(run):
     assert step_of(run) == 1
-    run.save_last(CONFIG, weights(2), state(2), Progress(step=2, val_loss=1.5, best_step=1, best_val_loss=1.25))
+    progress = Progress(step=2, val_loss=1.5, best_step=1, best_val_loss=1.25)
+    run.save_last(CONFIG, weights(2), state(2), progress)
     assert step_of(run) == 2
-    assert run.load_last(CONFIG)[2] == Progress(2, 1.5, 1, 1.25)
+    assert run.load_last(CONFIG)[2] == progress
     assert run.settings().out_dir == str(run.folder)
 
 
