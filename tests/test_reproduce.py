@@ -13,7 +13,7 @@ import pytest
 from conftest import readable
 
 import sampan
-from sampan.cli.flags import make_parser
+from sampan.cli.flags import make_parser, tidy
 from sampan.cli.main import COMMANDS as PROGRAM
 from sampan.config import ExportConfig, ImportConfig, TrainConfig, build
 from sampan.config_files import find_file, read_file
@@ -48,7 +48,8 @@ def printed(document: str) -> list[str]:
 
 def parse(words: list[str]) -> tuple[str, list[str], dict]:
     """(command, what it is of, flags) as the program's own parser reads them; an unknown flag is an error."""
-    args, unknown = make_parser(words[0], PROGRAM[words[0]]).parse_known_args(words[1:])
+    command = PROGRAM[words[0]]
+    args, unknown = make_parser(words[0], command).parse_known_args(tidy(words[1:], command.settings))
     assert not unknown
     flags = {name: value for name, value in vars(args).items() if value is not None}
     return words[0], flags.pop("source"), flags

@@ -73,6 +73,8 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     from tokenizers import Tokenizer as Inner
 
     path = tokenizer_file(path) or Path(path)
+    if path.is_dir():
+        raise UserError(_("{folder} has no tokenizer.json", folder=path))
     try:
         beside = read_beside(path.parent)
         if path.name in OLDER:
