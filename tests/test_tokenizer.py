@@ -22,9 +22,13 @@ from hypothesis import given, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer as Inner, decoders, models, normalizers, pre_tokenizers, processors
 
 import sampan.tokens.byte_level
-from sampan.config import DataConfig
+from sampan.config import DataConfig, ModelSettings, SampleConfig
 from sampan.data.prepare import prepare
+from sampan.engine.open import open_engine
 from sampan.errors import UserError
+from sampan.model.parameters import initialize
+from sampan.model.shape import resolve
+from sampan.sampling.write import write
 from sampan.tokens.byte_level import (
     PIECE_CHARACTERS,
     SEPARATORS,
@@ -537,6 +541,15 @@ def test_what_a_tokenizer_does_not_keep_is_said(tmp_path):
     for tokenizer in ("char", "char+bytes", "bpe:300"):
         data = prepare("t.txt", DataConfig(tokenizer=tokenizer))
         assert data.meta.unknown == 0 and data.meta.losses == []
+
+
+def test_a_prompt_says_what_became_the_unknown_token(caplog):
+    tokenizer = words()
+    shape = resolve(ModelSettings(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=tokenizer.vocab_size))
+    engine = open_engine(shape, SampleConfig(engine="c"))
+    engine.load(initialize(shape, 0))
+    list(write(engine, shape, tokenizer, "the old boat", SampleConfig(max_new_tokens=1)))
+    assert "1 characters or words that the tokenizer lacks became its unknown token, most often old" in caplog.text
 
 
 def proto(*fields) -> bytes:

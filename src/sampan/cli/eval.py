@@ -1,6 +1,7 @@
 """sampan eval: measure a model on a text, or on multiple-choice questions."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ from sampan.report.progress_bar import progress_bar
 from sampan.report.scores import choice_lines, text_lines
 from sampan.report.verbatim import training_data
 from sampan.text.sources import find_source
-from sampan.tokens.tokenizer import Tokenizer
+from sampan.tokens.tokenizer import Tokenizer, unknown_sentence
+
+log = logging.getLogger(__name__)
 
 
 def run(source: list[str], flags: dict[str, Any]) -> int:
@@ -68,6 +71,8 @@ def text_of(names: Sequence[str], config: EvalConfig, where: SampleConfig, token
     if not text:
         raise UserError(_("{origin} is empty: there is nothing to measure", origin=source.origin))
     ids = tokenizer.encode(text, ends=ends if len(ends) > 1 else ())
+    if tokenizer.unknowns:  # which are easier to predict than what they stand for
+        log.warning(unknown_sentence(tokenizer.unknowns.total(), tokenizer.most_unknown()))
     return text_baselines(source.origin, text, ids, tokenizer.vocab_size)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from sampan.errors import UserError
 from sampan.messages import _, fill
 from sampan.tokens.kinds import read_tokenizer
-from sampan.tokens.tokenizer import Tokenizer
+from sampan.tokens.tokenizer import Tokenizer, unknown_sentence
 
 FORMAT = 4  # of a data folder; raise it when the same text would give other files
 DATA_IDENTITY = ("name", "sha256", "tokenizer", "tokenizer_sha256", "val_fraction")  # what makes data the same data
@@ -212,13 +212,7 @@ class Data:
         if m.losses:
             lines.append(_("the tokenizer does not keep {losses}", losses=", ".join(map(_, m.losses))))
         if m.unknown:
-            lines.append(
-                _(
-                    "{count:,} characters or words that the tokenizer lacks became its unknown token, most often {most}",
-                    count=m.unknown,
-                    most=", ".join(m.unknown_most),
-                )
-            )
+            lines.append(unknown_sentence(m.unknown, m.unknown_most))
         lines.append(
             _(
                 "{train_tokens:,} train tokens, {val_tokens:,} val tokens, in {folder}{sep}",

@@ -306,8 +306,11 @@ def encode_blocks(
 
 def shortcomings(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what meta.json says of that which a tokenizer does not keep of the text that it has encoded."""
-    most = [word[:20] for word, _count in tokenizer.unknowns.most_common(8)]
-    return {"unknown": tokenizer.unknowns.total(), "unknown_most": most, "losses": tokenizer.losses()}
+    return {
+        "unknown": tokenizer.unknowns.total(),
+        "unknown_most": tokenizer.most_unknown(),
+        "losses": tokenizer.losses(),
+    }
 
 
 def write_folder(

@@ -19,7 +19,7 @@ from sampan.messages import _
 from sampan.model.shape import ModelShape
 from sampan.sampling.draw import generate
 from sampan.tokens.bytes import BROKEN, WHOLE, stream_text, token_bytes, transitions
-from sampan.tokens.tokenizer import Tokenizer
+from sampan.tokens.tokenizer import Tokenizer, unknown_sentence
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def write(
         )
     ids = tokenizer.encode(prompt, config.oov)
     if tokenizer.unknowns and config.oov == "error":
-        message = _("the model reads {words} of the prompt as its unknown token", words=", ".join(tokenizer.unknowns))
-        log.warning(message)
+        log.warning(unknown_sentence(tokenizer.unknowns.total(), tokenizer.most_unknown()))
     if len(ids) == 0 and prompt:
         raise UserError(_("none of the prompt's characters are in the vocabulary"))
     shown = tokenizer.decode(ids) if prompt and config.oov == "skip" else prompt

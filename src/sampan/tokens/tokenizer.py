@@ -198,6 +198,10 @@ class Tokenizer:
 
         return step
 
+    def most_unknown(self) -> list[str]:
+        """Return what the unknown token stood for most often."""
+        return [word[:20] for word, _count in self.unknowns.most_common(8)]
+
     def losses(self) -> list[str]:
         """Return what a text loses when it is encoded and decoded, in English."""
         lost = []
@@ -321,6 +325,15 @@ def growth(part: Any) -> int:
     parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     own = len(str(part.get("content", ""))) if isinstance(part, dict) and part.get("type") == "Replace" else 1
     return math.prod(map(growth, parts), start=max(1, own))
+
+
+def unknown_sentence(count: int, most: Sequence[str]) -> str:
+    """Return what a user must know of a text in which the unknown token stands for something."""
+    return _(
+        "{count:,} characters or words that the tokenizer lacks became its unknown token, most often {most}",
+        count=count,
+        most=", ".join(most),
+    )
 
 
 def unknown_word(word: str, position: int, vocab_size: int) -> UserError:
