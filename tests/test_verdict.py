@@ -160,14 +160,14 @@ def test_each_advice_is_a_command_that_works(kind, tmp_path, monkeypatch):
     advised = set()
     for sentence, (course, settings) in ADVISED.items():
         data = SimpleNamespace(folder=plans[0].data.folder, meta=SimpleNamespace(train_tokens=100))
-        config = replace(plans[0].config, minutes=None, patience=None, max_iters=2)
+        config = replace(plans[0].config, minutes=0.01, patience=None, max_iters=2)
         made = replace(plans[0], data=data, config=replace(config, **settings))
         lines = verdict(made, course, 1.0, SEEN, words)
         assert sentence in " ".join(line.strip() for line in lines)
         advised |= {line for line in lines if line.startswith("    ")}
     assert len(advised) >= 5 and any("--resume" in line for line in advised)
     for line in sorted(advised, key=lambda line: "--resume" not in line):
-        sampan(*shlex.split(line)[1:], *([] if "--minutes" in line else ["--max_iters=4"]))
+        sampan(*shlex.split(line)[1:], *([] if "--resume" in line else ["--max_iters=4"]))
 
 
 def test_no_size_is_advised_where_there_is_none():

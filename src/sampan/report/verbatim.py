@@ -165,7 +165,8 @@ def search(texts: list[str], pieces: Iterable[str], least: int, quote: int | Non
     for place, line, piece in overlapping(pieces, max([least, *map(len, texts[:quote])])):
         hits = np.flatnonzero(maybe[window_hashes(piece, least) >> np.uint32(32 - BITS)]).tolist()
         for at in hits:
-            begins[windows.pop(piece[at : at + least], [])] = True
+            if starts := windows.pop(piece[at : at + least], None):
+                begins[starts] = True
         if run := longest_run(to_quote, piece, hits, least, best.length if best else least - 1):
             start, at, length = run
             border = to_quote.rfind(BORDER, 0, start)
