@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sampan.config import OPTIMIZERS
+
 CSRC = Path(__file__).parents[1] / "csrc"
 TOWER = ("include", "platform", "matmul", "ops", "engine", "program")
 SOURCES = sorted(path for folder in TOWER for path in (CSRC / folder).iterdir() if path.suffix in (".c", ".h", ".inc"))
@@ -41,3 +43,9 @@ def test_generated_files_are_what_the_package_says(name):
     if name == "unicode.inc" and f"Unicode {unicodedata.unidata_version}." not in text:
         pytest.skip("this Python knows another version of Unicode")
     assert text == generate.FILES[name](), f"run: python csrc/program/generate.py, which writes {name}"
+
+
+def test_both_tables_of_optimizers_agree():
+    rows = re.findall(r"X\((\w+), +UPDATES_(\w+), +(\d), ", (CSRC / "ops" / "optimizers.h").read_text(encoding="utf-8"))
+    found = {name: (int(moments), updates == "MATRICES") for name, updates, moments in rows}
+    assert found == {name: (len(kind.moments), kind.matrices_only) for name, kind in OPTIMIZERS.items()}

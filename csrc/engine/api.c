@@ -24,8 +24,8 @@ struct sampan_engine {
     thread_pool *pool;
     matmul_context *matmul, *matmul_alone; /* of the pool; of one thread, for passes that are too small to share */
     memory_block squares;                  /* partial sums of the gradient norm, double */
-    memory_block muon;                     /* scratch of Muon: muon_stride floats for each thread */
-    int64_t muon_stride;
+    memory_block scratch;                  /* of the optimizer: scratch_stride floats for each thread */
+    int64_t scratch_stride;
     int64_t step, applied, micro; /* updates so far; those that were applied; micro-batches since the last */
     double loss_sum;              /* since the last update */
     int64_t targets;
@@ -101,9 +101,9 @@ static int32_t engine_open(sampan_engine *e, const sampan_config *config) {
     if (model_trains(&e->model)) {
         bytes = squares_count(e->model.floats) * (int64_t)sizeof(double);
         if (memory_allocate(&e->squares, bytes)) return engine_fail_memory(e, "the gradient norm", bytes);
-        e->muon_stride = model_muon_stride(&e->model);
-        bytes = e->muon_stride * threads * (int64_t)sizeof(float);
-        if (bytes && memory_allocate(&e->muon, bytes)) return engine_fail_memory(e, "the optimizer", bytes);
+        e->scratch_stride = model_scratch_stride(&e->model);
+        bytes = e->scratch_stride * threads * (int64_t)sizeof(float);
+        if (bytes && memory_allocate(&e->scratch, bytes)) return engine_fail_memory(e, "the optimizer", bytes);
     }
     engine_describe(e, isa);
     return SAMPAN_OK;
@@ -135,7 +135,7 @@ void sampan_destroy(sampan_engine *e) {
     buffers_destroy(&e->buffers);
     model_destroy(&e->model);
     memory_free(&e->squares);
-    memory_free(&e->muon);
+    memory_free(&e->scratch);
     matmul_destroy(e->matmul);
     matmul_destroy(e->matmul_alone);
     pool_destroy(e->pool);
@@ -396,29 +396,21 @@ static void update_region(void *arg, int32_t thread, int32_t n_threads) {
     for (int64_t i = 0; i < squares_count(e->model.floats); i++) sum += squares[i]; /* by every thread, the same */
 
     double scale = mean(1.0, e->targets), norm = scale * sqrt(sum), clip = c->grad_clip / (norm + 1e-6),
-           step = (double)(e->applied + 1);
+           number = (double)(e->applied + 1);
     if (thread == 0) r->grad_norm = norm;
     if (!isfinite(r->loss) || !isfinite(norm)) return; /* every thread sees the same */
     if (c->grad_clip > 0.0 && clip < 1.0) scale *= clip;
-    const double adamw_lr = r->learning_rate * (e->model.parts.optimizer == OPTIMIZER_MUON ? c->adamw_lr_ratio : 1.0);
-    adamw a = {.gradient_scale = (float)scale,
-               .keep = (float)(1.0 - adamw_lr * c->weight_decay),
-               .step_size = (float)(adamw_lr / (1.0 - pow(c->beta1, step))),
-               .beta2 = (float)c->beta2,
-               .rest1 = (float)(1.0 - c->beta1),
-               .rest2 = (float)(1.0 - c->beta2),
-               .inverse_correction = (float)(1.0 / sqrt(1.0 - pow(c->beta2, step))),
-               .eps = 1e-8f};
-    muon u = {.gradient_scale = (float)scale,
-              .keep = (float)(1.0 - r->learning_rate * c->weight_decay),
-              .learning_rate = (float)r->learning_rate,
-              .momentum = (float)c->momentum,
-              .rest = (float)(1.0 - c->momentum)};
+    const optimizer_step step = {c, scale, r->learning_rate, number};
+    optimizer_step beside = step; /* AdamW's, for what an optimizer of matrices leaves */
+    if (e->model.n_matrices) beside.learning_rate *= c->adamw_lr_ratio;
     const ops *op = e->model.op;
     for (parameter *p = e->model.table; p < e->model.table + e->model.count; p++)
-        if (!model_is_muons(&e->model, p)) op->adamw_update(&t, p, &a);
-    for (int64_t i = thread; i < e->model.n_matrices; i += n_threads)
-        op->muon_update(&t, &e->model.matrices[i], &u, (float *)e->muon.data + thread * e->muon_stride);
+        if (OPTIMIZER_KINDS[p->optimizer].updates == UPDATES_ALL)
+            op->optimizer_update[p->optimizer](&t, &(hidden_matrix){p, 0, p->rows}, &beside, NULL);
+    for (int64_t i = thread; i < e->model.n_matrices; i += n_threads) {
+        const hidden_matrix *w = &e->model.matrices[i];
+        op->optimizer_update[w->of->optimizer](&t, w, &step, (float *)e->scratch.data + thread * e->scratch_stride);
+    }
 }
 
 static int32_t floats_are_finite(const float *x, int64_t n) {

@@ -234,6 +234,7 @@ static void model_add_parameter(model *m, parameter **field, int64_t layer, cons
 }
 
 static void model_add_matrix(model *m, parameter *of, int64_t first_row, int64_t rows) {
+    of->optimizer = m->parts.optimizer;
     m->matrices[m->n_matrices++] = (hidden_matrix){of, first_row, rows};
 }
 
@@ -280,18 +281,25 @@ int32_t model_describe(model *m, const sampan_config *config, const parts *parts
     }
     PARAMETERS_AFTER(ADD)
     m->head = m->lm_head ? m->lm_head : m->wte;
-    if (m->parts.optimizer == OPTIMIZER_MUON) model_list_matrices(m);
+    const int32_t by_matrix = model_trains(m) && OPTIMIZER_KINDS[m->parts.optimizer].updates == UPDATES_MATRICES;
+    for (parameter *p = m->table; p < m->table + m->count; p++)
+        p->optimizer = by_matrix ? OPTIMIZER_adamw : m->parts.optimizer;
+    if (by_matrix) model_list_matrices(m);
     return 0;
 }
 
-int32_t model_is_muons(const model *m, const parameter *p) {
-    return m->n_matrices > 0 && p->columns && p >= m->matrices[0].of && p <= m->matrices[m->n_matrices - 1].of;
+static int64_t count_scratch(int32_t optimizer, int64_t R, int64_t C) {
+    const int64_t S = R < C ? R : C;
+#define OPTIMIZER_SCRATCH(name, updates, moments, scratch) scratch,
+    const int64_t floats[] = {OPTIMIZERS(OPTIMIZER_SCRATCH)};
+    (void)S;
+    return (floats[optimizer] + 15) / 16 * 16;
 }
 
-int64_t model_muon_stride(const model *m) {
+int64_t model_scratch_stride(const model *m) {
     int64_t most = 0;
     for (const hidden_matrix *w = m->matrices; w < m->matrices + m->n_matrices; w++) {
-        int64_t floats = (muon_scratch(w->rows, w->of->columns) + 15) / 16 * 16;
+        int64_t floats = count_scratch(w->of->optimizer, w->rows, w->of->columns);
         if (floats > most) most = floats;
     }
     return most;
@@ -322,17 +330,18 @@ static void place_gradients(memory_plan *plan, void *arg) {
 static void place_moments(memory_plan *plan, void *arg) {
     model *m = arg;
     for (parameter *p = m->table; p < m->table + m->count; p++) {
-        p->exp_avg = memory_place(plan, p->size, sizeof *p->exp_avg);
-        if (!model_is_muons(m, p)) p->exp_avg_sq = memory_place(plan, p->size, sizeof *p->exp_avg_sq);
+        const int32_t moments = OPTIMIZER_KINDS[p->optimizer].moments;
+        if (moments > 0) p->exp_avg = memory_place(plan, p->size, sizeof *p->exp_avg);
+        if (moments > 1) p->exp_avg_sq = memory_place(plan, p->size, sizeof *p->exp_avg_sq);
     }
 }
 
 void model_count_bytes(model *m, int64_t threads, sampan_memory_sizes *sizes) {
     sizes->weights = memory_count(place_weights, m);
     sizes->gradients = memory_count(place_gradients, m);
-    sizes->optimizer = memory_count(place_moments, m);
-    if (sizes->optimizer >= 0) sizes->optimizer += model_muon_stride(m) * threads * (int64_t)sizeof(float);
-    if (!model_trains(m)) sizes->gradients = sizes->optimizer = 0;
+    sizes->optimizer = model_trains(m) ? memory_count(place_moments, m) : 0;
+    if (sizes->optimizer >= 0) sizes->optimizer += model_scratch_stride(m) * threads * (int64_t)sizeof(float);
+    if (!model_trains(m)) sizes->gradients = 0;
 }
 
 /* cos and sin of every position's angles, in double, as the package's rotary_tables */

@@ -24,7 +24,7 @@ typedef struct model {
     block_parameters *h; /* (n_layer) */
     PARAMETERS_AFTER(PARAMETER_FIELD)
     parameter *head;         /* lm_head, or wte where tied */
-    hidden_matrix *matrices; /* (n_matrices): what Muon updates; none with AdamW */
+    hidden_matrix *matrices; /* (n_matrices): what an optimizer of matrices updates; none with another */
     int64_t n_matrices;
     float *cosine, *sine; /* (block_size, D / 2) each; NULL unless rotary */
     int64_t floats;       /* of all parameters, each padded to 64 bytes */
@@ -42,11 +42,8 @@ void model_count_bytes(model *m, int64_t threads, sampan_memory_sizes *sizes);
 int32_t model_allocate(model *m, const sampan_config *config, const ops *op, int64_t *bytes);
 void model_destroy(model *m);
 
-/* Whether Muon updates it: a matrix of a block, where the optimizer is Muon. */
-int32_t model_is_muons(const model *m, const parameter *p);
-
-/* Floats of Muon's scratch for each thread; 0 with AdamW. */
-int64_t model_muon_stride(const model *m);
+/* Floats of the optimizer's scratch for each thread. */
+int64_t model_scratch_stride(const model *m);
 
 static inline int32_t model_trains(const model *m) { return m->parts.optimizer != OPTIMIZER_NONE; }
 

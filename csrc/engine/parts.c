@@ -16,13 +16,17 @@ typedef struct name_list {
 } name_list;
 
 #define ACTIVATION_NAME(name, value, slope) #name,
+#define OPTIMIZER_NAME(name, updates, moments, scratch) #name,
 static const name_list NORM = {"norm", {"layernorm", "rmsnorm"}};
 static const name_list POSITIONS = {"positions", {"learned", "rotary"}};
 static const name_list ACTIVATION = {"activation", {ACTIVATIONS(ACTIVATION_NAME)}};
 static const name_list DTYPE = {"dtype", {"auto", "float32", "bfloat16"}};
-static const name_list OPTIMIZER = {"optimizer", {"adamw", "muon"}};
+static const name_list OPTIMIZER = {"optimizer", {OPTIMIZERS(OPTIMIZER_NAME)}};
 static const name_list TENSOR = {"tensor", {"weight", "gradient", "exp_avg", "exp_avg_sq"}};
-_Static_assert(ACTIVATION_COUNT <= 8, "the list of activations needs more room");
+_Static_assert(ACTIVATION_COUNT <= 8 && OPTIMIZER_COUNT < 8, "a list of names needs more room");
+
+#define OPTIMIZER_KIND(name, updates, moments, scratch) {updates, moments},
+const optimizer_kind OPTIMIZER_KINDS[OPTIMIZER_COUNT] = {OPTIMIZERS(OPTIMIZER_KIND)};
 
 /* Where `name` is in the list; -1 with an error that lists the choices: "norm=x: expected layernorm or rmsnorm". */
 static int32_t find_name(const name_list *list, const char *name, char *message, int64_t message_size) {
@@ -80,8 +84,8 @@ static const char *config_error(const sampan_config *c, const parts *p) {
     if (p->optimizer == OPTIMIZER_NONE) return NULL;
     if (!(c->beta1 >= 0 && c->beta1 < 1 && c->beta2 >= 0 && c->beta2 < 1)) return "beta1 or beta2 is not in [0, 1)";
     if (!(c->weight_decay >= 0) || !(c->grad_clip >= 0)) return "weight_decay or grad_clip is negative";
-    if (p->optimizer == OPTIMIZER_MUON && !(c->momentum >= 0 && c->momentum < 1)) return "momentum is not in [0, 1)";
-    if (p->optimizer == OPTIMIZER_MUON && !(c->adamw_lr_ratio >= 0)) return "adamw_lr_ratio is negative";
+    if (!(c->momentum >= 0 && c->momentum < 1)) return "momentum is not in [0, 1)";
+    if (!(c->adamw_lr_ratio >= 0)) return "adamw_lr_ratio is negative";
     return NULL;
 }
 

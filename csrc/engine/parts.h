@@ -7,14 +7,21 @@
 #ifndef SAMPAN_PARTS_H
 #define SAMPAN_PARTS_H
 
+#include "ops/optimizers.h"
 #include "sampan.h"
 
-/* The numbers are places in the lists of parts.c. Activations are numbered in matmul/activations.h, from 1 on. */
+/* The numbers are places in the lists of parts.c. Activations are numbered in matmul/activations.h, from 1 on;
+   optimizers in ops/optimizers.h. */
 enum { NORM_LAYERNORM, NORM_RMSNORM };
 enum { POSITIONS_LEARNED, POSITIONS_ROTARY };
 enum { DTYPE_AUTO, DTYPE_FLOAT32, DTYPE_BFLOAT16 };
-enum { OPTIMIZER_NONE = -1, OPTIMIZER_ADAMW, OPTIMIZER_MUON };
 enum { TENSOR_WEIGHT, TENSOR_GRADIENT, TENSOR_EXP_AVG, TENSOR_EXP_AVG_SQ };
+
+/* What an optimizer updates (UPDATES_...), and how many moments it keeps of that. */
+typedef struct optimizer_kind {
+    int32_t updates, moments;
+} optimizer_kind;
+extern const optimizer_kind OPTIMIZER_KINDS[OPTIMIZER_COUNT];
 
 typedef struct parts {
     int32_t norm, positions, activation, dtype, optimizer;

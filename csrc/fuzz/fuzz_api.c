@@ -4,6 +4,7 @@
    not be looked at. */
 
 #include <math.h>
+#include "ops/optimizers.h"
 #include "sampan.h"
 #include "fuzz.h"
 #include "tests/check.h"
@@ -45,7 +46,9 @@ static const char *take_name(input *in, const char *const *names, int32_t count)
 
 static sampan_config take_config(input *in) {
     static const char *const norms[] = {"layernorm", "rmsnorm"}, *const positions[] = {"learned", "rotary"};
-    static const char *const activations[] = {"gelu_new", "silu", "relu2"}, *const optimizers[] = {"adamw", "muon"};
+#define OPTIMIZER_TEXT(name, updates, moments, scratch) #name,
+    static const char *const activations[] = {"gelu_new", "silu", "relu2"}, *const optimizers[] = {
+                                                                                OPTIMIZERS(OPTIMIZER_TEXT)};
     static const char *const dtypes[] = {"float32", "bfloat16", "auto"};
     static double frequencies[512];
     for (int32_t i = 0; i < 512; i++) frequencies[i] = pow(10000.0, -i / 16.0);
@@ -57,7 +60,7 @@ static sampan_config take_config(input *in) {
     c.positions = take_name(in, positions, 2);
     c.activation = take_name(in, activations, 3);
     c.dtype = take_name(in, dtypes, 3);
-    c.optimizer = take(in) % 2 ? take_name(in, optimizers, 2) : NULL;
+    c.optimizer = take(in) % 2 ? take_name(in, optimizers, OPTIMIZER_COUNT) : NULL;
     c.rotary_frequencies = frequencies;
     int32_t *const flags[] = {&c.gated,
                               &c.qk_norm,

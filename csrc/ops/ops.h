@@ -19,7 +19,9 @@
 
 #include <stdint.h>
 #include "matmul/matmul.h"
+#include "optimizers.h"
 #include "platform/threads.h"
+#include "sampan.h"
 
 /* One thread's place in a region. */
 typedef struct team {
@@ -37,7 +39,8 @@ typedef struct parameter {
     int64_t size;                           /* elements */
     float *value;                           /* NULL if only `bfloat16` is kept (a matrix, in bfloat16, not training) */
     uint16_t *bfloat16;                     /* a rounded copy of a matrix, where products are bfloat16 */
-    float *gradient, *exp_avg, *exp_avg_sq; /* a matrix of Muon's has its momentum in exp_avg, and no exp_avg_sq */
+    int32_t optimizer;                      /* OPTIMIZER_... */
+    float *gradient, *exp_avg, *exp_avg_sq; /* moments that its optimizer does not keep are NULL */
 } parameter;
 
 /* Which elements dropout keeps is a function of this key, the row and the column. p = 0: no dropout. */
@@ -64,36 +67,18 @@ typedef struct attention {
     float *dqkv;
 } attention;
 
-/* One step of AdamW, in the constants that an element needs. */
-typedef struct adamw {
-    float gradient_scale;      /* of the mean, and of clipping */
-    float keep;                /* 1 - learning_rate * weight_decay, for matrices */
-    float step_size;           /* learning_rate / (1 - beta1^step) */
-    float beta2, rest1, rest2; /* rest = 1 - beta */
-    float inverse_correction;  /* 1 / sqrt(1 - beta2^step) */
-    float eps;
-} adamw;
+/* One step of an optimizer. */
+typedef struct optimizer_step {
+    const sampan_config *config;  /* beta1, momentum, ... */
+    double gradient_scale;        /* of the mean, and of clipping */
+    double learning_rate, number; /* number: 1 in the first step */
+} optimizer_step;
 
 /* Rows of a parameter that are a matrix of their own: q, k and v of c_attn, gate and up of c_fc; else all of them. */
 typedef struct hidden_matrix {
     parameter *of;
     int64_t first_row, rows;
 } hidden_matrix;
-
-/* One step of Muon. */
-typedef struct muon {
-    float gradient_scale, keep; /* as AdamW's */
-    float
-        learning_rate; /* of a matrix that is not higher than wide; a higher one gets sqrt(rows / columns) times that */
-    float momentum, rest; /* rest = 1 - momentum */
-} muon;
-
-/* Floats of scratch for a matrix: two copies of it and two of its smaller Gram matrix, which `next` in muon.inc also
- * holds. */
-static inline int64_t muon_scratch(int64_t rows, int64_t columns) {
-    int64_t smaller = rows < columns ? rows : columns;
-    return 2 * (rows * columns + smaller * smaller);
-}
 
 enum { ATTENTION_STRIP = 64 }; /* queries at a time: a strip of scores is (64, S), never (T, S) */
 static inline int64_t attention_scratch(int64_t S) { return 2 * (int64_t)ATTENTION_STRIP * S; }
@@ -164,8 +149,10 @@ typedef struct ops {
 
     /* sums[i] = sum of squares of the i-th OPTIM_PIECE elements of x (n) */
     void (*squares_sum)(const team *t, double *sums, const float *x, int64_t n);
-    void (*adamw_update)(const team *t, parameter *p, const adamw *a);
-    void (*muon_update)(const team *t, const hidden_matrix *w, const muon *u, float *scratch); /* by one thread */
+
+    /* one step, without a barrier: of a parameter, each thread its share; or of a matrix, all of it by this thread */
+    void (*optimizer_update[OPTIMIZER_COUNT])(const team *t, const hidden_matrix *w, const optimizer_step *s,
+                                              float *scratch);
     void (*bfloat16_copy)(const team *t, uint16_t *out, const float *x, int64_t n);
 } ops;
 

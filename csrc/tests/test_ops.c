@@ -393,15 +393,9 @@ static void optimizer_check(int32_t isa) {
     memcpy(w, p.value, N * sizeof(float)), memcpy(m, p.exp_avg, N * sizeof(float)),
         memcpy(v, p.exp_avg_sq, N * sizeof(float));
     double lr = 1e-2, b1 = 0.9, b2 = 0.95, decay = 0.1, scale = 0.7, step = 3;
-    adamw a = {.gradient_scale = (float)scale,
-               .keep = (float)(1 - lr * decay),
-               .step_size = (float)(lr / (1 - pow(b1, step))),
-               .beta2 = (float)b2,
-               .rest1 = (float)(1 - b1),
-               .rest2 = (float)(1 - b2),
-               .inverse_correction = (float)(1 / sqrt(1 - pow(b2, step))),
-               .eps = 1e-8f};
-    op->adamw_update(&t, &p, &a);
+    sampan_config c = {.beta1 = b1, .beta2 = b2, .weight_decay = decay};
+    optimizer_step s = {&c, scale, lr, step};
+    op->optimizer_update[OPTIMIZER_adamw](&t, &(hidden_matrix){&p, 0, N}, &s, NULL);
     for (int32_t i = 0; i < N; i++) {
         double g = (double)p.gradient[i] * scale, m1 = b1 * (double)m[i] + (1 - b1) * g,
                v1 = b2 * (double)v[i] + (1 - b2) * g * g;

@@ -65,7 +65,7 @@ from sampan.training.recipe import (
     BATCH,
     EVALUATIONS,
     FAMILY,
-    MUON,
+    RATES,
     SCHEDULE,
     STEPS_UNMEASURED,
     fine_tuning_rates,
@@ -234,7 +234,7 @@ class GPT:
 
     def _training_config(self, settings: dict[str, Any]) -> TrainConfig:
         """Return the settings of a training: those given, then the recipe's, then the model's and the machine's."""
-        rates = (ADAMW if settings.get("optimizer") == "adamw" else MUON) | SCHEDULE
+        rates = RATES.get(settings.get("optimizer", "muon"), ADAMW) | SCHEDULE
         batch = BATCH["gpu" if has_gpu(self.machine.device) else "cpu"]
         examples = -(-batch["batch_size"] * batch["block_size"] // self.model.block_size)
         chosen: dict[str, Any] = dict(max_iters=STEPS_UNMEASURED, batch_size=examples)

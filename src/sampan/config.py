@@ -54,13 +54,26 @@ def modules_of(folder: str) -> tuple[str, ...]:
 
 FAMILIES = modules_of("model/families")  # a file each
 ACTIVATIONS = ("gelu_new", "silu", "relu2")  # Hugging Face's names
-OPTIMIZERS = ("adamw", "muon")
 TOKENIZERS = {
     "char": "characters",
     "char+bytes": "characters",
     "gpt2": "byte_level",
     "bpe:SIZE": "byte_level",
 }  # file of tokens/
+
+
+class OptimizerKind(typing.NamedTuple):
+    """What the memory, the folder of a run and the plan must know of an optimizer; csrc/ops/optimizers.h says it in C."""
+
+    title: str
+    moments: tuple[str, ...]  # what it keeps of each parameter that it updates, by PyTorch's names
+    matrices_only: bool = False  # it updates the blocks' matrices, and AdamW the rest
+
+
+OPTIMIZERS = {
+    "adamw": OptimizerKind("AdamW", ("exp_avg", "exp_avg_sq")),
+    "muon": OptimizerKind(N_("Muon and AdamW"), ("exp_avg",), matrices_only=True),
+}
 SIZES = {"tiny": 2, "mini": 3, "small": 4, "medium": 6, "large": 8, "xlarge": 12, "huge": 16}  # layers; see recipe.py
 
 
@@ -148,7 +161,9 @@ class OptimizerSettings:
     end_of_text: int | None = setting(
         None, "id of the token at which a document begins, for document_mask; auto: the tokenizer's", low=0
     )
-    optimizer: str = setting("adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", choices=OPTIMIZERS)
+    optimizer: str = setting(
+        "adamw", "muon: Muon for the blocks' matrices, AdamW for the rest", choices=tuple(OPTIMIZERS)
+    )
     weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", low=0.0)
     beta1: float = setting(0.9, "AdamW: decay of the first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW: decay of the second moment", low=0.0, high=0.999999)

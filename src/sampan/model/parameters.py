@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sampan.config import OPTIMIZERS
 from sampan.model.shape import ModelShape
 
 
@@ -39,12 +40,13 @@ class Param:
 
     @property
     def pieces(self) -> tuple[int, ...]:
-        """The rows of each linear layer in a block's matrix, which Muon treats one by one; () for what is AdamW's."""
+        """The rows of each linear layer in a block's matrix, which Muon treats one by one; () for other parameters."""
         return self.rows if self.decay else ()
 
     def moments(self, optimizer: str) -> tuple[str, ...]:
         """Return what the optimizer keeps of it. Muon's momentum is a mean of gradients, as AdamW's first moment is."""
-        return ("exp_avg",) if optimizer == "muon" and self.pieces else ("exp_avg", "exp_avg_sq")
+        is_rest = OPTIMIZERS[optimizer].matrices_only and not self.pieces
+        return OPTIMIZERS["adamw" if is_rest else optimizer].moments
 
 
 def parameters(shape: ModelShape) -> list[Param]:

@@ -6,18 +6,16 @@
 It decides nothing (training/plan.py) and measures nothing (training/cost.py).
 """
 
-from sampan.config import TrainConfig
+from sampan.config import OPTIMIZERS, TrainConfig
 from sampan.engine.open import engines_here, peak_memory, pick_engine, unused_gpu
 from sampan.engine.protocol import Engine
 from sampan.errors import install
-from sampan.messages import N_, _, pad, width, wrap
+from sampan.messages import _, pad, width, wrap
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.training.cost import Costs, memory_parts, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
 from sampan.training.schedule import decay_end, learning_rate, restart_rate
 from sampan.units import duration, size_of
-
-OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": N_("Muon and AdamW")}
 
 
 def start_lines(plan: Plan, engine: Engine, costs: Costs, more: str) -> list[str]:
@@ -148,7 +146,7 @@ def step_line(plan: Plan, costs: Costs | None) -> str:
 
 def training_line(plan: Plan) -> str:
     c = plan.config
-    clauses = [", ".join(step_words(plan)), f"{_(OPTIMIZER_NAMES[c.optimizer])}, {rate_words(c)}"]
+    clauses = [", ".join(step_words(plan)), f"{_(OPTIMIZERS[c.optimizer].title)}, {rate_words(c)}"]
     if c.patience is not None:
         clauses.append(_("stops after {count} evaluations without a better val loss", count=c.patience))
     tokens = max(0, c.max_iters - plan.start_step) * c.tokens_per_step

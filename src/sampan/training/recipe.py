@@ -33,6 +33,7 @@ MUON: dict[str, Any] = dict(
     optimizer="muon", learning_rate=0.02, momentum=0.85, adamw_lr_ratio=0.2, beta2=0.99, weight_decay=0.1
 )  # fmt: skip
 ADAMW: dict[str, Any] = dict(optimizer="adamw", learning_rate=3e-3, beta2=0.99, weight_decay=0.1)
+RATES = {"adamw": ADAMW, "muon": MUON}  # another optimizer begins with AdamW's
 SCHEDULE: dict[str, Any] = dict(decay_lr=True, warmup_iters=0, lr_decay_iters=None, min_lr=0.0)
 
 MINUTES = {"cpu": 1.0, "gpu": 3.0}
@@ -70,7 +71,7 @@ def choose(
 def from_scratch(data: Data, settings: dict, config: TrainConfig) -> list[Choice]:
     """Return the choices for a new model, in the order in which they build on each other."""
     machine = "gpu" if has_gpu(config.device) else "cpu"
-    rates = ADAMW if settings.get("optimizer") == "adamw" else MUON
+    rates = RATES.get(settings.get("optimizer", "muon"), ADAMW)
     groups: list[Choice] = [
         (
             FAMILY if settings.get("family") != "gpt2" else {},  # which has an epsilon of its own

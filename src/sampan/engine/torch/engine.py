@@ -26,7 +26,7 @@ from sampan.engine.protocol import Update
 from sampan.engine.torch.device import pick_device, pick_dtype
 from sampan.engine.torch.edited import is_edited
 from sampan.engine.torch.model import GPT, Cache
-from sampan.engine.torch.muon import Muon
+from sampan.engine.torch.optimizers import open_optimizers
 from sampan.engine.torch.processes import before_leaving, join_processes, naming_dead_processes
 from sampan.errors import UserError
 from sampan.machine import count_threads, world
@@ -92,21 +92,8 @@ class TorchEngine:
     # ---- setting up ----
 
     def begin_training(self, s: OptimizerSettings) -> None:
-        table = parameters(self.config)
-        pairs = list(zip(self.weights, table, strict=True))
-        matrices = [(w, p.pieces) for w, p in pairs if p.pieces and s.optimizer == "muon"]
-        others = [(w, p) for w, p in pairs if not (p.pieces and s.optimizer == "muon")]
-        groups = [
-            {"params": [w for w, p in others if p.decay], "weight_decay": s.weight_decay},
-            {"params": [w for w, p in others if not p.decay], "weight_decay": 0.0},
-        ]
-        fused = self.device.type in ("cuda", "cpu")
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=0.0, betas=(s.beta1, s.beta2), eps=1e-8, fused=fused)
-        ]
-        if matrices:
-            dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
-            self.optimizers.append(Muon(matrices, s.momentum, s.weight_decay, dtype))
+        pairs = list(zip(self.weights, parameters(self.config), strict=True))
+        self.optimizers = open_optimizers(s, pairs, self.dtype, fused=self.device.type in ("cuda", "cpu"))
         self.owner = {
             w: optimizer for optimizer in self.optimizers for g in optimizer.param_groups for w in g["params"]
         }
