@@ -374,18 +374,14 @@ def check_names(settings: dict[str, Any], known: frozenset[str], where: str, cls
 def check_weights(weights: dict[str, np.ndarray], model: ModelShape) -> None:
     """Raise UserError if names, shapes or dtype (float32) of the weights are not those of the model."""
     table = {p.name: p.shape for p in parameters(model)}
-    if missing := sorted(table.keys() ^ weights.keys()):
-        raise UserError(
-            _(
-                "weights: {missing} is {value}",
-                missing=missing[0],
-                value="missing" if missing[0] in table else _("no parameter of this model"),
-            )
-        )
+    for name in sorted(table.keys() ^ weights.keys()):
+        if name in table:
+            raise UserError(_("weights: {name} is missing", name=name))
+        raise UserError(_("weights: {name} is no parameter of this model", name=name))
     for name, shape in table.items():
         array = weights[name]
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
-            given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise UserError(
                 _("weights: {name} is {given}: expected float32 {shape}", name=name, given=given, shape=shape)
             )

@@ -20,10 +20,10 @@ from sampan.messages import _
 
 def need_library(library: str, extra: str) -> ModuleType:
     """Return an optional library. Raises UserError with the command that installs it."""
-    try:
-        return importlib.import_module(library)
-    except ImportError:
-        raise UserError(_("this needs {library}: {command}", library=library, command=install(extra))) from None
+    found = find_library(library)
+    if found is None:
+        raise UserError(_("this needs {library}: {command}", library=library, command=install(extra)))
+    return found
 
 
 def find_library(library: str) -> ModuleType | None:

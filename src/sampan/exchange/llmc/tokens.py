@@ -87,6 +87,7 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
             _("{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer", path=path)
         )
     found = find_tokenizer(tokenizer, path)
+    end = -1 if found.end_of_text is None else found.end_of_text
     counts = {split: sum(map(len, arrays)) for split, arrays in ids.items()}
     digest = hashlib.sha256()
     for file in (*files["train"], *files["val"]):
@@ -103,7 +104,9 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
         val_fraction=counts["val"] / sum(counts.values()),
         characters=0,
         symbols=0,
-        documents=1,
+        documents=max(
+            1, sum(int((piece == end).sum()) for split in ids.values() for a in split for piece in pieces(a))
+        ),
     )
 
     def parts() -> Iterator[tuple[str, np.ndarray]]:
