@@ -179,6 +179,16 @@ def test_a_model_that_llmc_has_not_is_refused(shape, said):
     assert not list(Path("there").iterdir())
 
 
+def test_weights_are_written_without_a_tokenizer_that_llmc_cannot_have(model, folder):
+    from tokenizers import Tokenizer, models
+
+    words = {f"word{i}": i for i in range(V)}
+    (folder / "tokenizer.json").write_text(Tokenizer(models.WordLevel(words, unk_token="word0")).to_str())
+    with pytest.warns(UserWarning, match=r"gpt2_tokenizer.bin: .*the weights are written without it"):
+        write(str(folder), "there")
+    assert [path.name for path in Path("there").iterdir()] == ["gpt2_124M.bin"]
+
+
 # ---- debug states ----
 
 
@@ -267,6 +277,7 @@ def bpe():
 def test_tokens_become_a_data_folder(bpe):
     rng = np.random.default_rng(1)
     train, more, val = (rng.integers(0, 300, n).tolist() for n in (70, 30, 40))
+    train[0] = train[9] = val[0] = bpe.end_of_text
     Path("x_train_000001.bin").write_bytes(tokens_file(train))
     Path("x_train_000002.bin").write_bytes(tokens_file(more))
     Path("x_val.bin").write_bytes(tokens_file(val))
@@ -276,6 +287,8 @@ def test_tokens_become_a_data_folder(bpe):
     data = open_folder("data/x")
     assert data.train.tolist() == train + more and data.val.tolist() == val
     assert data.tokenizer.to_json() == bpe.to_json()
+    ends = (train + more + val).count(bpe.end_of_text)
+    assert data.meta.documents == ends > 2
     with pytest.raises(UserError, match="already contains data"):
         read("x_val.bin", "data/x")
     Path("x_train_000002.bin").write_bytes(tokens_file([1, 300]))

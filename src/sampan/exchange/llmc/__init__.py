@@ -13,6 +13,7 @@ One module a format. A file's length is checked against its header before anythi
 multiple-choice files and the weights of llm.c's Llama 3 are not supported.
 """
 
+import warnings
 from pathlib import Path
 
 from sampan.checkpoint.folder import find_model, load_model, save_model
@@ -101,8 +102,12 @@ def write_model(folder: Path, out: Path, config: ExportConfig) -> list[Path]:
     data: Data | None = open_folder(config.data_dir) if config.data_dir else None
     paths = []
     if has_tokenizer(folder):
-        paths.append(out / "gpt2_tokenizer.bin")
-        write_tokenizer(paths[-1], read_tokenizer(folder))
+        try:
+            write_tokenizer(out / "gpt2_tokenizer.bin", read_tokenizer(folder))
+        except UserError as error:  # llm.c's programs print ids then
+            warnings.warn(_("{error}; the weights are written without it", error=error), stacklevel=2)
+        else:
+            paths.append(out / "gpt2_tokenizer.bin")
     paths.append(out / f"gpt2_124M{DTYPES[config.dtype][2]}.bin")
     write_weights(paths[-1], model, weights, config.dtype)
     if config.debug_state:
