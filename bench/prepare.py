@@ -23,7 +23,8 @@ from contest import contest, machine
 
 import sampan.tokens.byte_level
 from sampan.config import DataConfig
-from sampan.data.prepare import fetch_gpt2_tokenizer, prepare
+from sampan.data.nanogpt import fetch_gpt2_tokenizer
+from sampan.data.prepare import prepare
 from sampan.errors import UserError
 from sampan.tokens.byte_level import train_bpe
 

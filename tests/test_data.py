@@ -31,15 +31,16 @@ import sampan.text.encodings
 import sampan.text.sources
 import sampan.tokens.byte_level
 from sampan.config import DataConfig
+from sampan.data.encode import join_words, split_blocks
 from sampan.data.meta import open_folder
-from sampan.data.prepare import join_words, prepare, split_blocks
+from sampan.data.prepare import prepare
 from sampan.data.survey import Reading, read_through, sample_documents
+from sampan.data.texts import find_texts
 from sampan.data.windows import EvaluationBatches, Windows, shuffle
 from sampan.errors import UserError
 from sampan.files import Held, lock_file
 from sampan.machine import NO_QUOTA, count_cores, count_quota
 from sampan.text.characters import Block, blocks_of, split_at
-from sampan.text.sources import find_source
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.characters import characters
 from sampan.tokens.choose import ALPHABET, CHARACTERS_UP_TO, choose_tokenizer
@@ -720,7 +721,7 @@ def test_a_long_text_is_learnt_from_blocks_all_over_it(monkeypatch):
     text = "".join(readable(1000, seed=i) for i in range(20))
     data = prepare(write("a.txt", text), DataConfig(tokenizer="bpe:300"))
     assert 1000 < data.meta.trained_on <= 3000 and "trained on" in "\n".join(data.summary())
-    survey = read_through(find_source(["a.txt"], CHAR), None)
+    survey = read_through(find_texts(["a.txt"], CHAR))
     assert survey.sample[-1][0] > 15_000
     assert all(text[at : at + len(block.text)] == block.text for at, block in survey.sample)
     assert "".join(sample_documents(survey, len(text))) == "".join(block.text for _, block in survey.sample)

@@ -16,14 +16,14 @@ from functools import partial
 import numpy as np
 
 from sampan.config import DataConfig
-from sampan.data.prepare import cut_of, make_tokenizer
-from sampan.data.survey import find_both, read_through, sample_documents
+from sampan.data.prepare import make_tokenizer
+from sampan.data.survey import read_through, sample_documents
+from sampan.data.texts import find_texts
 from sampan.errors import UserError
 from sampan.messages import _, fill
 from sampan.progress import Progress, silent
 from sampan.text.characters import split_at
 from sampan.tokens.byte_level import first_merges, train_bpe
-from sampan.tokens.choose import choose_tokenizer
 from sampan.tokens.kinds import KINDS
 from sampan.tokens.tokenizer import Tokenizer
 
@@ -53,12 +53,12 @@ class Comparison:
 
 def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig, progress: Progress = silent) -> Comparison:
     """Measure every tokenizer on a text. Raises UserError as `prepare` does."""
-    train, val = find_both((dataset,) if isinstance(dataset, str) else dataset, config)
-    survey = read_through(train, val, progress)
-    cut = cut_of(survey, train, val, config)
+    both = find_texts((dataset,) if isinstance(dataset, str) else dataset, config)
+    survey = read_through(both, progress)
+    cut = both.cut(survey.facts)
     texts = sample_documents(survey, cut), sample_documents(survey, survey.facts.train_characters, cut)
     if not texts[1]:  # val is a file of its own, or too short a part to be in the sample
-        blocks = itertools.islice(val.blocks(), 8) if val else ()
+        blocks = itertools.islice(both.val.blocks(), 8) if both.val else ()
         texts = texts[0], [part for text, ends in blocks for part in split_at(text, ends) if part] or texts[0]
     rows = [
         time_tokenizer(kind, partial(make_tokenizer, kind, survey, cut), texts)
@@ -79,7 +79,7 @@ def compare_tokenizers(dataset: str | Iterable[str], config: DataConfig, progres
             )
             break
         rows.append(time_tokenizer(f"bpe:{size}", partial(first_merges, largest, size), texts))
-    name, reason = choose_tokenizer("auto", survey.facts.characters, survey.facts.symbols, train.tokenizer)
+    name, reason = both.choose(survey.facts, "auto")
     return Comparison(rows, name, reason, sum(len(t) for part in texts for t in part), seconds)
 
 

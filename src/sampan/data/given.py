@@ -18,7 +18,7 @@ from pathlib import Path
 from sampan.config import DataConfig, build
 from sampan.data.meta import Data, open_folder, read_meta
 from sampan.data.nanogpt import import_folder, is_new
-from sampan.data.survey import find_both, stamp_of_sources
+from sampan.data.texts import find_texts
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.text.corpora import find_corpus
@@ -90,7 +90,7 @@ def find_change(data: Data) -> str:
     if not names or data.meta.stamp is None:
         return ""
     with contextlib.suppress(UserError):
-        stamp = stamp_of_sources(*find_both(names, build(DataConfig, made)))
+        stamp = find_texts(names, build(DataConfig, made)).stamp
         return " ".join(names) if stamp not in (None, data.meta.stamp) else ""
     return ""
 

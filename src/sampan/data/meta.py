@@ -4,7 +4,7 @@
     data.meta.train_tokens, data.meta.vocab_size         # checked when the folder was opened
 
 A folder holds train.bin and val.bin (raw ids, as nanoGPT's), tokenizer.json and meta.json. Nothing is written here
-(prepare.py).
+(encode.py).
 """
 
 import functools

@@ -4,9 +4,9 @@
 
 A folder holds train.bin and val.bin (raw ids, uint16 or uint32, as nanoGPT's), tokenizer.json and meta.json.
 
-A text of any size is read twice, block by block: once to count it, from which the tokenizer follows, and once to
-encode it. The first 1 - val_fraction of its characters are train and the rest is val; a document over the cut gives a
-part to each. Nothing is shuffled here: lines or documents of one source on both sides would leak what val measures.
+A text of any size is read twice, block by block: once to count it (survey.py), from which the tokenizer follows, and once
+to encode it (encode.py). The first 1 - val_fraction of its characters are train and the rest is val. Nothing is shuffled
+here: lines or documents of one source on both sides would leak what val measures.
 
 Where text comes from, its formats and encodings are sources.py's; batches of tokens are windows.py's.
 """
@@ -14,33 +14,28 @@ Where text comes from, its formats and encodings are sources.py's; batches of to
 import contextlib
 import functools
 import glob
-import itertools
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sampan.config import DataConfig, change
+from sampan.data.encode import encode_blocks, write_folder
 from sampan.data.given import check_flags, find_change, in_data, is_given, is_made_in_place, open_given
 from sampan.data.meta import FORMAT, Data, Facts, Meta, read_meta
-from sampan.data.survey import Survey, find_both, is_settled, read_through, recall, sample_documents, stamp_of_sources
+from sampan.data.survey import Survey, read_through, recall, sample_documents
+from sampan.data.texts import Texts, find_texts
 from sampan.errors import UserError
 from sampan.fetch import fetch
 from sampan.files import lock_file, write_json
 from sampan.messages import _
 from sampan.progress import Progress, silent
-from sampan.text.characters import Block
-from sampan.text.sources import Source
-from sampan.tokens.choose import choose_tokenizer
 from sampan.tokens.kinds import find_kind, fingerprint, read_tokenizer
 from sampan.tokens.tokenizer import Material, Tokenizer
 
-VAL_FRACTION = 0.1  # nanoGPT's
 log = logging.getLogger(__name__)
 
 
@@ -58,22 +53,21 @@ def prepare(dataset: str | Iterable[str], config: DataConfig, progress: Progress
         return use_given(open_given(Path(names[0])), config)
     if is_made_in_place(names):
         config = made_again(Path(names[0]), config)
-    train, val = find_both(names, config)
-    folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(train.name)}*")
-    survey = recall(folders, train, val) or read_through(train, val, progress)
-    key = key_of(train, val, survey.facts, config)
-    folder = folder_of(key, train, survey.facts, config)
+    texts = find_texts(names, config)
+    folders = [Path(config.data_dir)] if config.data_dir else Path("data").glob(f"{glob.escape(texts.train.name)}*")
+    survey = recall(folders, texts) or read_through(texts, progress)
+    key = key_of(texts, survey.facts)
+    folder = folder_of(key, texts, survey.facts)
     if made := up_to_date(folder, key):
-        return renewed(made, survey, train, val) if survey.sample else made  # else the facts were recalled
+        return renewed(made, survey, texts) if survey.sample else made  # else the facts were recalled
     refuse_foreign(folder)
     if not survey.sample:  # the facts were recalled, and now the text is needed
-        survey = read_through(train, val, progress)
+        survey = read_through(texts, progress)
     while True:
         with preparation_lock(folder):
-            chosen = folder_of(key, train, survey.facts, config)  # another text of this name may have taken the folder
+            chosen = folder_of(key, texts, survey.facts)  # another text of this name may have taken the folder
             if chosen == folder:
-                made = up_to_date(folder, key)
-                return made or make_folder(folder, key, names, train, val, survey, config, progress)
+                return up_to_date(folder, key) or make_folder(folder, key, texts, survey, progress)
         folder = chosen
 
 
@@ -104,10 +98,10 @@ def given_settings(config: DataConfig) -> dict[str, Any]:
     return {f.name: value for f in fields(DataConfig) if (value := getattr(config, f.name)) != f.default}
 
 
-def renewed(data: Data, survey: Survey, train: Source, val: Source | None) -> Data:
+def renewed(data: Data, survey: Survey, texts: Texts) -> Data:
     """Return the folder with the time of this reading, so that a text that was only touched is not read again."""
-    stamp = stamp_of_sources(train, val)
-    if stamp == data.meta.stamp and not is_settled(survey.begun, train, val):
+    stamp = texts.stamp
+    if stamp == data.meta.stamp and not texts.is_settled(survey.begun):
         return data
     data = Data(data.folder, replace(data.meta, stamp=stamp, read_at=survey.begun))
     with contextlib.suppress(OSError):
@@ -126,24 +120,18 @@ class Key:
     format: int = FORMAT
 
 
-def key_of(train: Source, val: Source | None, facts: Facts, config: DataConfig) -> Key:
-    wanted, why = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
-    fraction = None if val else fraction_of(train, config)
+def key_of(texts: Texts, facts: Facts) -> Key:
+    wanted, _why = texts.choose(facts, texts.config.tokenizer)
     if find_kind(wanted):
-        return Key(facts.sha256, wanted, None, fraction)
-    return Key(
-        facts.sha256,
-        Path(wanted).resolve().parent.name,
-        fingerprint(Path(wanted)),
-        fraction,
-    )
+        return Key(facts.sha256, wanted, None, texts.val_fraction)
+    return Key(facts.sha256, Path(wanted).resolve().parent.name, fingerprint(Path(wanted)), texts.val_fraction)
 
 
-def folder_of(key: Key, train: Source, facts: Facts, config: DataConfig) -> Path:
+def folder_of(key: Key, texts: Texts, facts: Facts) -> Path:
     """Return data/NAME, data/NAME-TOKENIZER for one that was asked for; with four digits more where NAME is taken."""
-    if config.data_dir:
-        return Path(config.data_dir)
-    own, why = choose_tokenizer("auto", facts.characters, facts.symbols, train.tokenizer)
+    if texts.config.data_dir:
+        return Path(texts.config.data_dir)
+    train, (own, _why) = texts.train, texts.choose(facts, "auto")
     name = train.name if own == key.tokenizer else f"{train.name}-{key.tokenizer.replace(':', '')}"
     taken = Path("data") / name
     meta = read_meta(taken)
@@ -193,54 +181,33 @@ def preparation_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_folder(
-    folder: Path,
-    key: Key,
-    names: Sequence[str],
-    train: Source,
-    val: Source | None,
-    survey: Survey,
-    config: DataConfig,
-    progress: Progress,
-) -> Data:
+def make_folder(folder: Path, key: Key, texts: Texts, survey: Survey, progress: Progress) -> Data:
     """Make the tokenizer, encode the text and write the folder."""
     meta = read_meta(folder)
     if meta and meta.sha256 != key.sha256:
         log.warning(_("{folder} was made from another text; preparing it again", folder=folder))
-    cut, facts = cut_of(survey, train, val, config), survey.facts
-    wanted, reason = choose_tokenizer(config.tokenizer, facts.characters, facts.symbols, train.tokenizer)
+    train, facts = texts.train, survey.facts
+    cut = texts.cut(facts)
+    wanted, reason = texts.choose(facts, texts.config.tokenizer)
     tokenizer = make_tokenizer(wanted, survey, cut)
     sampled = sum(map(len, sample_documents(survey, cut)))
+    is_several = texts.val is None and len(train.parts) > 1 and cut < facts.characters
     describe = functools.partial(
         Meta,
         name=train.name,
         source=train.key,
         origin=train.origin,
         reason=reason,
-        val_from=train.part_at(cut).where if val is None and len(train.parts) > 1 and cut < facts.characters else None,
-        stamp=stamp_of_sources(train, val),
+        val_from=train.part_at(cut).where if is_several else None,
+        stamp=texts.stamp,
         read_at=survey.begun,
-        made_with={"dataset": list(names)} | given_settings(config),
+        made_with={"dataset": train.names} | given_settings(texts.config),
         trained_on=sampled if wanted.startswith("bpe:") and sampled < cut else None,
         **asdict(facts) | asdict(key),
     )
-    blocks = itertools.chain(train.blocks(), val.blocks() if val else ())
     with progress("encoding", facts.characters) as tick:
-        return write_folder(
-            folder, tokenizer, describe, encode_blocks(tokenizer, blocks, cut, facts.documents > 1, tick)
-        )
-
-
-def fraction_of(train: Source, config: DataConfig) -> float:
-    fractions = (config.val_fraction, train.val_fraction, VAL_FRACTION)
-    return next(f for f in fractions if f is not None)
-
-
-def cut_of(survey: Survey, train: Source, val: Source | None, config: DataConfig) -> int:
-    """Return the number of characters before val."""
-    if val is not None:
-        return survey.facts.train_characters
-    return int(survey.facts.characters * (1 - fraction_of(train, config)))  # as nanoGPT's int(n * 0.9)
+        parts = encode_blocks(tokenizer, texts.blocks(), cut, facts.documents > 1, tick)
+        return write_folder(folder, tokenizer, describe, parts)
 
 
 def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
@@ -251,109 +218,3 @@ def make_tokenizer(wanted: str, survey: Survey, cut: int) -> Tokenizer:
     kind, size = found
     sample = functools.partial(sample_documents, survey, cut)
     return kind.make(Material(survey.counts, sample, survey.facts.documents > 1, size, [*map(fetch, kind.files)]))
-
-
-# ---- the second reading ----
-
-
-def split_blocks(blocks: Iterable[Block], cut: int) -> Iterator[tuple[str, Block]]:
-    """Yield ("train" or "val", block) in order: the first `cut` characters, then the rest.
-
-    A document over the cut ends there and goes on as one of val's.
-    """
-    done = 0
-    for text, ends in blocks:
-        here = min(max(0, cut - done), len(text))
-        if here:
-            over = [here] if done + here == cut and here not in ends else []
-            yield "train", Block(text[:here], [e for e in ends if e <= here] + over)
-        if here < len(text):
-            yield "val", Block(text[here:], [e - here for e in ends if e > here])
-        done += len(text)
-
-
-def join_words(parts: Iterable[tuple[str, Block]], tokenizer: Tokenizer) -> Iterator[tuple[str, Block]]:
-    """Yield the same text in blocks that the tokenizer gives the ids that it would give for whole documents.
-
-    That is, cut where a document ends, or where the tokenizer's `last_cut` says.
-    """
-    held = ""
-    for split, (text, ends) in parts:
-        text, ends = held + text, [len(held) + e for e in ends]
-        begin = ends[-1] if ends else 0
-        end = begin + tokenizer.last_cut(text[begin:])
-        if end:
-            yield split, Block(text[:end], ends)
-        held = text[end:]
-
-
-def encode_blocks(
-    tokenizer: Tokenizer, blocks: Iterable[Block], cut: int, has_documents: bool, tick: Callable[[int], None]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield pairs (split, ids) in order; where there are several documents, the end-of-text token is after each.
-
-    What the tokenizer's template begins a text with, such as BOS, is before each document and each split.
-    """
-    done, begins, last = 0, True, "train"
-    for split, (text, ends) in join_words(split_blocks(blocks, cut), tokenizer):
-        if tokenizer.begin and (begins or split != last):
-            yield split, np.array(tokenizer.begin, np.int32)
-        yield split, tokenizer.encode(text, ends=ends if has_documents else (), before=done)
-        begins, last = bool(ends) and has_documents and ends[-1] == len(text), split
-        done += len(text)
-        tick(len(text))
-
-
-def shortcomings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what meta.json says of that which a tokenizer does not keep of the text that it has encoded."""
-    return {
-        "unknown": tokenizer.unknowns.total(),
-        "unknown_most": tokenizer.most_unknown(),
-        "losses": tokenizer.losses(),
-    }
-
-
-def write_folder(
-    folder: Path, tokenizer: Tokenizer, describe: Callable[..., Meta], parts: Iterable[tuple[str, np.ndarray]]
-) -> Data:
-    """Write the ids of `parts`, pairs (split, ids), and all that goes with them; nothing half-made is left.
-
-    `describe` makes the Meta of what only the ids tell: vocab_size, dtype, train_tokens, val_tokens, and what the
-    tokenizer could not keep. The old meta.json is marked incomplete before the first file is replaced and the new one
-    comes last, so that a reader never meets files that do not belong together.
-    """
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    counts, outcome = {"train": 0, "val": 0}, _("nothing was changed")
-    partial = {split: folder / f"{split}.bin.partial" for split in counts}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            files = {split: stack.enter_context(path.open("wb")) for split, path in partial.items()}
-            for split, ids in parts:
-                files[split].write(ids.astype(dtype).data)
-                counts[split] += len(ids)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        sizes: dict[str, Any] = {"train_tokens": counts["train"], "val_tokens": counts["val"]}
-        meta = describe(vocab_size=tokenizer.vocab_size, dtype=dtype.name, **sizes, **shortcomings(tokenizer))
-        outcome = _("prepare it again")  # the old meta.json may be gone even where the sync behind it fails
-        write_json(folder / "meta.json", {"complete": False})
-        for split, path in partial.items():
-            os.replace(path, folder / f"{split}.bin")
-        tokenizer.save(folder)
-        write_json(folder / "meta.json", meta.to_json())
-    except OSError as error:
-        raise UserError(
-            _(
-                "{folder}: cannot be written ({reason}); {outcome}",
-                folder=folder,
-                reason=error.strerror,
-                outcome=outcome,
-            )
-        ) from None
-    finally:
-        for path in partial.values():
-            with contextlib.suppress(OSError):  # the folder may be a file
-                path.unlink(missing_ok=True)
-    return Data(folder, meta)

@@ -1,6 +1,6 @@
 """The first reading of a text: counts, checksum and a sample of it.
 
-    survey = read_through(train_source, val_source)
+    survey = read_through(find_texts(["my-novel.txt"], DataConfig()))
 
 A text of any size is read block by block. The tokenizer is chosen from the survey (tokens/choose.py).
 """
@@ -13,18 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sampan.config import DataConfig
 from sampan.data.meta import Facts, read_meta
+from sampan.data.texts import Texts
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.progress import Progress, silent
 from sampan.text.characters import Block, code_points, split_at
 from sampan.text.parts import SHOWN
-from sampan.text.sources import Source, find_source
-from sampan.tokens.choose import check_tokenizer
 
 SAMPLE = 6_000_000  # bytes that a BPE is trained on, spread over the text; of Chinese, in 400 MB of memory
-SETTLED = 2.0  # seconds; a file younger than that may change again without a new time
 
 
 @dataclass
@@ -69,10 +66,10 @@ class Reading:
         return self.digest.digest()
 
 
-def read_through(train: Source, val: Source | None, progress: Progress = silent) -> Survey:
+def read_through(texts: Texts, progress: Progress = silent) -> Survey:
     """Return counts, checksum and a sample of a text. Raises UserError where it is empty."""
     begun = int(time.time())
-    sources = [train] if val is None else [train, val]
+    sources = texts.sources
     readings = [Reading() for _ in sources]
     with progress("reading", sum(source.work for source in sources)) as tick:
         for source, reading in zip(sources, readings, strict=True):
@@ -85,7 +82,7 @@ def read_through(train: Source, val: Source | None, progress: Progress = silent)
     digests = [reading.sha256() for reading in readings]
     counts = np.sum([reading.counts for reading in readings], axis=0)
     facts = Facts(
-        sha256=(hashlib.sha256(b"".join(digests)).digest() if val else digests[0]).hex(),
+        sha256=(hashlib.sha256(b"".join(digests)).digest() if texts.val else digests[0]).hex(),
         characters=sum(reading.characters for reading in readings),
         train_characters=readings[0].characters,
         symbols=int(np.count_nonzero(counts)),
@@ -113,37 +110,10 @@ def sample_documents(survey: Survey, end: int, begin: int = 0) -> list[str]:
     return [text for text in map("".join, documents) if text]
 
 
-def find_both(names: Iterable[str], config: DataConfig) -> tuple[Source, Source | None]:
-    """Return the sources of train and of val; None where val is a part of train's. Raises UserError."""
-    if config.val_file is not None and config.val_fraction is not None:
-        raise UserError(_("--val_file and --val_fraction both say what val is: give one of them"))
-    check_tokenizer(config.tokenizer)
-    if config.val_file is None:
-        return find_source(names, config), None
-    val = find_source([config.val_file], config)
-    files = [part.file for part in val.parts if part.file]
-    train = find_source(names, config, files)
-    if not train.parts or train.key == val.key:
-        raise UserError(_("--val_file {val} is the whole text: nothing is left to train on", val=config.val_file))
-    return train, val
-
-
-def recall(folders: Iterable[Path], train: Source, val: Source | None) -> Survey | None:
+def recall(folders: Iterable[Path], texts: Texts) -> Survey | None:
     """Return the facts of an earlier reading of the same files, so that a large text is not read to see that."""
-    stamp = stamp_of_sources(train, val)
+    stamp = texts.stamp
     for meta in map(read_meta, folders if stamp else ()):
-        if meta and meta.stamp == stamp and meta.read_at and is_settled(meta.read_at, train, val):
+        if meta and meta.stamp == stamp and meta.read_at and texts.is_settled(meta.read_at):
             return Survey(Facts(**{f.name: getattr(meta, f.name) for f in fields(Facts)}), meta.read_at)
     return None
-
-
-def is_settled(read_at: int, train: Source, val: Source | None) -> bool:
-    """Return whether a text was read so long after its last change that another one would have another time."""
-    return read_at > max(train.changed, val.changed if val else 0.0) + SETTLED
-
-
-def stamp_of_sources(train: Source, val: Source | None) -> str | None:
-    """Return what tells without reading that a text is the one that was read; None where nothing does."""
-    if val is None or train.stamp is None or val.stamp is None:
-        return train.stamp if val is None else None
-    return f"{train.stamp} {val.stamp}"

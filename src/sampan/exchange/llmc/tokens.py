@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from sampan.config import DataConfig
+from sampan.data.encode import write_folder
 from sampan.data.meta import FORMAT, Data, Meta
 from sampan.data.nanogpt import fetch_gpt2_tokenizer
-from sampan.data.prepare import write_folder
 from sampan.errors import UserError
 from sampan.exchange.llmc.header import HEADER, TOKENS, TOKENS_LLAMA3, check_size, read_header, write_header
 from sampan.exchange.llmc.tokenizer import find_tokenizer
