@@ -31,6 +31,7 @@ def double_attention(self, x, rotary, cache):
 
 EDITS = {
     "another activation": lambda m: edit(m, "gelu_new"),
+    "the exact form of GELU": lambda m: m.setitem(torch_model.ACTIVATIONS, "gelu_new", torch.nn.functional.gelu),
     "another block": lambda m: m.setattr(torch_model.Block, "forward", double_attention),
     "other positions": lambda m: m.setattr(torch_model, "rotary_tables", lambda c: [t * 0 for t in rotary_tables(c)]),
     "another norm": lambda m: m.setattr(torch_model, "norm", lambda c, size: torch.nn.Identity()),

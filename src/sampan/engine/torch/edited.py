@@ -16,7 +16,7 @@ from sampan.model.forward import ACTIVATIONS, forward
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape
 
-ALLOWED = 1e-3  # relative to the largest logit: float32 rounds at 1e-6, and an edit to any part is above 1e-2
+ALLOWED = 1e-5  # relative to the largest logit: norms and rotations in float32 make 5e-7, the exact form of GELU 1e-4
 
 
 def is_edited(shape: ModelShape) -> bool:
@@ -29,10 +29,10 @@ def is_edited(shape: ModelShape) -> bool:
     draw = np.random.default_rng(0)
     weights = {p.name: draw.normal(p.mean, 0.5, p.shape).astype(np.float32) for p in parameters(tiny)}
     ids = np.arange(16).reshape(2, 8) % 11
-    expected = forward(tiny, weights, ids)["logits"]
+    expected = forward(tiny, weights, ids, np.float64)["logits"]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = GPT(tiny).eval()
+            model = GPT(tiny).eval().double()  # not TF32, whatever this process has set
             model.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
             found = model(torch.from_numpy(ids)).numpy()
     except (RuntimeError, TypeError, ValueError, AttributeError):  # other parameters, or sizes written into the file
