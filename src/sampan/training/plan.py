@@ -90,7 +90,8 @@ def make_plan(
     check_lengths(data, block_size)
     if engines_here():
         program_memory(config)  # sampled while no engine has a model
-    config, reasons = choose_open(config, asked, data, given) if recipe else (config, {})
+    chosen, reasons = choose(data, asked, config, given) if recipe else ({}, {})
+    config = change(config, chosen)
     if given is None:
         model = fresh_model(config, data)
     else:
@@ -170,14 +171,6 @@ def asked_block(config: TrainConfig, asked: Asked, given: ModelShape | None, rec
     if recipe:
         return 1
     return config.block_size if given is None else min(config.block_size, given.block_size)
-
-
-def choose_open(
-    config: TrainConfig, asked: Asked, data: Data, given: ModelShape | None
-) -> tuple[TrainConfig, dict[str, str]]:
-    """Return the settings with those that nobody gave chosen, and the reasons."""
-    chosen, reasons = choose(data, asked, config, given)
-    return change(config, chosen), reasons
 
 
 def fresh_model(config: TrainConfig, data: Data) -> ModelShape:
