@@ -429,7 +429,9 @@ def test_a_given_folder_is_taken_as_it_is_and_flags_cannot_change_it():
             {"normalize": "nfc"}, {"text_field": "body"}, {"data_dir": "data/y"},
         ):  # fmt: skip
             ((flag, value),) = flags.items()
-            with pytest.raises(UserError, match=rf"prepared already: --{flag} {value} cannot change it.* x\.txt"):
+            with pytest.raises(
+                UserError, match=rf"prepared already: --{flag} {value} .*: sampan prepare x\.txt .*--{flag} {value}"
+            ):
                 prepare(name, DataConfig(**flags))
     assert snapshot() == before
 

@@ -11,15 +11,17 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from sampan.config import DataConfig, build
 from sampan.data.meta import Data, open_folder, read_meta
 from sampan.data.nanogpt import import_folder, is_new
 from sampan.data.texts import find_texts
-from sampan.errors import UserError
+from sampan.errors import UserError, command
 from sampan.messages import _
 from sampan.text.corpora import find_corpus
 from sampan.text.folders import texts_in
@@ -67,32 +69,40 @@ def check_flags(data: Data, config: DataConfig) -> None:
     """Raise UserError for a setting that would have given another folder."""
     for f in fields(DataConfig):
         asked = getattr(config, f.name)
-        if asked != f.default and not is_made_with(data, f.name, asked):
-            text = " ".join(data.meta.made_with.get("dataset", ()))
-            message = (
-                _(
-                    "{folder} is prepared already: --{name} {asked} cannot change it. Leave the flag out, or give the "
-                    "text that it was made from, {text}"
-                )
-                if text
-                else _("{folder} is prepared already: --{name} {asked} cannot change it; leave the flag out")
+        if asked == f.default or is_made_with(data, f.name, asked):
+            continue
+        about = dict(folder=data.folder, name=f.name, asked=asked, command=command_of(data, {f.name: asked}))
+        message = (
+            _(
+                "{folder} is prepared already: --{name} {asked} cannot change it. Leave the flag out, or prepare its text "
+                "with it: {command}"
             )
-            raise UserError(message.format(folder=data.folder, name=f.name, asked=asked, text=text))
+            if data.meta.made_with
+            else _("{folder} is prepared already: --{name} {asked} cannot change it. Leave the flag out.")
+        )
+        raise UserError(message.format(**about))
 
 
-def find_change(data: Data) -> str:
-    """Return the names of the texts that a folder was made from if they have been written since, else "".
-
-    It is "" too if the texts are not there any more, or cannot tell.
-    """
+def command_of(data: Data, changes: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the command that prepares a folder's text as before, apart from some settings."""
     made = dict(data.meta.made_with)
     names = made.pop("dataset", ())
+    flags = [word for name, value in {**made, **changes}.items() for word in (f"--{name}", value)]
+    return command("prepare", *names, *flags)
+
+
+def find_change(data: Data) -> list[str]:
+    """Return the names of the texts that a folder was made from if they have been written since, else [].
+
+    It is [] too if the texts are not there any more, or cannot tell.
+    """
+    made = dict(data.meta.made_with)
+    names = made.pop("dataset", [])
     if not names or data.meta.stamp is None:
-        return ""
+        return []
     with contextlib.suppress(UserError):
-        stamp = find_texts(names, build(DataConfig, made)).stamp
-        return " ".join(names) if stamp not in (None, data.meta.stamp) else ""
-    return ""
+        return names if find_texts(names, build(DataConfig, made)).stamp not in (None, data.meta.stamp) else []
+    return []
 
 
 def is_made_with(data: Data, name: str, asked: object) -> bool:

@@ -24,11 +24,11 @@ from typing import Any
 
 from sampan.config import DataConfig, change
 from sampan.data.encode import encode_blocks, write_folder
-from sampan.data.given import check_flags, find_change, in_data, is_given, is_made_in_place, open_given
+from sampan.data.given import check_flags, command_of, find_change, in_data, is_given, is_made_in_place, open_given
 from sampan.data.meta import FORMAT, Data, Facts, Meta, read_meta
 from sampan.data.survey import Survey, read_through, recall, sample_documents
 from sampan.data.texts import Texts, find_texts
-from sampan.errors import UserError
+from sampan.errors import UserError, command
 from sampan.fetch import fetch
 from sampan.files import lock_file, write_json
 from sampan.messages import _
@@ -74,13 +74,13 @@ def prepare(dataset: str | Iterable[str], config: DataConfig, progress: Progress
 def use_given(data: Data, config: DataConfig) -> Data:
     """Return a data folder as it is. Raise UserError for flags that cannot change it; say if its text has changed."""
     check_flags(data, config)
-    if text := find_change(data):
+    if names := find_change(data):
         log.warning(
             _(
-                "{text} has changed since {folder} was made from it; using the old tokens. To use the new text, give "
-                "{text} instead of {folder}",
-                text=text,
+                "{text} has changed since {folder} was made from it; using the old tokens. To prepare it again: {command}",
+                text=" ".join(names),
                 folder=data.folder,
+                command=command_of(data),
             )
         )
     return data
@@ -160,9 +160,10 @@ def refuse_foreign(folder: Path) -> None:
     if is_foreign(folder):
         raise UserError(
             _(
-                "{folder} holds a train.bin that Sampan did not write. If it is nanoGPT's, run sampan import "
-                "{folder}; otherwise move it away or choose another --data_dir",
+                "{folder} holds a train.bin that Sampan did not write: move it away or choose another --data_dir. If it is "
+                "nanoGPT's, it can be trained on: {command}",
                 folder=folder,
+                command=command("train", folder),
             )
         )
 

@@ -345,13 +345,14 @@ def find_data(config: TrainConfig, run: Run, progress: Progress) -> Data:
     data = open_given(folder) if is_data(folder) else prepare(config.dataset, config, progress)
     if not data.is_recorded(recorded):  # another text of the same name may have taken the folder
         data = prepare(config.dataset, config, progress)
-    elif text := find_change(data):
+    elif names := find_change(data):
         log.warning(
             _(
                 "{text} has changed since the run in {folder} began, which continues on the old text. To learn the new "
-                "one: sampan train {text} --init_from {folder} --out_dir NEW",
-                text=text,
+                "one: {command}",
+                text=" ".join(names),
                 folder=run.folder,
+                command=command("train", *names, "--init_from", run.folder, "--out_dir", f"{run.folder}-2"),
             )
         )
     if not data.is_recorded(recorded):
