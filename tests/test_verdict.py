@@ -145,7 +145,8 @@ RUNS = {  # what somebody trains: the words
 }
 
 
-@pytest.mark.parametrize("kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(RUNS)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
 def test_each_advice_is_a_command_that_works(kind, tmp_path, monkeypatch):
     """Pasted as it is where the run was made, of whichever source."""
     (tmp_path / "my text.txt").write_text(readable(3000), encoding="utf-8")
