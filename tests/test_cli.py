@@ -106,7 +106,7 @@ def test_a_shipped_recipe_is_found_by_name(text):
         (["train", "missing.txt"], "no such"),
         (["train", "empty.txt"], "empty"),
         (["train", "binary.txt"], "binary"),
-        (["train", "torn.txt"], "cannot be read as utf-8"),
+        (["train", "torn.txt"], "is binary"),
         (["train", "short.txt"], "a block"),
         (["train", "river.txt", "--max_iter=3"], "did you mean max_iters"),
         (["train", "river.txt", "--max-iters=3", "--n_layers=2"], "did you mean n_layer"),
