@@ -39,7 +39,7 @@ from sampan.tokens.byte_level import (
     training_pieces,
 )
 from sampan.tokens.characters import characters
-from sampan.tokens.kinds import KINDS, find_kind, names_of_kinds, open_tokenizer, read_tokenizer
+from sampan.tokens.kinds import KINDS, find_kind, fingerprint, names_of_kinds, open_tokenizer, read_tokenizer
 from sampan.tokens.tokenizer import END_OF_TEXT, Tokenizer
 
 CHINESE = "舢板有三块木板：准备、训练、写作。河水很慢，船也很慢。\n"
@@ -526,6 +526,23 @@ def test_a_folder_with_older_files_is_read_as_transformers_reads_it(write, confi
     copy.mkdir()
     tokenizer.save(copy, 64)
     assert transformers.AutoTokenizer.from_pretrained(str(copy))(text)["input_ids"] == ids
+
+
+def test_a_fingerprint_changes_with_each_file_that_says_what_tokens_are(tmp_path):
+    write_gpt2(tmp_path)
+    path, seen = tmp_path / "vocab.json", set()
+    for name, text in (
+        ("vocab.json", path.read_text(encoding="utf-8")),
+        ("merges.txt", "#version: 0.2\n"),
+        ("added_tokens.json", "{}"),
+        ("tokenizer_config.json", '{"eos_token": "a"}'),
+        ("config.json", '{"eos_token_id": 3}'),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        seen.add(fingerprint(path))
+    assert len(seen) == 5
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a", "model_max_length": 64}')
+    assert fingerprint(path) in seen
 
 
 def test_what_a_tokenizer_does_not_keep_is_said(tmp_path):

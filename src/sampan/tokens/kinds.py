@@ -16,7 +16,7 @@ from sampan.config import TOKENIZERS
 from sampan.errors import UserError
 from sampan.messages import _
 from sampan.tokens.beside import Beside, read_beside
-from sampan.tokens.older import OLDER, build_older
+from sampan.tokens.older import MORE, OLDER, build_older
 from sampan.tokens.tokenizer import Kind, Tokenizer, describe, library_errors
 
 
@@ -90,6 +90,9 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a tokenizer's file and of what the files beside it say. Raises UserError."""
-    beside = json.dumps(read_beside(path.parent).to_json(), sort_keys=True)
-    return hashlib.sha256(path.read_bytes() + beside.encode()).hexdigest()
+    """Return the SHA-256 of a tokenizer's files, and of what those beside it say of its tokens. Raises UserError."""
+    files = [path, *(path.with_name(name) for name in MORE if path.name in OLDER)]
+    beside = read_beside(path.parent).to_json()
+    beside["config"].pop("model_max_length", None)  # the model's, not the tokenizer's
+    said = json.dumps(beside, sort_keys=True).encode()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file()) + said).hexdigest()

@@ -24,6 +24,8 @@ from sampan.tokens.byte_level import byte_level, read_merges
 from sampan.tokens.tokenizer import END_OF_TEXT
 
 ADDED = "added_tokens.json"
+MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+MORE = (ADDED, *MERGES.values())  # files that a tokenizer has besides its main one
 SPACE = "▁"  # SentencePiece's
 
 
@@ -68,7 +70,7 @@ def add_tokens(inner: Any, folder: Path, beside: Beside) -> None:
 def build_byte_level(path: Path, beside: Beside) -> Any:
     from tokenizers import models
 
-    merges = path.with_name({"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}[path.name])
+    merges = path.with_name(MERGES[path.name])
     if not merges.is_file():
         raise UserError(_("{path} is missing", path=merges))
     unknown = beside.token("unk")
