@@ -99,10 +99,10 @@ def test_a_really_full_disk():
 
 
 def test_best_and_last_are_described(run):
-    run.save_best(CONFIG, weights(1), Progress(step=1, val_loss=4.41))
-    run.save_last(CONFIG, weights(5), state(5), Progress(step=5, val_loss=5.58))
-    assert run.describe("best") == "best, step 1, val 4.4100; last, step 5, val 5.5800"
-    assert run.describe("last") == "last, step 5, val 5.5800; best, step 1, val 4.4100"
+    run.save_best(CONFIG, weights(1), Progress(step=1, val_loss=4.41, val_step=1))
+    run.save_last(CONFIG, weights(5), state(5), Progress(step=5, val_loss=5.58, val_step=4))
+    assert run.describe("best") == "best, step 1, val 4.4100; last, step 5, val 5.5800 at step 4"
+    assert run.describe("last") == "last, step 5, val 5.5800 at step 4; best, step 1, val 4.4100"
 
 
 def test_a_bias_free_gpt2_stays_so(tmp_path):
