@@ -7,6 +7,7 @@ same module trained on by torch's own AdamW.
 import json
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_the_commands(trained, capsys):
     assert main(["import", "out-letters/ckpt.pt"]) == 2  # nothing is overwritten
     assert "already exists" in capsys.readouterr().err
     assert not list(Path(".").rglob("*.partial"))
+
+
+def test_the_printed_commands_are_quoted(trained):
+    lines = import_path("out-letters/ckpt.pt", ImportConfig(out_dir="my runs/letters (1)"))
+    for word in ("sample", "--out_dir"):
+        command = next(line for line in lines if f"{word} 'my runs" in line)
+        assert shlex.split(command.partition(f"{word} ")[2])[0] == "my runs/letters (1)"
 
 
 def test_a_data_folder_alone_is_trained_on(trained):

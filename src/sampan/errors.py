@@ -24,10 +24,15 @@ def command(*words: object) -> str:
     >>> command("sample", "out/shakespeare", "--num_samples", 3)
     'sampan sample out/shakespeare --num_samples 3'
     """
+    return quoted("sampan", *words)
+
+
+def quoted(*words: object) -> str:
+    """Return words of a command line, quoted for this system's shell."""
     import subprocess  # slow to import
 
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join(["sampan", *map(str, words)])
+    return join(list(map(str, words)))
 
 
 PACKAGES = {  # of each extra of pyproject.toml

@@ -23,7 +23,7 @@ from sampan.config import DataConfig, ImportConfig, ModelSettings, TrainConfig, 
 from sampan.data.given import open_given
 from sampan.data.meta import Data
 from sampan.data.nanogpt import fetch_gpt2_tokenizer, from_meta
-from sampan.errors import UserError
+from sampan.errors import UserError, command, quoted
 from sampan.exchange.staging import new_folder
 from sampan.files import read_json
 from sampan.messages import _
@@ -67,7 +67,7 @@ def import_path(path: Path, config: ImportConfig) -> list[str]:
     if path.suffix == ".pkl":
         path = path.parent
     if path.is_dir():
-        return [*open_given(path).summary(), _("train on it with: sampan train {path}", path=path)]
+        return [*open_given(path).summary(), _("train on it with: sampan train {path}", path=quoted(path))]
     saved = read_checkpoint(path)
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict):
         return import_nanogpt(path, saved, config)
@@ -130,7 +130,7 @@ def import_nanogpt(path: Path, saved: dict, config: ImportConfig) -> list[str]:
         note,
         _(
             "continue with: sampan train --resume --out_dir {folder} (it ends at step {max_iters:,})",
-            folder=folder,
+            folder=quoted(folder),
             max_iters=train.max_iters,
         ),
     ]
@@ -281,7 +281,7 @@ def describe(folder: Path, model: ModelShape, tokenizer: Tokenizer | None) -> st
     )
     if tokenizer is None:
         return f"{line}; " + _("it has no vocabulary: import it with --tokenizer to add one")
-    return f"{line}; sampan sample {folder}"
+    return f"{line}; {command('sample', folder)}"
 
 
 # ---- vocabularies and data ----

@@ -25,7 +25,7 @@ from sampan.data.meta import Data
 from sampan.data.prepare import prepare
 from sampan.data.windows import check_length
 from sampan.engine.open import engines_here
-from sampan.errors import UserError, command
+from sampan.errors import UserError, command, quoted
 from sampan.machine import is_restarted, torchrun_job, world
 from sampan.messages import _
 from sampan.model.parameters import initialize
@@ -360,7 +360,7 @@ def find_data(config: TrainConfig, run: Run, progress: Progress) -> Data:
             "the text or the tokenizer in {data} has changed since the run in {folder} began: restore the old text and "
             "run sampan prepare {texts}, or start a new run"
         )
-        raise UserError(message.format(data=data.folder, folder=run.folder, texts=" ".join(config.dataset)))
+        raise UserError(message.format(data=data.folder, folder=run.folder, texts=quoted(*config.dataset)))
     if load_tokenizer(run.last).to_json() != data.tokenizer.to_json():
         message = _("{one} and {other} differ: undo the edit")
         raise UserError(message.format(one=run.last / "tokenizer.json", other=data.folder / "tokenizer.json"))
