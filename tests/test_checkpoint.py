@@ -134,6 +134,7 @@ def rewrite_weights(folder, change):
 
 DAMAGES = {
     "config.json is missing": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "an adapter of peft": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "merge_and_unload"),
     "config.json is cut": (lambda f: (f / "config.json").write_text("{"), "JSON"),
     "config.json is a list": (lambda f: (f / "config.json").write_text("[]"), "object"),
     "config.json nests too deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "JSON"),

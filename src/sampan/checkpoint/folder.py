@@ -120,6 +120,10 @@ def load_model_config(folder: str | Path) -> ModelShape:
 def read_shape(folder: str | Path) -> ModelShape:
     """Return the shape that a folder's config.json describes. Raise UserError if it is missing or not of a known family."""
     path = Path(folder) / "config.json"
+    if not path.is_file() and (Path(folder) / "adapter_config.json").is_file():
+        raise UserError(
+            _("{folder} has an adapter (LoRA) and no model: merge it with peft's merge_and_unload", folder=folder)
+        )
     if not path.is_file():
         raise UserError(
             _(
