@@ -32,7 +32,8 @@ typedef struct model {
     memory_block tables, weights, gradient_memory, moments;
 } model;
 
-/* Fills in the tables: names, sizes, and who updates what; `parts` are the config's. 0; or 1 without memory. */
+/* Fills in the tables: names, sizes, and the optimizer of each parameter; `parts` are those of `config`. Returns 0, or 1
+   without memory. */
 int32_t model_describe(model *m, const sampan_config *config, const parts *parts);
 
 /* Bytes of the described model by purpose (weights, gradients, optimizer); -1 where they cannot be counted. */

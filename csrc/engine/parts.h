@@ -30,7 +30,7 @@ typedef struct parts {
 /* Looks up every name and checks every number. dtype is never DTYPE_AUTO afterwards. 0; or 1 with an error. */
 int32_t parts_read(parts *parts, const sampan_config *config, char *message, int64_t message_size);
 
-/* The number of a tensor's kind; -1 with an error in `message` if it has none. */
+/* Returns the TENSOR_... of a name, or -1 with an error in `message`. */
 int32_t parts_find_tensor(const char *kind, char *message, int64_t message_size);
 
 #endif

@@ -190,7 +190,7 @@ typedef struct packed_a {
     int64_t row_stride, step_stride;
 } packed_a;
 
-/* A is read where it lies if it is words along k already. */
+/* A is read in place if its elements along k are words already. */
 static int reads_a_in_place(const matmul_problem *p, const matmul_kernels *kernels) {
     if (p->a.column_stride != 1) return 0;
     if (!kernels->pairs) return p->a.type == MATMUL_FLOAT32 && !kernels->rounds;

@@ -93,7 +93,7 @@ void matmul_destroy(matmul_context *context);
 
 /* Inside a region of the context's pool, by every thread, with the same problem: the threads share the work.
    A and B must be complete when the first thread enters (a barrier after writing them is the caller's); it ends with a
-   barrier, so that all of C is there for every thread on return. */
+   barrier, so every thread sees all of C on return. */
 void matmul_run_team(matmul_context *context, int32_t thread, const matmul_problem *problem);
 
 /* On one thread, no barrier. Thread indices keep the buffers apart: two threads may not use the same one at a time. */

@@ -1,8 +1,8 @@
 /* ops.h: everything that a GPT's forward and backward pass call, and the optimizer.
 
-   An op is called by every thread of a parallel region with the same arguments. It takes its share of the work, and
-   returns when all of its output is there for every thread (it ends with a barrier). The result never depends on the
-   number of threads: a sum is either of one thread or over fixed pieces.
+   Every thread of a parallel region calls an op with the same arguments. Each does its share of the work, and a barrier
+   at the end makes the whole output visible to all. The result never depends on the number of threads: one thread adds
+   up a sum, or it is over fixed pieces.
 
    The sources are the .inc files of this folder. isa_*.c include all of them (table.inc), each for one instruction set,
    so the ops are reached through a table of functions that is chosen when an engine is created:
@@ -32,7 +32,7 @@ typedef struct team {
     int32_t fresh;     /* 1: gradients of parameters are overwritten (first micro-batch), 0: added to */
 } team;
 
-/* A tensor that is trained. What an engine does not need is NULL. */
+/* A trained tensor. Pointers that an engine does not need are NULL. */
 typedef struct parameter {
     char name[40];                          /* "h.0.attn.c_attn.weight" */
     int64_t rows, columns;                  /* a matrix is (out, in); a vector has columns 0 */

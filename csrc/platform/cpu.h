@@ -51,7 +51,7 @@ enum { ISA_NONE = -2, ISA_BEST = -1, ISA_C = 0, ISA_NEON, ISA_AVX2, ISA_AVX512, 
 int32_t cpu_has_isa(int32_t isa);
 
 /* The best one that the machine has, or the one that the environment variable SAMPAN_ISA names
-   (c, neon, avx2, avx512, avx512bf16); ISA_NONE if the machine has not got that, rather than silently another. */
+   (c, neon, avx2, avx512, avx512bf16); ISA_NONE if this machine lacks it. */
 int32_t cpu_best_isa(void);
 
 /* Cores that this process may use, at least 1. They are the physical cores among the CPUs that the process is allowed
@@ -61,7 +61,7 @@ int32_t cpu_count_cores(void);
 /* The default number of threads: the environment variable OMP_NUM_THREADS, up to 1024, else cpu_count_cores(). */
 int32_t cpu_count_threads(void);
 
-/* The same with every hardware thread of a core counted: more threads than that take turns. */
+/* Hardware threads that this process may use, at least 1: more threads than that take turns. */
 int32_t cpu_count_logical(void);
 
 /* Linux: the CPU quota of the control groups listed in the file `groups` and of all groups around each, in whole cores,

@@ -1,16 +1,16 @@
 /* threads.h: a pool of persistent threads, and a barrier that works inside a parallel region.
 
-   A pool of n threads is n - 1 sleeping workers and whoever calls pool_run(), who becomes thread 0.
+   A pool of n threads is n - 1 sleeping workers and the caller of pool_run(), which becomes thread 0.
    A whole forward pass can be one region, with a barrier wherever an op reads what another thread wrote:
 
        static void block_forward(void *arg, int32_t thread, int32_t n_threads) {
            ...                                            // each thread: its rows
-           pool_barrier(pool);                            // now everybody's rows are there
+           pool_barrier(pool);                            // now all rows are written     
            ...
        }
        pool_run(pool, block_forward, &block);             // returns when every thread has returned
 
-   Work is split by thread index alone (pool_split), never by who comes first, so that a result cannot depend on timing.
+   Work is split by thread index alone (pool_split), never by order of arrival, so timing cannot change a result.
 
    What it does not do: no nested regions, no task queue, no work stealing. One caller at a time uses a pool.  */
 

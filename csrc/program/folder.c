@@ -15,7 +15,7 @@ enum { PATH_SIZE = 4096, PIECES = 3 };
 
 /* ---- families ---- */
 
-/* A key of config.json and the setting that it holds; `alias` is another value and the one of ours that it means. */
+/* A key of config.json and the setting that it holds; `alias` is a value of theirs and what we call it. */
 typedef struct family_key {
     const char *theirs, *ours;
     int32_t required, read, has_default;
@@ -23,13 +23,13 @@ typedef struct family_key {
     const char *string, *alias[2]; /* or a text */
 } family_key;
 
-/* A key that must have one value (-1: null), and what it is where config.json lacks it. */
+/* A key that must have one value (-1: null), and its value if config.json lacks it. */
 typedef struct family_fixed {
     const char *theirs;
     int32_t value, otherwise;
 } family_fixed;
 
-/* A module of ours, and theirs, which lie in it one above the other; {} is the block's number. */
+/* A module of ours, and Hugging Face's modules whose rows are stacked in it; {} is the block's number. */
 typedef struct family_module {
     const char *ours, *theirs[PIECES];
 } family_module;
@@ -199,7 +199,7 @@ static double read_fixed(const json_value *v) {
     return v->type == JSON_TRUE ? 1 : v->type == JSON_FALSE ? 0 : v->type == JSON_NULL ? -1 : -2;
 }
 
-/* Fills in `config`. NULL; or what is wrong, about *key where it is one key's fault. */
+/* Fills in the config. Returns NULL, or what is wrong, with *key if one key is the cause. */
 static const char *read_family(reading *r, const family *f, const json *doc, const char **key) {
     sampan_config *c = r->config;
     r->bias = f->bias;

@@ -23,7 +23,7 @@ typedef struct family family;
 /* The family of that model_type, or NULL. */
 const family *folder_find_family(const char *model_type);
 
-/* Gives `config` the family's parts, with the biases that `bias` stands for. */
+/* Sets the parts of `config` to the family's; `bias` 1: with its biases. */
 void folder_set_parts(sampan_config *config, const family *family, int32_t bias);
 
 /* Each returns 0, or 1 with a failure. */
@@ -34,7 +34,7 @@ int32_t folder_save_config(const sampan_config *config, const family *family, in
 int32_t folder_load_weights(sampan_engine *engine, const family *family, const sampan_config *config,
                             const char *folder, failure *failure);
 
-/* Replaces model.safetensors at once: written beside, synced, renamed. */
+/* Replaces model.safetensors atomically: a new file is written, synced and renamed. */
 int32_t folder_save_weights(sampan_engine *engine, const family *family, const sampan_config *config,
                             const char *folder, failure *failure);
 

@@ -26,8 +26,7 @@ static void skip_space(parser *p) {
     while (p->at < p->end && (*p->at == ' ' || *p->at == '\n' || *p->at == '\t' || *p->at == '\r')) p->at++;
 }
 
-/* At least as many as the document has: one, and one for each comma and opening bracket that stands outside of strings.
- */
+/* Returns an upper bound of the document's values: one, and one for each comma and opening bracket outside of strings. */
 static int64_t count_values(const char *text, int64_t size) {
     int64_t count = 1;
     int32_t in_string = 0;

@@ -1,4 +1,4 @@
-/* json.h: a reader of JSON documents (RFC 8259), for files that nobody vouches for.
+/* json.h: reads JSON documents (RFC 8259), also from untrusted files.
 
        json doc;
        if (json_parse(&doc, text, size)) ...doc.message says what is wrong...
@@ -6,9 +6,9 @@
        if (layers && doc.values[layers].type == JSON_NUMBER) ... doc.values[layers].number
        json_free(&doc);
 
-   Values are numbered in the order in which they stand; 0 also means "none", as no member is value 0.
-   A value takes 32 bytes, and all are counted before memory is asked for, so that a document costs a known multiple of
-   its size. What it does not do: write, numbers beyond double, more than 64 levels, more than JSON_VALUES_MOST values.
+   Values are numbered in the order of the document. 0 also means "none", since no member is value 0. A value takes 32
+   bytes, and values are counted before memory is allocated, so a document costs a known multiple of its size. What it
+   does not do: write, numbers beyond double, more than 64 levels, more than JSON_VALUES_MOST values.
  */
 
 #ifndef SAMPAN_JSON_H
@@ -51,17 +51,17 @@ void json_free(json *doc);
 /* The same of a file. 0; or 1 with a failure and nothing to free. */
 int32_t json_read_file(json *doc, const char *path, failure *failure);
 
-/* The member of that name in an object; 0 where there is none (or `object` is no object). */
+/* Returns the member of that name in an object; 0 if there is none, or `object` is no object. */
 int64_t json_find(const json *doc, int64_t object, const char *key);
 
-/* Number, or string, of a member; `otherwise` where it is missing, null or of another type. */
+/* Return the number or string of a member; `otherwise` if it is missing, null or of another type. */
 double json_number(const json *doc, int64_t object, const char *key, double otherwise);
 const char *json_string(const json *doc, int64_t object, const char *key, const char *otherwise);
 
 /* The text of a number, as it is in the document: a double holds only whole numbers up to 2^53. */
 const char *json_digits(const json *doc, int64_t number);
 
-/* 1 true, 0 false, of a member that may be missing or null. */
+/* Returns 1 for true and 0 for false; `otherwise` if the member is missing, null or of another type. */
 int32_t json_flag(const json *doc, int64_t object, const char *key, int32_t otherwise);
 
 #endif

@@ -20,12 +20,12 @@ static int32_t complain(FILE *stream, const char *path, const char *what, failur
     return 1;
 }
 
-/* The header, and the bytes behind it; NULL with a message where it is not of this kind. */
+/* Opens a file of this kind; fills in its header and the number of bytes after it. Returns NULL with a failure. */
 static FILE *open_kind(const char *path, int32_t magic, const char *kind, int32_t header[HEADER], int64_t *bytes,
                        failure *failure) {
     FILE *stream = fopen(path, "rb");
     if (!stream || fread(header, 4, HEADER, stream) != HEADER || header[0] != magic) {
-        if (stream) failure_say(failure, "%s: not %s of llm.c's", path, kind);
+        if (stream) failure_say(failure, "%s: not %s of llm.c", path, kind);
         else failure_say(failure, "%s: %s", path, strerror(errno));
         if (stream) fclose(stream);
         return NULL;
@@ -108,8 +108,7 @@ static int32_t weights_open(weights *w, sampan_config *c, const family **family,
     int64_t bytes;
     if (!(w->stream = open_kind(path, MODEL, "weights", h, &bytes, failure))) return 1;
     if (h[1] != FLOAT32_VERSION && h[1] != BFLOAT16_VERSION)
-        return complain(w->stream, path, "a version of llm.c's weights that is neither 3 (float32) nor 5 (bfloat16)",
-                        failure);
+        return complain(w->stream, path, "its version is neither 3 (float32) nor 5 (bfloat16)", failure);
     for (int32_t i = 2; i < 8; i++)
         if (h[i] < 1 || h[i] > 1 << 28)
             return complain(w->stream, path, "its header has a size that no model has", failure);
@@ -187,7 +186,7 @@ int32_t llmc_open_tokens(tokens *t, const char *path, int32_t vocab_size, failur
     *t = (tokens){.width = 2, .begin = HEADER_BYTES, .vocab_size = vocab_size};
     snprintf(t->path, sizeof t->path, "%s", path);
     if (!(t->stream = open_kind(path, TOKENS, "a token file", h, &bytes, failure))) return 1;
-    const char *wrong = h[1] != TOKENS_VERSION ? "a version of llm.c's token files that is not 1"
+    const char *wrong = h[1] != TOKENS_VERSION ? "its version is not 1"
                         : h[2] < 1 || bytes != (int64_t)h[2] * t->width
                             ? "its length is not what its header says; it is not whole"
                             : NULL;
@@ -221,7 +220,7 @@ static const char *token_file_open(token_file *f, const char *raw, int64_t size)
     const uint8_t *at = (const uint8_t *)raw + HEADER_BYTES, *end = (const uint8_t *)raw + size;
     *f = (token_file){0};
     if (size < HEADER_BYTES || header[0] != TOKENIZER || (header[1] != 1 && header[1] != 2))
-        return "not a tokenizer file of llm.c's";
+        return "not a tokenizer file of llm.c";
     f->count = header[2];
     f->end_of_text = header[1] == 1 ? 50256 : header[3];
     if (f->count < 1 || f->count > size / 2 || f->end_of_text < 0 || f->end_of_text >= f->count)
@@ -446,8 +445,7 @@ int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *c,
                         failure);
     FILE *stream = open_kind(path, STATE, "a debug state", h, &bytes, failure);
     if (!stream) return 1;
-    if (h[1] != STATE_VERSION)
-        return complain(stream, path, "a version of llm.c's debug states that is not 2", failure);
+    if (h[1] != STATE_VERSION) return complain(stream, path, "its version is not 2", failure);
     s->B = h[2];
     s->T = h[3];
     int32_t plausible = s->B > 0 && s->T > 0 && s->T <= c->block_size && parameters > 0

@@ -22,7 +22,7 @@
 #include "sampan.h"
 #include "tokens.h"
 
-/* 1: the file begins as weights of llm.c's do. */
+/* Returns 1 if the file begins as llm.c's weights do. */
 int32_t llmc_recognizes(const char *path);
 
 /* Each returns 0, or 1 with a failure. */
@@ -43,8 +43,8 @@ float llmc_random(uint64_t *state);
 
 /* ---- batches ---- */
 
-/* A batch is `batch` x `block` tokens that lie end to end; the rest of the file is left out. In the file's order; or
-   shuffled anew for each epoch by the same random numbers as llm.c's train_gpt2. */
+/* A batch is `batch` x `block` consecutive tokens; the end of the file that fills no batch is left out. Batches come in
+   the order of the file, or shuffled for each epoch by the random numbers of llm.c's train_gpt2. */
 typedef struct llmc_batches {
     tokens *source;
     int64_t batch, block, per_epoch, shuffles;
@@ -70,7 +70,7 @@ typedef struct llmc_state {
     double loss;
 } llmc_state;
 
-/* Of the model that `config` describes. */
+/* Opens a debug state of the model that `config` describes. Returns 0, or 1 with a failure. */
 int32_t llmc_state_open(llmc_state *s, const char *path, const sampan_config *config, failure *failure);
 void llmc_state_close(llmc_state *s);
 

@@ -39,7 +39,7 @@
 #include "text.h"
 #include "tokens.h"
 
-/* ---- settings: the package's, and some of this program alone ---- */
+/* ---- settings: the package's, and this program's own ---- */
 
 #define OWN_SETTINGS(X) \
     X(TEXT, recipe, "", 0, 0) \
@@ -84,7 +84,7 @@ static void fail(const char *format, ...) {
     exit(2);
 }
 
-static failure wrong; /* what the reader that failed last says */
+static failure wrong; /* of the reader that failed last */
 
 static void require(int32_t failed, const char *message) {
     if (failed) fail("%s", message);
@@ -207,7 +207,7 @@ typedef struct program {
     settings s;
     sampan_config config;
     const family *family;
-    int32_t is_llmc; /* the weights are a file of llm.c's, and not a folder */
+    int32_t is_llmc; /* the weights are a file of llm.c, not a folder */
     sampan_engine *engine;
 } program;
 
@@ -232,7 +232,7 @@ static void write_text(const char *path, const char *text, int64_t size) {
     if (!file || fwrite(text, 1, (size_t)size, file) != (size_t)size || fclose(file)) fail("%s: cannot write", path);
 }
 
-/* Makes out_dir the folder of a model of llm.c's: its config.json, and the tokenizer of the data folder, or of a
+/* Makes out_dir the folder of a model from llm.c: its config.json, and the tokenizer of the data folder, or of a
    tokenizer.json or gpt2_tokenizer.bin beside the weights. */
 static void describe_llmc(const program *p) {
     const settings *s = &p->s;
@@ -294,7 +294,7 @@ static void prepare_out_dir(const program *p) {
     }
 }
 
-/* Ids mean something only under the tokenizer that the model was trained with. */
+/* Refuses a data folder with another tokenizer than the model's: the same ids would mean other tokens. */
 static void check_tokenizer(const settings *s) {
     int64_t size, data_size;
     char *ours = read_member(source_folder(s), "tokenizer.json", &size),
@@ -396,7 +396,7 @@ static double count_flops(const program *p) {
     return 6.0 * multiplied + 12.0 * c->n_layer * c->n_head * c->head_dim * (double)p->s.block_size;
 }
 
-/* A split of the data folder, or the token file of llm.c's that stands for it. */
+/* Opens a split: the data folder's, or a token file of llm.c. */
 static void open_split(const program *p, tokens *t, const char *split, const char *file) {
     if (file[0]) require_read(llmc_open_tokens(t, file, p->config.vocab_size, &wrong));
     else if (!p->s.data_dir[0]) fail("no data: give --data_dir, or --input_bin and --input_val_bin");
@@ -668,7 +668,7 @@ static int32_t ends_text(const ends *e, int32_t id) {
     return 0;
 }
 
-/* Documents in a run's training text; many where nobody knows. */
+/* Returns the number of documents in a run's training text; INFINITY if it is unknown. */
 static double count_documents(const char *folder) {
     char path[PATH_SIZE];
     json doc;

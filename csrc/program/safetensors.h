@@ -7,7 +7,7 @@
        if (safetensors_read(&file, t, values)) ...short file...
        safetensors_close(&file);
 
-   Every tensor's place is checked against the file's size and the other tensors' before anything is read. float32,
+   Before anything is read, every tensor is checked to lie within the file and to share no bytes with another. float32,
    float16 and bfloat16 are read, as float32; float32 is written. What it does not do: sharded models, other types,
    metadata. */
 
