@@ -143,6 +143,8 @@ def test_a_run_that_goes_on_falls_in_a_line_from_a_rate_that_its_new_share_gives
     assert restart_rate(replace(c, max_iters=100_000)) > 0.99, "almost a new run"
     assert restart_rate(replace(c, max_iters=1001)) == 0.1, "almost at its end"
     assert learning_rate(replace(c, lr_decay_iters=1000), 1500) == 0.1, "nanoGPT's files say where the decay ends"
+    planned = replace(c, lr_decay_iters=2000)
+    assert learning_rate(planned, 1500) == learning_rate(replace(planned, start_iter=0), 1500)
 
 
 def test_fine_tuning_starts_from_the_given_weights(text):
@@ -221,14 +223,18 @@ def test_a_resume_counts_epochs_from_the_beginning(text):
         resume("out", max_epochs=0.01)
 
 
-def test_going_on_gives_patience_a_new_start(text):
+def test_going_on_gives_patience_a_new_start(text, monkeypatch):
     """A run that ended for want of a better loss goes on for as long as is asked, at least for the patience again."""
     settings = dict(max_iters=40, eval_interval=2, patience=2, learning_rate=3.0, warmup_iters=0)
     ended = list(train(start(text, "out", **settings)))[-1].step
     assert ended < 40
     assert [r.step for r in train(resume("out"))] == [ended], "without a longer plan, it stays ended"
+    monkeypatch.setattr(recipe, "time_step", lambda *args, **kwargs: Costs(step=0.2, window=1e-4))
+    plan = resume("out", minutes=0.01)
+    assert ended < plan.config.max_iters < 40, "fewer steps than there were to be"
+    assert list(train(plan))[-1].step == plan.config.max_iters
     again = [r.step for r in train(resume("out", max_iters=50))]
-    assert again[-1] >= ended + 4
+    assert again[-1] >= plan.config.max_iters + 4
 
 
 def test_a_folder_that_cannot_be_one_is_refused_before_any_measurement(text, monkeypatch):

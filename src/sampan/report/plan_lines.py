@@ -14,7 +14,7 @@ from sampan.messages import _, pad, width, wrap
 from sampan.model.count import count_parameters, flops_per_token
 from sampan.training.cost import Costs, memory_parts, program_memory, run_seconds, total_memory
 from sampan.training.plan import Plan
-from sampan.training.schedule import decay_end, learning_rate, restart_rate
+from sampan.training.schedule import decay_end, learning_rate, restart_rate, restarts
 from sampan.units import duration, size_of
 
 
@@ -169,7 +169,7 @@ def step_words(plan: Plan) -> list[str]:
 
 
 def rate_words(config: TrainConfig) -> str:
-    if config.decay_lr and 0 < config.start_iter < decay_end(config):
+    if restarts(config):
         about = _(
             "learning rate raised to {rate:.2g} at step {start:,} to go on, in a line to {end:g} at step {step:,}"
         )

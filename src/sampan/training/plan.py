@@ -277,7 +277,7 @@ def plan_resume(asked: Asked, progress: Progress = silent) -> Plan:
     if config.max_iters < step:
         message = _("{folder} is at step {step:,} already: give more steps with --max_iters, or --minutes")
         raise UserError(message.format(folder=run.folder, step=step))
-    if config.max_iters > before.max_iters:
+    if config.max_iters != before.max_iters:  # another plan, whose schedule and patience begin here
         config = replace(config, start_iter=step)
     return Plan(config, model, data, resume=True, start_step=step)
 

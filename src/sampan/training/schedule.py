@@ -17,7 +17,7 @@ def decay_end(config: TrainConfig) -> int:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Return nanoGPT's rate: linear warm-up, a cosine down to min_lr at lr_decay_iters, then min_lr.
 
-    A run that goes on falls from `restart_rate` at start_iter to min_lr in a line.
+    A run that goes on falls from `restart_rate` at start_iter to min_lr in a line, unless lr_decay_iters is given.
     """
     c, end = config, decay_end(config)
     if not c.decay_lr:
@@ -26,10 +26,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return c.learning_rate * (step + 1) / (c.warmup_iters + 1)
     if step >= end:
         return c.min_lr
-    if c.start_iter:
+    if restarts(c):
         return c.min_lr + (restart_rate(c) - c.min_lr) * (end - step) / max(1, end - c.start_iter)
     done = (step - c.warmup_iters) / max(1, end - c.warmup_iters)
     return c.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (c.learning_rate - c.min_lr)
+
+
+def restarts(config: TrainConfig) -> bool:
+    """Return whether the rate begins again at start_iter."""
+    return config.decay_lr and config.lr_decay_iters is None and 0 < config.start_iter < config.max_iters
 
 
 def restart_rate(config: TrainConfig) -> float:
