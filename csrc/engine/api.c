@@ -36,12 +36,15 @@ struct sampan_session {
     sampan_engine *engine;
     cache cache;
     buffers buffers;
-    int32_t *ids; /* (batch, piece) */
+    int32_t *position, *all; /* (slots): tokens in each; 0, 1, 2, ... */
 };
 
 enum {
-    PIECE_ROWS = 256, /* of a prompt at a time, over all sequences */
-    ALONE = 1 << 18,  /* multiply-adds that one thread does in the time of a few tens of barriers */
+    PIECE_ROWS = 256, /* of a prompt at a time */
+    TOGETHER_MOST =
+        16,          /* sequences that get a token each in one pass: what matmul.c takes as few rows, where a row's sums
+                           are the same whatever the others are */
+    ALONE = 1 << 18, /* multiply-adds that one thread does in the time of a few tens of barriers */
 };
 
 /* ---- errors ---- */
@@ -142,10 +145,10 @@ void sampan_destroy(sampan_engine *e) {
     free(e);
 }
 
-/* Rows of a prompt that a session takes at a time. */
-static int64_t session_piece(const sampan_config *c, int64_t batch) {
-    int64_t piece = PIECE_ROWS / batch > 0 ? PIECE_ROWS / batch : 1;
-    return piece < c->block_size ? piece : c->block_size;
+/* Buffers for a piece of a prompt, or for a token of each of several sequences. */
+static buffers session_buffers(const model *m, int64_t slots, int64_t threads) {
+    int64_t B = slots < TOGETHER_MOST ? slots : TOGETHER_MOST, block = m->config.block_size;
+    return buffers_of_session(m, B, PIECE_ROWS / B < block ? PIECE_ROWS / B : block, threads);
 }
 
 /* 1 with an error in `message` where no engine of this model takes such a batch. */
@@ -169,7 +172,7 @@ int32_t sampan_memory(const sampan_config *config, int64_t batch, int64_t tokens
     if (code == SAMPAN_OK) {
         int64_t threads = config->threads ? config->threads : cpu_count_threads();
         buffers pass = buffers_of_batch(&m, batch, tokens, threads);
-        buffers session = buffers_of_session(&m, batch, session_piece(config, batch), threads);
+        buffers session = session_buffers(&m, batch, threads);
         model_count_bytes(&m, threads, sizes);
         sizes->activations = buffers_count_bytes(&pass);
         int64_t cache = cache_count_bytes(&m, batch), work = buffers_count_bytes(&session);
@@ -446,20 +449,21 @@ int32_t sampan_update(sampan_engine *e, double learning_rate, double *loss, doub
 
 /* ---- decoding ---- */
 
-int32_t sampan_session_create(sampan_session **session, sampan_engine *e, int64_t batch) {
+int32_t sampan_session_create(sampan_session **session, sampan_engine *e, int64_t slots) {
     *session = NULL;
-    if (batch < 1 || batch > 1 << 20)
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "a session of %lld sequences", (long long)batch);
+    if (slots < 1 || slots > 1 << 20)
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "a session of %lld sequences", (long long)slots);
     sampan_session *s = calloc(1, sizeof *s);
-    int64_t piece = session_piece(&e->config, batch), bytes;
-    if (!s || !(s->ids = calloc((size_t)(batch * piece), sizeof(int32_t)))) {
+    if (!s || !(s->position = calloc((size_t)slots, sizeof(int32_t)))
+        || !(s->all = calloc((size_t)slots, sizeof(int32_t)))) {
         sampan_session_destroy(s);
         return engine_fail(e, SAMPAN_NO_MEMORY, "no memory for a session");
     }
+    for (int32_t slot = 0; slot < slots; slot++) s->all[slot] = slot;
     s->engine = e;
-    s->cache = (cache){.B = batch, .type = model_precision(&e->model)};
-    s->buffers = buffers_of_session(&e->model, batch, piece, pool_count_threads(e->pool));
-    bytes = cache_count_bytes(&e->model, batch);
+    s->cache = (cache){.B = slots, .type = model_precision(&e->model)};
+    s->buffers = session_buffers(&e->model, slots, pool_count_threads(e->pool));
+    int64_t bytes = cache_count_bytes(&e->model, slots);
     if (memory_allocate(&s->cache.memory, bytes) || buffers_allocate(&s->buffers, &bytes)) {
         sampan_session_destroy(s);
         return engine_fail_memory(e, "a session of this size", bytes);
@@ -472,36 +476,81 @@ void sampan_session_destroy(sampan_session *s) {
     if (!s) return;
     buffers_destroy(&s->buffers);
     memory_free(&s->cache.memory);
-    free(s->ids);
+    free(s->position);
+    free(s->all);
     free(s);
 }
 
-int64_t sampan_session_position(const sampan_session *s) { return s->cache.position; }
+int64_t sampan_session_position(const sampan_session *s, int64_t slot) {
+    return slot < 0 || slot >= s->cache.B ? -1 : s->position[slot];
+}
 
-int32_t sampan_session_feed(sampan_session *s, const int32_t *ids, int64_t tokens, float *logits) {
+int32_t sampan_session_clear(sampan_session *s, int64_t slot) {
+    if (slot < 0 || slot >= s->cache.B)
+        return engine_fail(s->engine, SAMPAN_BAD_ARGUMENT, "no slot %lld among %lld", (long long)slot,
+                           (long long)s->cache.B);
+    s->position[slot] = 0;
+    return SAMPAN_OK;
+}
+
+/* Appends T tokens to each of B sequences, with room for all. */
+static void session_pass(sampan_session *s, const int32_t *slots, int64_t B, const int32_t *ids, int64_t T,
+                         float *logits) {
+    int32_t start[TOGETHER_MOST];
+    for (int64_t b = 0; b < B; b++) start[b] = s->position[slots[b]];
+    pass p = {
+        .m = &s->engine->model,
+        .a = &s->buffers,
+        .cache = &s->cache,
+        .at = {slots, start},
+        .ids = ids,
+        .B = B,
+        .T = T,
+        .logits = logits,
+    };
+    engine_run(s->engine, &p);
+    for (int64_t b = 0; b < B; b++) s->position[slots[b]] += (int32_t)T;
+}
+
+/* 0 if all slots exist, differ, and have room for so many tokens. */
+static int32_t slots_check(const sampan_session *s, const int32_t *slots, int64_t count, int64_t tokens) {
     sampan_engine *e = s->engine;
-    int64_t B = s->cache.B, left = e->config.block_size - s->cache.position;
-    if (tokens < 1 || tokens > left)
-        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld tokens for a cache with room for %lld", (long long)tokens,
-                           (long long)left);
-    if (!ids || !logits) return engine_fail_missing(e);
-    int32_t code = ids_check(e, ids, B * tokens, 0, "token");
-    if (code) return code;
-    for (int64_t first = 0, n; first < tokens; first += n) { /* a long prompt goes in pieces */
-        n = tokens - first < s->buffers.T ? tokens - first : s->buffers.T;
-        for (int64_t b = 0; b < B; b++) memcpy(s->ids + b * n, ids + b * tokens + first, (size_t)n * sizeof(int32_t));
-        pass p = {
-            .m = &e->model,
-            .a = &s->buffers,
-            .cache = &s->cache,
-            .ids = s->ids,
-            .B = B,
-            .T = n,
-            .logits = first + n == tokens ? logits : NULL,
-        };
-        engine_run(e, &p);
-        s->cache.position += n;
+    if (count < 1 || count > s->cache.B)
+        return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld sequences for a session of %lld", (long long)count,
+                           (long long)s->cache.B);
+    for (int64_t b = 0; b < count; b++) {
+        if (slots[b] < 0 || slots[b] >= s->cache.B || (b && slots[b] <= slots[b - 1]))
+            return engine_fail(e, SAMPAN_BAD_ARGUMENT, "slot %d: slots are ascending, below %lld", (int)slots[b],
+                               (long long)s->cache.B);
+        int64_t left = e->config.block_size - s->position[slots[b]];
+        if (tokens < 1 || tokens > left)
+            return engine_fail(e, SAMPAN_BAD_ARGUMENT, "%lld tokens for a cache with room for %lld", (long long)tokens,
+                               (long long)left);
     }
+    return SAMPAN_OK;
+}
+
+/* A prompt goes by itself and in pieces, and sequences of one token go together: so each logit follows from its own
+ * sequence alone, bit by bit. */
+int32_t sampan_session_feed(sampan_session *s, const int32_t *slots, int64_t count, const int32_t *ids, int64_t tokens,
+                            float *logits) {
+    sampan_engine *e = s->engine;
+    if (!ids || !logits) return engine_fail_missing(e);
+    if (!slots) slots = s->all;
+    int32_t code = slots_check(s, slots, count, tokens);
+    if (code || (code = ids_check(e, ids, count * tokens, 0, "token"))) return code;
+    const int64_t V = e->config.vocab_size, piece = s->buffers.B * s->buffers.T;
+    if (tokens == 1)
+        for (int64_t b = 0; b < count; b += s->buffers.B) {
+            int64_t B = count - b < s->buffers.B ? count - b : s->buffers.B;
+            session_pass(s, slots + b, B, ids + b, 1, logits + b * V);
+        }
+    else
+        for (int64_t b = 0; b < count; b++)
+            for (int64_t first = 0, n; first < tokens; first += n) {
+                n = tokens - first < piece ? tokens - first : piece;
+                session_pass(s, slots + b, 1, ids + b * tokens + first, n, first + n == tokens ? logits + b * V : NULL);
+            }
     return SAMPAN_OK;
 }
 

@@ -39,7 +39,6 @@ static attention attention_of_batch(const pass *p, int64_t layer) {
     int64_t width = (H + 2 * KV) * D;
     return (attention){.B = p->B,
                        .T = p->T,
-                       .S = p->T,
                        .H = H,
                        .KV = KV,
                        .D = D,
@@ -64,12 +63,12 @@ static attention attention_of_batch(const pass *p, int64_t layer) {
 static attention attention_of_cache(const team *t, const pass *p, int64_t layer) {
     const sampan_config *c = &p->m->config;
     MODEL_SIZES;
-    cache *kept = p->cache;
+    const cache *kept = p->cache;
     int64_t S = c->block_size, element = kept->type == MATMUL_BFLOAT16 ? 2 : 4;
     char *k = kept->memory.data + layer * 2 * kept->B * KV * S * D * element, *v = k + kept->B * KV * S * D * element;
-    p->m->op->cache_append(t, k, v, kept->type, p->a->h[layer].qkv, p->B, p->T, H, KV, D, S, kept->position);
+    p->m->op->cache_append(t, k, v, kept->type, p->a->h[layer].qkv, p->B, p->T, H, KV, D, S, p->at);
     attention a = attention_of_batch(p, layer);
-    a.S = kept->position + p->T;
+    a.at = p->at;
     a.k = (matmul_matrix){k, D, 1, kept->type};
     a.v = (matmul_matrix){v, D, 1, kept->type};
     a.kv_batch = KV * S * D;
@@ -98,14 +97,14 @@ static void block_forward(const team *t, const pass *p, int64_t layer, float *ou
     const ops *op = p->m->op;
     MODEL_SIZES;
     const int32_t centered = model_is_centered(p->m), activation = p->m->parts.activation;
-    const int64_t B = p->B, T = p->T, M = B * T, start = p->cache ? p->cache->position : 0;
+    const int64_t B = p->B, T = p->T, M = B * T;
 
     op->norm_forward(t, a->ln_1, a->ln_1_stats, a->x, w->ln_1_weight, w->ln_1_bias, M, C, centered, c->norm_eps);
     op->linear_forward(t, a->qkv, a->ln_1, w->c_attn_weight, w->c_attn_bias, NULL, M);
     if (w->q_norm_weight)
         op->head_norm_forward(t, a->qkv, a->qk_raw, a->qk_stats, w->q_norm_weight, w->k_norm_weight, M, H, KV, D,
                               c->norm_eps);
-    if (model_turns(p->m)) op->rotary_forward(t, a->qkv, p->m->cosine, p->m->sine, B, T, H, KV, D, start);
+    if (model_turns(p->m)) op->rotary_forward(t, a->qkv, p->m->cosine, p->m->sine, B, T, H, KV, D, p->at);
     attention attend = p->cache ? attention_of_cache(t, p, layer) : attention_of_batch(p, layer);
     op->attention_forward(t, &attend);
     project(t, p, a->x_mid, a->y, w->attn_proj_weight, w->attn_proj_bias, a->x, layer, DROP_ATTENTION_PROJECTION);
@@ -127,11 +126,11 @@ void model_forward(const team *t, const pass *p) {
     const ops *op = m->op;
     MODEL_SIZES;
     const int32_t centered = model_is_centered(m);
-    const int64_t B = p->B, T = p->T, start = p->cache ? p->cache->position : 0;
+    const int64_t B = p->B, T = p->T;
     int64_t M = B * T;
 
     float *x = a->h[0].x;
-    op->embedding_forward(t, x, p->ids, m->wte, m->wpe, B, T, C, start);
+    op->embedding_forward(t, x, p->ids, m->wte, m->wpe, B, T, C, p->at);
     if (p->dropout > 0.0f) op->dropout_forward(t, x, x, NULL, M, C, pass_dropout(p, 0, DROP_EMBEDDING));
     for (int64_t layer = 0; layer < c->n_layer; layer++) {
         x = layer + 1 < c->n_layer ? a->h[layer + 1].x : a->x_out;

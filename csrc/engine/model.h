@@ -77,9 +77,10 @@ void buffers_destroy(buffers *b);
 
 /* ---- passes ---- */
 
-/* Keys and values of all layers for B sequences: (n_layer, 2, B, KV, block_size, D), in the products' precision. */
+/* Keys and values of all layers in slots for B sequences: (n_layer, 2, B, KV, block_size, D), in the products'
+   precision. */
 typedef struct cache {
-    int64_t B, position;
+    int64_t B;
     int32_t type; /* MATMUL_FLOAT32 | MATMUL_BFLOAT16 */
     memory_block memory;
 } cache;
@@ -93,7 +94,8 @@ int32_t model_precision(const model *m);
 typedef struct pass {
     const model *m;
     buffers *a;
-    cache *cache;                 /* NULL: the sequences begin here */
+    const cache *cache;           /* NULL: the sequences begin here */
+    places at;                    /* where they are in the cache */
     const int32_t *ids, *targets; /* (B, T) each; targets NULL: no loss */
     const int32_t *first; /* (B, T): where the document of a token begins; NULL: the attention sees all before */
     int64_t B, T;

@@ -162,15 +162,23 @@ static void call_session(sampan_engine *e, const sampan_config *c, input *in) {
     if (batch > 64 && batch <= 1 << 20) batch = 64;
     if (sampan_session_create(&s, e, batch)) return;
     float *logits = malloc((size_t)(batch * c->vocab_size) * sizeof(float));
-    for (int32_t calls = take(in) % 4; calls > 0; calls--) {
-        int64_t tokens = take_size(in), room = batch_room(batch, tokens, c->block_size - sampan_session_position(s));
+    for (int32_t calls = take(in) % 6; calls > 0; calls--) {
+        int32_t slots[64];
+        int64_t count = 0;
+        for (int32_t slot = 0; slot < batch && slot < 64; slot++)
+            if (take(in) % 2) slots[count++] = slot;
+        if (count && take(in) % 4 == 0) slots[count - 1] = take(in); /* perhaps none, or not ascending */
+        if (take(in) % 4 == 0) sampan_session_clear(s, take(in));
+        int64_t tokens = take_size(in), room = batch_room(count, tokens, c->block_size);
         if (!room) continue;
         int32_t *ids = take_ids(in, room, c->vocab_size, 0);
         uint8_t missing = take(in);
-        sampan_session_feed(s, missing == 0xff ? NULL : ids, tokens, missing == 0xfe ? NULL : logits);
+        sampan_session_feed(s, missing == 0xfd ? NULL : slots, count, missing == 0xff ? NULL : ids, tokens,
+                            missing == 0xfe ? NULL : logits);
         free(ids);
     }
-    if (sampan_session_position(s) > c->block_size) abort();
+    for (int64_t slot = 0; slot < batch; slot++)
+        if (sampan_session_position(s, slot) > c->block_size) abort();
     free(logits);
     sampan_session_destroy(s);
 }

@@ -108,13 +108,17 @@ SAMPAN_API int64_t sampan_get_step(const sampan_engine *engine);
 SAMPAN_API int64_t sampan_get_applied(const sampan_engine *engine);
 SAMPAN_API int32_t sampan_set_step(sampan_engine *engine, int64_t step, int64_t applied);
 
-/* Decoding with a key-value cache, for `batch` sequences of equal length. A session ends before its engine. */
-SAMPAN_API int32_t sampan_session_create(sampan_session **session, sampan_engine *engine, int64_t batch);
+/* Decoding with a key-value cache that has slots for so many sequences. A session ends before its engine. */
+SAMPAN_API int32_t sampan_session_create(sampan_session **session, sampan_engine *engine, int64_t slots);
 SAMPAN_API void sampan_session_destroy(sampan_session *session);
 
-/* Appends ids (batch, tokens); `logits` (batch, vocab_size) receives those that follow the last of them. */
-SAMPAN_API int32_t sampan_session_feed(sampan_session *session, const int32_t *ids, int64_t tokens, float *logits);
-SAMPAN_API int64_t sampan_session_position(const sampan_session *session); /* tokens fed so far, at most block_size */
+/* Appends ids (count, tokens) to the sequences in `slots` (count; NULL: the first), ascending and of any lengths; `logits` (count,
+   vocab_size) receives those that follow the last of them. A sequence's logits have the same bits whatever is fed beside
+   it. */
+SAMPAN_API int32_t sampan_session_feed(sampan_session *session, const int32_t *slots, int64_t count, const int32_t *ids,
+                                       int64_t tokens, float *logits);
+SAMPAN_API int32_t sampan_session_clear(sampan_session *session, int64_t slot);          /* forgets its tokens */
+SAMPAN_API int64_t sampan_session_position(const sampan_session *session, int64_t slot); /* tokens fed, or -1 */
 
 /* FLOP/s of a 1024^3 product in the engine's precision, measured now. */
 SAMPAN_API int32_t sampan_measure_peak(sampan_engine *engine, double *flops);

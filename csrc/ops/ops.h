@@ -49,13 +49,22 @@ typedef struct dropout {
     uint64_t key; /* of (seed, step, micro-batch, place in the model): dropout_key() */
 } dropout;
 
-/* Causal attention of T queries per sequence over S >= T keys: query i sees keys first[i] .. S - T + i. Head h uses
+/* Where the sequences of a pass are in a cache: sequence b in slot[b], behind start[b] tokens; NULL: b, and 0. */
+typedef struct places {
+    const int32_t *slot, *start;
+} places;
+
+static inline int64_t places_slot(places at, int64_t b) { return at.slot ? at.slot[b] : b; }
+static inline int64_t places_start(places at, int64_t b) { return at.start ? at.start[b] : 0; }
+
+/* Causal attention of T queries per sequence: query i of sequence b sees its keys first[i] .. start[b] + i. Head h uses
  * key-value head h / (H / KV). */
 typedef struct attention {
-    int64_t B, T, S, H, KV, D;
+    int64_t B, T, H, KV, D;
+    places at;
     const float *q; /* (b, t, h) at q + b * q_batch + t * q_row + h * D */
     int64_t q_batch, q_row;
-    matmul_matrix k, v; /* (b, kv, s) at data + b * kv_batch + kv * kv_head + s * row_stride, in elements */
+    matmul_matrix k, v; /* (b, kv, s) at data + slot[b] * kv_batch + kv * kv_head + s * row_stride, in elements */
     int64_t kv_batch, kv_head;
     const int32_t *first; /* (B, T), never falling along a sequence, which has no cache; NULL: all 0 */
     float *y;             /* (B, T, H * D) */
@@ -89,9 +98,9 @@ typedef struct ops {
     /* out (B, C): the last row of each sequence of x (B, T, C) */
     void (*last_rows)(const team *t, float *out, const float *x, int64_t B, int64_t T, int64_t C);
 
-    /* x (B*T, C) = wte[id] + wpe[start + t]; wpe NULL: tokens only */
+    /* x (B*T, C) = wte[id] + wpe[start[b] + t]; wpe NULL: tokens only */
     void (*embedding_forward)(const team *t, float *x, const int32_t *ids, const parameter *wte, const parameter *wpe,
-                              int64_t B, int64_t T, int64_t C, int64_t start);
+                              int64_t B, int64_t T, int64_t C, places at);
     void (*embedding_backward)(const team *t, const float *dx, const int32_t *ids, parameter *wte, parameter *wpe,
                                int32_t wte_is_fresh, int64_t B, int64_t T, int64_t C);
 
@@ -112,7 +121,7 @@ typedef struct ops {
     /* turns channel pairs (i, i + D/2) of q and k, in place in qkv, by their position's angle; cosine, sine
      * (block_size, D/2) */
     void (*rotary_forward)(const team *t, float *qkv, const float *cosine, const float *sine, int64_t B, int64_t T,
-                           int64_t H, int64_t KV, int64_t D, int64_t start);
+                           int64_t H, int64_t KV, int64_t D, places at);
     void (*rotary_backward)(const team *t, float *dqkv, const float *cosine, const float *sine, int64_t B, int64_t T,
                             int64_t H, int64_t KV, int64_t D);
 
@@ -126,9 +135,9 @@ typedef struct ops {
     void (*linear_backward)(const team *t, float *dx, const float *dout, const float *x, int32_t activation,
                             const float *pre, parameter *weight, parameter *bias, int64_t M);
 
-    /* puts k and v of qkv (B, T, (H + 2 KV) * D) at `position` of keys and values (B, KV, S, D) of `type` */
+    /* puts k and v of qkv (B, T, (H + 2 KV) * D) at their places in keys and values (slots, KV, S, D) of `type` */
     void (*cache_append)(const team *t, void *keys, void *values, int32_t type, const float *qkv, int64_t B, int64_t T,
-                         int64_t H, int64_t KV, int64_t D, int64_t S, int64_t position);
+                         int64_t H, int64_t KV, int64_t D, int64_t S, places at);
     void (*attention_forward)(const team *t, const attention *a);
     void (*attention_backward)(const team *t, const attention *a);
 

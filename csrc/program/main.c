@@ -418,7 +418,7 @@ static void generate_as_llmc(program *p, uint64_t *random) {
     require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
     puts("generating:\n---");
     for (int64_t i = 1; i < TOKENS && i <= p->config.block_size; i++) {
-        require(sampan_session_feed(session, &id, 1, logits), sampan_error(p->engine));
+        require(sampan_session_feed(session, NULL, 1, &id, 1, logits), sampan_error(p->engine));
         float largest = -INFINITY, sum = 0.0f, seen = 0.0f, coin = llmc_random(random);
         for (int64_t k = 0; k < V; k++) largest = fmaxf(largest, logits[k]);
         for (int64_t k = 0; k < V; k++) sum += probabilities[k] = expf(logits[k] - largest);
@@ -553,7 +553,7 @@ static int test_logits(program *p, llmc_state *state) {
     require(sampan_session_create(&session, p->engine, state->B), sampan_error(p->engine));
     for (int64_t t = 0; t < state->T; t++) {
         for (int64_t b = 0; b < state->B; b++) ids[b] = state->x[b * state->T + t];
-        require(sampan_session_feed(session, ids, 1, logits), sampan_error(p->engine));
+        require(sampan_session_feed(session, NULL, state->B, ids, 1, logits), sampan_error(p->engine));
         for (int64_t b = 0; b < state->B; b++) {
             require(llmc_state_read_logits(state, &p->config, b, t, wanted), "the debug state cannot be read");
             error = fmax(error, largest_error(logits + b * V, wanted, 1, V));
@@ -719,13 +719,13 @@ static void write_sample(program *p, const vocabulary *v, const ends *e, const u
     random_seed(&random, (uint64_t)s->seed, (uint64_t)number);
     sampan_session *session = NULL;
     for (; count < end; count++) {
-        if (session && sampan_session_position(session) == block) { /* full: again from the newer half, as draw.py */
+        if (session && sampan_session_position(session, 0) == block) { /* full: again from the newer half, as draw.py */
             sampan_session_destroy(session);
             session = NULL;
             fed = count - (block / 2 > 0 ? block / 2 : 1);
         }
         if (!session) require(sampan_session_create(&session, p->engine, 1), sampan_error(p->engine));
-        require(sampan_session_feed(session, ids + fed, count - fed, logits), sampan_error(p->engine));
+        require(sampan_session_feed(session, NULL, 1, ids + fed, count - fed, logits), sampan_error(p->engine));
         fed = count;
         discourage_repetition(&d, logits, V, ids, count);
         for (int64_t i = 0; i < V; i++)

@@ -122,10 +122,10 @@ static void decode(const kind *k, const char *dtype) {
     double difference = 0.0, size = 0.0;
     fill(x, y);
     check(!sampan_session_create(&whole, e, BATCH) && !sampan_session_create(&pieces, e, BATCH), sampan_error(e));
-    check(!sampan_session_feed(whole, x, TOKENS, a), sampan_error(e));
+    check(!sampan_session_feed(whole, NULL, BATCH, x, TOKENS, a), sampan_error(e));
     for (int32_t t = 0; t < TOKENS; t++) {
         for (int32_t i = 0; i < BATCH; i++) one[i] = x[i * TOKENS + t];
-        check(!sampan_session_feed(pieces, one, 1, b), sampan_error(e));
+        check(!sampan_session_feed(pieces, NULL, BATCH, one, 1, b), sampan_error(e));
     }
     for (int32_t i = 0; i < BATCH * VOCAB; i++) {
         difference += pow((double)a[i] - (double)b[i], 2);
@@ -133,14 +133,52 @@ static void decode(const kind *k, const char *dtype) {
     }
     check(size > 1e-3 && sqrt(difference / size) < (!strcmp(dtype, "bfloat16") ? 2e-2 : 1e-5),
           "token by token gives what the whole gives");
-    check(sampan_session_feed(pieces, one, 1, b) == SAMPAN_BAD_ARGUMENT && strstr(sampan_error(e), "room for 0"),
+    check(sampan_session_feed(pieces, NULL, BATCH, one, 1, b) == SAMPAN_BAD_ARGUMENT
+              && strstr(sampan_error(e), "room for 0"),
           "a full cache");
-    check(sampan_session_position(pieces) == TOKENS, "position");
+    check(sampan_session_position(pieces, 1) == TOKENS && sampan_session_position(pieces, BATCH) == -1, "position");
     check(sampan_accumulate(e, x, y, 1, 1) == SAMPAN_BAD_ARGUMENT, "training without training");
     double loss;
     check(!sampan_loss(e, x, y, BATCH, TOKENS, &loss, NULL) && isfinite(loss), "loss without training");
     sampan_session_destroy(whole);
     sampan_session_destroy(pieces);
+    sampan_destroy(e);
+}
+
+/* Sequences that join and leave between tokens: the logits of each have the bits that they have alone. */
+static void decode_together(const kind *k, const char *dtype) {
+    sampan_config c = config_of(k, dtype, 2);
+    c.optimizer = NULL;
+    sampan_engine *e = open_engine(&c);
+    sampan_session *alone, *together;
+    int32_t x[BATCH * TOKENS], y[BATCH * TOKENS];
+    float a[VOCAB], b[3 * VOCAB];
+    fill(x, y);
+    check(!sampan_session_create(&alone, e, 1) && !sampan_session_create(&together, e, 3), sampan_error(e));
+    /* slot 1 has a prompt of two tokens, slot 2 of one; slot 0 joins one token later, and 2 leaves and comes back */
+    check(!sampan_session_feed(together, (int32_t[]){1}, 1, x, 2, b), sampan_error(e));
+    check(!sampan_session_feed(together, (int32_t[]){1, 2}, 2, (int32_t[]){x[2], x[10]}, 1, b), sampan_error(e));
+    check(!sampan_session_clear(together, 2), sampan_error(e));
+    check(!sampan_session_feed(together, (int32_t[]){0, 1, 2}, 3, (int32_t[]){x[11], x[3], x[4]}, 1, b),
+          sampan_error(e));
+    check(sampan_session_position(together, 0) == 1 && sampan_session_position(together, 1) == 4
+              && sampan_session_position(together, 2) == 1,
+          "positions");
+    check(!sampan_session_feed(alone, NULL, 1, x, 2, a), sampan_error(e));
+    for (int32_t t = 2; t < 4; t++) check(!sampan_session_feed(alone, NULL, 1, x + t, 1, a), sampan_error(e));
+    check(!memcmp(a, b + VOCAB, sizeof a), "the same bits in company");
+    const int32_t firsts[] = {x[11], x[4]};
+    for (int32_t i = 0; i < 2; i++) {
+        check(!sampan_session_clear(alone, 0) && !sampan_session_feed(alone, NULL, 1, firsts + i, 1, a),
+              sampan_error(e));
+        check(!memcmp(a, b + 2 * i * VOCAB, sizeof a), "the same bits in a slot that was used before");
+    }
+    check(sampan_session_feed(together, (int32_t[]){1, 1}, 2, x, 1, b) == SAMPAN_BAD_ARGUMENT, "a slot twice");
+    check(sampan_session_feed(together, (int32_t[]){3}, 1, x, 1, b) == SAMPAN_BAD_ARGUMENT, "no such slot");
+    check(sampan_session_feed(together, NULL, 4, x, 1, b) == SAMPAN_BAD_ARGUMENT, "more sequences than slots");
+    check(sampan_session_clear(together, 3) == SAMPAN_BAD_ARGUMENT, "no such slot to clear");
+    sampan_session_destroy(alone);
+    sampan_session_destroy(together);
     sampan_destroy(e);
 }
 
@@ -309,6 +347,7 @@ int main(void) {
                 check(!memcmp(found, expected, sizeof found), "the number of threads changes no bit");
             }
             decode(&KINDS[i], dtypes[d]);
+            decode_together(&KINDS[i], dtypes[d]);
             not_finite(&KINDS[i], dtypes[d], 1 + d);
             memory(&KINDS[i], dtypes[d]);
         }

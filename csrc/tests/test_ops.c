@@ -121,7 +121,7 @@ static void trial_check(trial *s) {
 static const char *const activation_names[] = {"none", ACTIVATIONS(ACTIVATION_NAME)};
 
 static void embedding_f(const team *t, trial *s) {
-    s->op->embedding_forward(t, s->out, s->ids, &s->w, &s->v, s->B, s->T, s->C, 0);
+    s->op->embedding_forward(t, s->out, s->ids, &s->w, &s->v, s->B, s->T, s->C, (places){0});
 }
 static void embedding_b(const team *t, trial *s) {
     s->op->embedding_backward(t, s->dout, s->ids, &s->w, &s->v, 1, s->B, s->T, s->C);
@@ -153,7 +153,7 @@ static void head_norm_b(const team *t, trial *s) {
 }
 static void rotary_f(const team *t, trial *s) {
     copy_in(t, s);
-    s->op->rotary_forward(t, s->out, s->more, s->stats, s->B, s->T, s->H, s->KV, s->D, 0);
+    s->op->rotary_forward(t, s->out, s->more, s->stats, s->B, s->T, s->H, s->KV, s->D, (places){0});
 }
 static void rotary_b(const team *t, trial *s) {
     copy_back(t, s);
@@ -177,7 +177,6 @@ static attention attention_of(trial *s) {
     int64_t width = (s->H + 2 * s->KV) * s->D;
     return (attention){.B = s->B,
                        .T = s->T,
-                       .S = s->T,
                        .H = s->H,
                        .KV = s->KV,
                        .D = s->D,
