@@ -272,10 +272,48 @@ def test_cached_logits_equal_uncached_ones(seed, engine_name):
     ends = sorted(np.random.default_rng(seed).choice(np.arange(1, config.block_size), 3, replace=False).tolist())
     for start, end in zip([0, *ends], [*ends, config.block_size], strict=True):  # chunks of any length
         logits = session.feed(x[:, start:end])
-        assert session.position == end
+        assert (session.positions == end).all()
         assert relative_error(logits, engine.session(2).feed(x[:, :end])) < 1e-5
     with pytest.raises(ValueError, match="full"):
         session.feed(x[:, :1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_a_sequence_has_the_same_bits_in_any_company(seed, dtype, engine_name):
+    """12 sequences of any lengths join and leave a batch between tokens: the logits of each are those it has alone."""
+    config, engine = make_engine(seed, engine_name, dtype=dtype, threads=1)
+    draw = np.random.default_rng(seed)
+    texts = [draw.integers(0, config.vocab_size, int(draw.integers(2, config.block_size + 1))) for _ in range(12)]
+    prompts = [int(draw.integers(1, len(text))) for text in texts]
+
+    def alone(text, prompt):
+        session = engine.session(1)
+        rows = [session.feed(text[None, :prompt].astype(np.int32))]
+        return [*rows, *(session.feed(np.int32([[token]])) for token in text[prompt:])]
+
+    session, waiting, running = engine.session(11), [*range(12)], {}  # {slot: (text, tokens fed)}
+    found = {number: [] for number in waiting}
+    while waiting or running:
+        free = [slot for slot in range(11) if slot not in running]
+        for slot in free[: int(draw.integers(0, 4))]:
+            if waiting:
+                number = waiting.pop(int(draw.integers(len(waiting))))
+                session.clear(slot)
+                found[number].append(session.feed(texts[number][None, : prompts[number]].astype(np.int32), [slot]))
+                running[slot] = number, prompts[number]
+        running = {slot: (n, fed) for slot, (n, fed) in running.items() if fed < len(texts[n])}
+        slots = sorted(running)
+        if slots:
+            ids = np.int32([[texts[n][fed]] for n, fed in (running[slot] for slot in slots)])
+            for slot, row in zip(slots, session.feed(ids, slots), strict=True):
+                number, fed = running[slot]
+                found[number].append(row[None])
+                running[slot] = number, fed + 1
+                assert session.positions[slot] == fed + 1
+    for number, text in enumerate(texts):
+        expected = np.concatenate(alone(text, prompts[number]))
+        assert np.array_equal(np.concatenate(found[number]), expected) and np.abs(expected).max() > 0
 
 
 @pytest.mark.parametrize("dtype,tolerance", [("bfloat16", 3e-2), ("float16", 4e-3)])

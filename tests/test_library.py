@@ -308,6 +308,10 @@ def test_generate_follows_the_logits(make):
     assert drawn.shape == (6, 8) and np.array_equal(drawn[:, :3], np.repeat(prompts, 3, axis=0))
     assert np.array_equal(drawn, gpt.generate(prompts, 5, num_samples=3, temperature=1.0, top_k=None))
     assert np.array_equal(gpt.generate(prompts, 0), prompts)
+    many = gpt.generate([[1, 2, 3], [4], [5, 6]], 12, temperature=0)
+    assert [len(row) for row in many] == [15, 13, 14]
+    for row, prompt in zip(many, ([1, 2, 3], [4], [5, 6]), strict=True):
+        assert np.array_equal(row, gpt.generate(prompt, 12, temperature=0)[0])
     assert np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.seed))
     assert not np.array_equal(gpt.generate(prompts, 20), gpt.generate(prompts, 20, seed=gpt.seed + 1))
 

@@ -167,8 +167,11 @@ class Constant:
     def session(self, batch_size: int):
         return self
 
-    def feed(self, ids: np.ndarray) -> np.ndarray:
+    def feed(self, ids: np.ndarray, slots=None) -> np.ndarray:
         return np.repeat(self.row[None], len(ids), axis=0)
+
+    def clear(self, slot: int) -> None:
+        pass
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -259,8 +262,8 @@ class Fixed:
     def session(self, batch_size: int):
         return self
 
-    def feed(self, ids: np.ndarray) -> np.ndarray:
-        return self.logits
+    def feed(self, ids: np.ndarray, slots=None) -> np.ndarray:
+        return self.logits[: len(ids)]
 
 
 LIMITS = [
@@ -435,23 +438,24 @@ class Recorder:
 
 
 class RecorderSession:
-    def __init__(self, engine: Recorder, batch_size: int):
-        self.engine, self.fed = engine, np.empty((batch_size, 0), np.int64)
+    def __init__(self, engine: Recorder, slots: int):
+        self.engine, self.fed = engine, [[] for _ in range(slots)]
 
-    @property
-    def position(self) -> int:
-        return self.fed.shape[1]
+    def clear(self, slot: int) -> None:
+        self.fed[slot] = []
 
-    def feed(self, ids: np.ndarray) -> np.ndarray:
-        assert ids.dtype == np.int32 and ids.shape[0] == len(self.fed) and ids.shape[1] > 0
-        self.fed = np.concatenate((self.fed, ids), axis=1)
-        assert self.position <= self.engine.model.block_size
-        self.engine.contexts.append(self.fed.tolist())
-        self.engine.passes += ids.shape[1]
-        seeds = [hash(tuple(row)) % 2**32 for row in self.fed.tolist()]
-        return np.stack([np.random.default_rng(s).standard_normal(self.engine.model.vocab_size) for s in seeds]).astype(
-            np.float32
-        )
+    def feed(self, ids: np.ndarray, slots=None) -> np.ndarray:
+        slots = range(len(ids)) if slots is None else slots
+        assert ids.dtype == np.int32 and len(ids) == len(slots) and ids.shape[1] > 0
+        result = []
+        for slot, new in zip(slots, ids.tolist(), strict=True):
+            self.fed[slot] += new
+            assert len(self.fed[slot]) <= self.engine.model.block_size
+            self.engine.contexts.append((slot, [*self.fed[slot]]))
+            self.engine.passes += len(new)
+            seed = hash(tuple(self.fed[slot])) % 2**32
+            result.append(np.random.default_rng(seed).standard_normal(self.engine.model.vocab_size))
+        return np.stack(result).astype(np.float32)
 
 
 def model(block_size: int = 8, vocab_size: int = 11) -> ModelShape:
@@ -470,12 +474,13 @@ def run(ids, count: int, block_size: int = 8, **settings) -> tuple[np.ndarray, R
 def test_a_context_is_the_newest_tokens_whole_or_at_least_half(prompt, block_size):
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 11, prompt)]
     tokens, engine = run(ids, 40, block_size, num_samples=2, temperature=1.0)
-    for count, fed in enumerate(engine.contexts):
-        for row, context in enumerate(fed):
+    for row in range(2):
+        contexts = [context for slot, context in engine.contexts if slot == row]
+        for count, context in enumerate(contexts):
             so_far = ids + tokens[row, :count].tolist()
             assert context == so_far[-len(context) :]
             assert len(context) == len(so_far) or len(context) >= max(1, block_size // 2)
-    assert len(engine.contexts) == 40  # one pass a token, and none for nothing
+        assert len(contexts) == 40  # one pass a token, and none for nothing
 
 
 def test_a_window_that_slides_costs_few_tokens():
@@ -489,6 +494,18 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it():
         assert run([3, 1], 30, num_samples=n, seed=7)[0].tolist() == many[:n].tolist()
     assert len({tuple(row) for row in many.tolist()}) == 5
     assert run([3, 1], 30, num_samples=1, seed=8)[0].tolist() != many[:1].tolist()
+
+
+@pytest.mark.parametrize("V", [11, WIDE + 9])
+def test_prompts_of_any_lengths_give_what_each_gives_alone(V):
+    """Also where their windows slide, each at its own time."""
+    prompts = [np.int32(range(1, n)) for n in (2, 9, 4)]
+    shape, config = model(8, V), SampleConfig(seed=7, num_samples=3, top_p=0.9, no_repeat_ngram_size=3)
+    together = [*itertools.islice(generate(Recorder(shape), shape, prompts, config), 30)]
+    for i, prompt in enumerate(prompts):
+        same_place = [prompt] * 3  # sample i draws its own random numbers
+        alone = [*itertools.islice(generate(Recorder(shape), shape, same_place, config), 30)]
+        assert [t[i] for t in together] == [t[i] for t in alone]
 
 
 def test_greedy_samples_are_equal_and_need_no_seed():
@@ -542,7 +559,7 @@ def test_ids_that_no_token_has_are_not_drawn(chars, bpe, kind, settings):
     shape = model(16, 4 * tokenizer.vocab_size)
     engine, config = Recorder(shape), SampleConfig(max_new_tokens=50, seed=1, top_k=0, num_samples=9, **settings)
     collections.deque(write(engine, shape, tokenizer, "the", config), maxlen=0)
-    fed = np.array([row[-1] for context in engine.contexts[1:] for row in context])
+    fed = np.array([context[-1] for _, context in engine.contexts if len(context) > 3])
     assert len(fed) > 100 and fed.max() < tokenizer.vocab_size
     assert len({*fed.tolist()}) > 10
 

@@ -258,14 +258,15 @@ class GPT:
     def generate(self, prompt: str, max_new_tokens: int = 100, **settings: Any) -> str: ...
 
     @overload
-    def generate(self, prompt: npt.ArrayLike, max_new_tokens: int = 100, **settings: Any) -> np.ndarray: ...
+    def generate(self, prompt: npt.ArrayLike, max_new_tokens: int = 100, **settings: Any) -> Any: ...
 
     def generate(
         self, prompt: str | npt.ArrayLike, max_new_tokens: int = 100, **settings: Any
-    ) -> str | list[str] | np.ndarray:
+    ) -> str | list[str] | np.ndarray | list[np.ndarray]:
         """Return prompts with their continuations, int32 (B, T + max_new_tokens), or a text with its continuation.
 
-        `prompt` holds the tokens of one prompt (T,) or of several of equal length (B, T). If the model has a tokenizer,
+        `prompt` holds the tokens of one prompt (T,) or of several (B, T). A list of prompts of different lengths gives a
+        list of arrays (T + max_new_tokens,), each of them the same as alone. If the model has a tokenizer,
         it can be a text; then the result is a text, or a list of texts if num_samples is given, and each ends where the
         model ends it. `settings` are keywords of SampleConfig: temperature (0 always takes the most probable token),
         top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size, seed, and num_samples, which repeats each prompt;
@@ -279,10 +280,19 @@ class GPT:
         if isinstance(prompt, str):
             texts = self._write(prompt, config)
             return texts if "num_samples" in settings else texts[0]
-        ids = np.repeat(self._ids(prompt, "prompt"), config.num_samples, axis=0)
+        rows = self._prompts(prompt)
         after = None if self.tokenizer is None else keep_known(self.tokenizer, self.model.vocab_size)
-        tokens = generate(self._opened(), self.model, ids, replace(config, num_samples=len(ids)), after)
-        return np.stack([*ids.T, *islice(tokens, config.max_new_tokens)], axis=1)
+        prompts = [row for row in rows for _ in range(config.num_samples)]
+        tokens = generate(self._opened(), self.model, prompts, replace(config, num_samples=len(prompts)), after)
+        new = np.array([*islice(tokens, config.max_new_tokens)], np.int32).reshape(-1, len(prompts))
+        made = [np.concatenate([row, column]) for row, column in zip(prompts, new.T, strict=True)]
+        return made if len({len(row) for row in rows}) > 1 else np.stack(made)
+
+    def _prompts(self, prompt: npt.ArrayLike) -> list[np.ndarray]:
+        """Return each prompt, int32 (n,)."""
+        if isinstance(prompt, list) and prompt and all(isinstance(row, list | np.ndarray) for row in prompt):
+            return [self._ids(row, "prompt")[0] for row in prompt]
+        return list(self._ids(prompt, "prompt"))
 
     def _write(self, prompt: str, config: SampleConfig) -> list[str]:
         """Return num_samples texts that begin with a prompt."""

@@ -9,13 +9,14 @@ import ctypes
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import numpy as np
 
 from sampan.config import MachineConfig, OptimizerSettings
-from sampan.engine.protocol import Update
+from sampan.engine.protocol import Update, check_room
 from sampan.errors import UserError
 from sampan.machine import count_threads, world
 from sampan.messages import _
@@ -82,7 +83,8 @@ SIGNATURES = {  # of sampan.h: name -> (result, arguments); an int32 result is a
     "set_step": (c_int32, [c_void_p, c_int64, c_int64]),
     "session_create": (c_int32, [POINTER(c_void_p), c_void_p, c_int64]),
     "session_destroy": (None, [c_void_p]),
-    "session_feed": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p]),
+    "session_feed": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
+    "session_clear": (c_int32, [c_void_p, c_int64]),
     "measure_peak": (c_int32, [c_void_p, POINTER(c_double)]),
 }
 
@@ -243,8 +245,8 @@ class CEngine:
 
     # ---- decoding ----
 
-    def session(self, batch_size: int) -> "CSession":
-        return CSession(self, batch_size)
+    def session(self, slots: int) -> "CSession":
+        return CSession(self, slots)
 
     # ---- the optimizer's state ----
 
@@ -274,25 +276,31 @@ class CEngine:
 
 
 class CSession:
-    def __init__(self, engine: CEngine, batch_size: int):
-        self.engine, self.batch_size = engine, batch_size  # the engine outlives its sessions
-        self.position = 0
+    def __init__(self, engine: CEngine, slots: int):
+        self.engine = engine  # it outlives its sessions
+        self.positions = np.zeros(slots, np.int64)
         self.handle = c_void_p()
-        engine.check(engine.lib.sampan_session_create(byref(self.handle), engine.handle, batch_size))
+        engine.check(engine.lib.sampan_session_create(byref(self.handle), engine.handle, slots))
         self.close = weakref.finalize(self, engine.lib.sampan_session_destroy, self.handle)
 
-    def feed(self, ids: np.ndarray) -> np.ndarray:
+    def feed(self, ids: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
         engine = self.engine
         engine.handle  # noqa: B018  raises if it is gone
         ids = as_ids(ids)
-        if ids.ndim != 2 or ids.shape[0] != self.batch_size:
-            raise ValueError(f"ids of shape {ids.shape} for a session of {self.batch_size}")
-        if self.position + ids.shape[1] > engine.config.block_size:
-            raise ValueError("the cache is full")
-        logits = np.empty((self.batch_size, engine.config.vocab_size), np.float32)
-        engine.check(engine.lib.sampan_session_feed(self.handle, address(ids), ids.shape[1], address(logits)))
-        self.position += ids.shape[1]
+        if ids.ndim != 2 or (slots is not None and len(slots) != len(ids)):
+            raise ValueError(f"ids of shape {ids.shape} for the slots {slots}")
+        count, tokens = ids.shape
+        places = np.arange(count, dtype=np.int32) if slots is None else np.array(slots, np.int32)
+        check_room(self.positions, places, tokens, engine.config.block_size)
+        logits = np.empty((count, engine.config.vocab_size), np.float32)
+        addresses = address(places), count, address(ids), tokens, address(logits)
+        engine.check(engine.lib.sampan_session_feed(self.handle, *addresses))
+        self.positions[places] += tokens
         return logits
+
+    def clear(self, slot: int) -> None:
+        self.engine.check(self.engine.lib.sampan_session_clear(self.handle, slot))
+        self.positions[slot] = 0
 
 
 def address(array: np.ndarray) -> int:

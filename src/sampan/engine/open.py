@@ -6,7 +6,7 @@ own initial weights, batches, the schedule, sampling, logging or files; those ex
     engine = open_engine(shape, MachineConfig(), OptimizerSettings())     # without an optimizer: to sample, not to train
     engine.load(weights)
     engine.accumulate(x, y); loss, grad_norm, refused = engine.update(lr=1e-3)
-    session = engine.session(batch_size=1); logits = session.feed(ids)
+    session = engine.session(slots=1); logits = session.feed(ids)
 
 This file imports no engine until one is asked for, so the rest of the program runs where PyTorch is not installed.
 """

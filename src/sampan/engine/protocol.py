@@ -5,9 +5,10 @@ initial weights, batches, the schedule, sampling, logging or files; those exist 
 
     engine.load(weights)
     engine.accumulate(x, y); loss, grad_norm, refused = engine.update(lr=1e-3)
-    session = engine.session(batch_size=1); logits = session.feed(ids)
+    session = engine.session(slots=1); logits = session.feed(ids)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,12 +25,21 @@ class Update(NamedTuple):
 
 
 class Session(Protocol):
-    """Decoding with a key-value cache, for a batch of sequences of equal length."""
+    """Decoding with a key-value cache that has slots for sequences of any lengths, at most block_size each.
 
-    position: int  # tokens fed so far; at most block_size
+    A sequence's logits have the same bits whatever is in the other slots, and whatever was in its own before.
+    """
 
-    def feed(self, ids: np.ndarray) -> np.ndarray:
-        """Append ids, int32 (batch, tokens); the logits that follow the last of them, float32 (batch, vocab)."""
+    positions: np.ndarray  # tokens in each slot, int64 (slots,)
+
+    def feed(self, ids: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
+        """Append ids, int32 (n, tokens), to the sequences in n slots, ascending; by default the first n.
+
+        Return the logits that follow the last of them, float32 (n, vocab).
+        """
+
+    def clear(self, slot: int) -> None:
+        """Forget the sequence in a slot, which another can take then."""
 
 
 class Engine(Protocol):
@@ -67,8 +77,8 @@ class Engine(Protocol):
     def losses(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """The loss of each target, float32 (batch, tokens), 0 where it is ignored; without dropout; changes nothing."""
 
-    def session(self, batch_size: int) -> Session:
-        """A new, empty cache for `batch_size` sequences."""
+    def session(self, slots: int) -> Session:
+        """A new, empty cache for so many sequences."""
 
     def state(self) -> dict[str, np.ndarray]:
         """The optimizer: arrays under `exp_avg.NAME`, `exp_avg_sq.NAME`, `step`, `applied_steps` and what else it needs.
@@ -81,3 +91,11 @@ class Engine(Protocol):
 
     def peak_flops(self) -> float:
         """What this machine's matrix product reaches, measured now: FLOP/s in this engine's precision."""
+
+
+def check_room(positions: np.ndarray, slots: np.ndarray, tokens: int, block_size: int) -> None:
+    """Raise ValueError unless these slots of a session exist, ascend and have room for so many tokens each."""
+    if not len(slots) or (np.diff(slots, prepend=-1) <= 0).any() or slots[-1] >= len(positions):
+        raise ValueError(f"slots {slots.tolist()} of a session of {len(positions)}")
+    if positions[slots].max() + tokens > block_size:
+        raise ValueError("the cache is full")

@@ -7,7 +7,7 @@ depend on how many are drawn beside it. Text is write.py's.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,6 +41,9 @@ def draw(
 
     Raise UserError if the largest logit of a row is NaN or infinite.
     """
+    if len(logits) > 1 and logits.shape[1] > WIDE:  # row by row: which tokens are left out depends on no other row
+        rows = zip(logits[:, None], uniform[:, None], strict=True)
+        return np.concatenate([draw(row, u, temperature, top_k, top_p, min_p) for row, u in rows])
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
         raise UserError(_("the model's output is NaN or infinite: its weights are damaged, or its training diverged"))
@@ -76,14 +79,18 @@ def draw(
 
 
 def generate(
-    engine: Engine, model: ModelShape, ids: np.ndarray, config: SampleConfig, after: np.ndarray | None = None
+    engine: Engine,
+    model: ModelShape,
+    ids: np.ndarray | Sequence[np.ndarray],
+    config: SampleConfig,
+    after: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the tokens that follow `ids`, without end: the next one of each sample, int32 (num_samples,), at a time.
 
-    `ids` is one prompt for all samples, int32 (n,), or one for each, int32 (num_samples, n); n > 0. Sample i draws
-    from its own random numbers, seeded with (config.seed, i). With `after`, uint8 (states, V) as from `transitions`,
-    tokens that lead to BROKEN are not drawn, and top_k, top_p and min_p count only the others. A ban on n-grams is lifted
-    where it leaves no token.
+    `ids` is one prompt for all samples, int32 (n,), or one for each, of any lengths n > 0. Sample i draws from its own
+    random numbers, seeded with (config.seed, i). With `after`, uint8 (states, V) as from `transitions`, tokens that lead
+    to BROKEN are not drawn, and top_k, top_p and min_p count only the others. A ban on n-grams is lifted where it leaves
+    no token.
 
     A context that has reached block_size is cut to its newer half and computed again: one pass over the half every
     block_size / 2 tokens. Cutting off one token at a time, as nanoGPT does, would need a pass for every token.
@@ -94,12 +101,13 @@ def generate(
     seed = new_seed() if config.seed is None else config.seed
     uniforms = [np.random.default_rng([seed, i]).random for i in range(B)]
     allowed, state = None if after is None else after != BROKEN, np.full(B, WHOLE)
-    context = np.empty((B, block), np.int32)  # of which `length` tokens are in use
-    length = min(ids.shape[-1], block)
-    context[:, :length] = ids[..., -block:]
-    history = History(np.broadcast_to(ids, (B, ids.shape[-1])), model.vocab_size, config)
+    prompts = [np.asarray(prompt) for prompt in ([ids] * B if np.ndim(ids[0]) == 0 else ids)]
+    history = History(prompts, model.vocab_size, config)
+    contexts = [[int(i) for i in prompt[-block:]] for prompt in prompts]  # what each slot of the session has
     session = engine.session(B)
-    logits = session.feed(context[:, :length])
+    logits = np.concatenate(
+        [session.feed(np.array([context], np.int32), [slot]) for slot, context in enumerate(contexts)]
+    )
     while True:
         uniform = np.array([draw_one() for draw_one in uniforms])
         logits = history.penalize(logits)
@@ -113,16 +121,18 @@ def generate(
             state = after[state, tokens]
         history.add(tokens)
         yield tokens
-        if length < block:
-            context[:, length] = tokens
-            length += 1
-            logits = session.feed(tokens[:, None])
-            continue
-        length = max(1, block // 2)
-        context[:, : length - 1] = context[:, block - length + 1 :]
-        context[:, length - 1] = tokens
-        session = engine.session(B)
-        logits = session.feed(context[:, :length])
+        logits = np.empty((B, model.vocab_size), np.float32)
+        with_room = [slot for slot, context in enumerate(contexts) if len(context) < block]
+        for slot, token in enumerate(tokens.tolist()):
+            if len(contexts[slot]) == block:
+                kept = max(1, block // 2) - 1
+                contexts[slot] = [*contexts[slot][block - kept :], token]
+                session.clear(slot)
+                logits[slot] = session.feed(np.array([contexts[slot]], np.int32), [slot])
+            else:
+                contexts[slot].append(token)
+        if with_room:
+            logits[with_room] = session.feed(tokens[with_room, None], with_room)
 
 
 def new_seed() -> int:

@@ -8,6 +8,7 @@ Both count the whole text of a sample: its prompt, and also what has left the mo
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from sampan.config import SampleConfig
 
 
 class History:
-    """Remember what each of B samples has written. `prompts` is int32 (B, T)."""
+    """Remember what each of B samples has written. `prompts` are int32 (n,) each."""
 
-    def __init__(self, prompts: np.ndarray, vocab_size: int, config: SampleConfig):
+    def __init__(self, prompts: Sequence[np.ndarray], vocab_size: int, config: SampleConfig):
         self.penalty, self.size = config.repetition_penalty, config.no_repeat_ngram_size
         B = len(prompts)
         self.shape = (B, vocab_size)
@@ -25,18 +26,23 @@ class History:
         self.tail: list[tuple[int, ...]] = [()] * B  # its last size - 1 tokens
         self.followers: list[defaultdict[tuple[int, ...], set[int]]] = [defaultdict(set) for _ in range(B)]
         if self.penalty != 1.0 or self.size:
-            for tokens in prompts.T:
-                self.add(tokens)
+            for row, prompt in enumerate(prompts):
+                for token in prompt.tolist():
+                    self.add_one(row, token)
 
     def add(self, tokens: np.ndarray) -> None:
         """Append one token to each sample, int32 (B,)."""
-        if self.penalty != 1.0:
-            self.seen[np.arange(len(tokens)), tokens] = True
-        if self.size:
+        if self.penalty != 1.0 or self.size:
             for row, token in enumerate(tokens.tolist()):
-                if len(self.tail[row]) == self.size - 1:
-                    self.followers[row][self.tail[row]].add(token)
-                self.tail[row] = (*self.tail[row], token)[-self.size + 1 :] if self.size > 1 else ()
+                self.add_one(row, token)
+
+    def add_one(self, row: int, token: int) -> None:
+        if self.penalty != 1.0:
+            self.seen[row, token] = True
+        if self.size:
+            if len(self.tail[row]) == self.size - 1:
+                self.followers[row][self.tail[row]].add(token)
+            self.tail[row] = (*self.tail[row], token)[-self.size + 1 :] if self.size > 1 else ()
 
     def penalize(self, logits: np.ndarray) -> np.ndarray:
         """Return logits (B, V) in which those of tokens that were written are lower (Keskar et al. 2019)."""

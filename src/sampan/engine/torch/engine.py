@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import cast
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sampan.config import MachineConfig, OptimizerSettings
-from sampan.engine.protocol import Update
+from sampan.engine.protocol import Update, check_room
 from sampan.engine.torch.device import pick_device, pick_dtype
 from sampan.engine.torch.edited import is_edited
 from sampan.engine.torch.model import GPT, Cache
@@ -34,6 +35,7 @@ from sampan.messages import _
 from sampan.model.parameters import parameters
 from sampan.model.shape import ModelShape
 
+TOGETHER = 8  # sequences that get a token each in one pass on a GPU, where a lone sequence takes no more time for it
 LEAST_SCALE = 1.0  # of float16's loss: a gradient that overflows without being scaled up at all is no matter of scale
 
 
@@ -264,8 +266,8 @@ class TorchEngine:
 
     # ---- decoding ----
 
-    def session(self, batch_size: int) -> "TorchSession":
-        return TorchSession(self, batch_size)
+    def session(self, slots: int) -> "TorchSession":
+        return TorchSession(self, slots)
 
     # ---- the optimizer's state ----
 
@@ -331,24 +333,38 @@ def mark_edited(config: ModelShape) -> ModelShape:
 
 
 class TorchSession:
-    def __init__(self, engine: TorchEngine, batch_size: int):
+    def __init__(self, engine: TorchEngine, slots: int):
         self.engine = engine
-        dtype = engine.dtype
-        self.cache = Cache(engine.config, batch_size, engine.device, dtype)
+        self.positions = np.zeros(slots, np.int64)
+        self.cache = Cache(engine.config, slots, engine.device, engine.dtype)
+        # On a CPU the order in which a product adds up can depend on the row: there each sequence has a pass of its own.
+        self.together = 1 if engine.device.type == "cpu" else TOGETHER
 
-    @property
-    def position(self) -> int:
-        return self.cache.position
+    def clear(self, slot: int) -> None:
+        self.positions[slot] = 0
+
+    def feed(self, ids: np.ndarray, slots: Sequence[int] | None = None) -> np.ndarray:
+        count, tokens = ids.shape
+        places = np.arange(count) if slots is None else np.asarray(slots)
+        check_room(self.positions, places, tokens, self.engine.config.block_size)
+        together = self.together if tokens == 1 else 1
+        return np.concatenate(
+            [self.feed_rows(ids[i : i + together], places[i : i + together]) for i in range(0, count, together)]
+        )
 
     @torch.inference_mode()
-    def feed(self, ids: np.ndarray) -> np.ndarray:
-        engine = self.engine
+    def feed_rows(self, ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Feed one prompt, or one token to each of some sequences, always in as many rows: the others are of no sequence."""
+        engine, count = self.engine, len(ids)
         engine.model.eval()
-        if self.cache.position + ids.shape[1] > engine.config.block_size:
-            raise ValueError("the cache is full")
+        rows = self.together if ids.shape[1] == 1 else 1
+        lengths = self.positions[slots]
+        self.cache.slots, self.cache.lengths = slots.tolist(), lengths.tolist()
+        self.cache.starts = engine.put(np.pad(lengths, (0, rows - count)))
         with engine.autocast() if engine.optimizer is not None else contextlib.nullcontext():
-            logits = engine.model(engine.put(ids), cache=self.cache)
-        return logits[:, -1].float().cpu().numpy()
+            logits = engine.model(engine.put(np.pad(ids, ((0, rows - count), (0, 0)))), cache=self.cache)
+        self.positions[slots] += ids.shape[1]
+        return logits[:count, -1].float().cpu().numpy()
 
 
 def gradient(weight: Tensor) -> Tensor:

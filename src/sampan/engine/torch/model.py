@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from sampan.model.rotary import rotary_tables
 from sampan.model.shape import ModelShape
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines of T positions, each (T, D/2)
+Rotary = tuple[Tensor, Tensor]  # cosines and sines of T positions, each (T, D/2) or, of each sequence, (B, 1, T, D/2)
 
 
 class GPT(nn.Module):
@@ -59,13 +59,15 @@ class GPT(nn.Module):
     def features(self, ids: Tensor, cache: "Cache | None" = None) -> Tensor:
         """The normed residual stream, (B, T, C), from which the head makes logits."""
         B, T = ids.size()
-        start = cache.position if cache is not None else 0
+        positions = slice(T) if cache is None else cache.positions(T)  # 0 .. T-1, or those of each sequence, (B, T)
         x = self.wte(ids)  # (B, T, C)
         rotary = None
         if self.config.positions == "learned":
-            x = x + self.wpe.weight[start : start + T]
+            x = x + self.wpe.weight[positions]
         else:
-            rotary = self.cos[start : start + T], self.sin[start : start + T]  # each (T, D/2)
+            rotary = self.cos[positions], self.sin[positions]
+            if cache is not None:
+                rotary = rotary[0][:, None], rotary[1][:, None]  # the same for each head
         x = self.drop(x)
         mask = None
         if self.document_start is not None and cache is None:
@@ -76,8 +78,6 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, rotary, mask, None, use_reentrant=False)
             else:
                 x = block(x, rotary, mask, cache.layer(i) if cache is not None else None)
-        if cache is not None:
-            cache.position += T
         return self.ln_f(x)
 
 
@@ -123,15 +123,13 @@ class Attention(nn.Module):
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D), (B, KV, T, D)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, KV, S, D), S tokens so far
-            S = k.size(2)
-            if 1 < T < S:  # later tokens in a chunk: position S-T+i sees keys 0 .. S-T+i
-                mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=KV < H,
-        )  # fmt: skip
+        if cache is None:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                dropout_p=self.dropout if self.training else 0.0, enable_gqa=KV < H,
+            )  # fmt: skip
+        else:
+            y = cache.attend(q, k, v)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, H * D)
         return self.drop(self.c_proj(y))
 
@@ -186,27 +184,48 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Cache:
-    """Keys and values of all layers for B sequences, filled from the left; `position` tokens are in it."""
+    """Keys and values of all layers for sequences of any lengths, each in a slot of its own, filled from the left.
 
-    def __init__(self, config: ModelShape, batch_size: int, device: torch.device, dtype: torch.dtype):
+    A pass is over the sequences in `slots`, which have `starts` tokens in the cache before it. Rows of a batch beyond
+    these belong to no sequence.
+    """
+
+    def __init__(self, config: ModelShape, slots: int, device: torch.device, dtype: torch.dtype):
         c = config
-        self.keys_values = torch.empty(
-            c.n_layer, 2, batch_size, c.n_kv_head, c.block_size, c.head_dim, device=device, dtype=dtype
-        )
-        self.position = 0
+        shape = (c.n_layer, 2, 1, c.n_kv_head, c.block_size, c.head_dim)
+        # A tensor for each slot: products depend on how their operands are aligned, which is then the same in all.
+        self.keys_values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(slots)]
+        self.slots: list[int] = []
+        self.starts = torch.empty(0, dtype=torch.long, device=device)  # of all rows of the batch, (B,)
+        self.lengths: list[int] = []  # of the sequences, before the pass
+
+    def positions(self, T: int) -> Tensor:
+        """Return the positions of a pass over T tokens of each sequence, (B, T)."""
+        return self.starts[:, None] + torch.arange(T, device=self.starts.device)
 
     def layer(self, i: int) -> "LayerCache":
-        return LayerCache(self.keys_values[i], self.position)
+        return LayerCache(self, i)
 
 
 class LayerCache:
-    def __init__(self, keys_values: Tensor, position: int):
-        self.keys, self.values = keys_values  # each (B, KV, block_size, D)
-        self.position = position
+    def __init__(self, cache: Cache, layer: int):
+        self.cache, self.layer = cache, layer
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k and v (B, KV, T, D) behind what is there; all of it, (B, KV, S, D)."""
-        end = self.position + k.size(2)
-        self.keys[:, :, self.position : end] = k
-        self.values[:, :, self.position : end] = v
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Put k and v (B, KV, T, D) behind what is there, and return what q (B, H, T, D) sees of it, (B, H, T, D).
+
+        Each sequence by itself: how the sums of one are ordered then depends on no other's length.
+        """
+        y, T = torch.zeros_like(q), q.size(2)
+        for b, (slot, start) in enumerate(zip(self.cache.slots, self.cache.lengths, strict=True)):
+            S = start + T
+            keys, values = self.cache.keys_values[slot][self.layer]  # each (1, KV, block_size, D)
+            keys[0, :, start:S], values[0, :, start:S] = k[b], v[b]
+            mask = None
+            if 1 < T < S:  # later tokens in a chunk: position S-T+i sees keys 0 .. S-T+i
+                mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(start)
+            y[b : b + 1] = F.scaled_dot_product_attention(
+                q[b : b + 1].clone(), keys[:, :, :S], values[:, :, :S], attn_mask=mask,
+                is_causal=mask is None and T > 1, enable_gqa=k.size(1) < q.size(1),
+            )  # fmt: skip
+        return y
