@@ -360,7 +360,7 @@ class TorchSession:
         rows = self.together if ids.shape[1] == 1 else 1
         lengths = self.positions[slots]
         self.cache.slots, self.cache.lengths = slots.tolist(), lengths.tolist()
-        self.cache.starts = engine.put(np.pad(lengths, (0, rows - count)))
+        self.cache.starts = torch.tensor([*lengths.tolist(), *[0] * (rows - count)], device=engine.device)
         with engine.autocast() if engine.optimizer is not None else contextlib.nullcontext():
             logits = engine.model(engine.put(np.pad(ids, ((0, rows - count), (0, 0)))), cache=self.cache)
         self.positions[slots] += ids.shape[1]
