@@ -792,10 +792,8 @@ def test_memory_and_handles_stay_over_20000_steps(text, engine_name):
 
 
 def many_lines(path: Path, count: int) -> None:
-    line = json.dumps(
-        {"step": 0, "loss": 2.5, "lr": 1e-3, "grad_norm": 1.5, "seconds": 0.01, "tokens_per_second": 1e4, "mfu": 0.1}
-    )
-    evaluation = json.dumps({"step": 0, "train_loss": 2.5, "val_loss": 2.6, "best": False, "lr": 1e-3})
+    line = json.dumps(asdict(Step(0, 2.5, 1e-3, 1.5, 0.01, 1e4, 0.1)))
+    evaluation = json.dumps(asdict(Evaluation(0, 2.5, 2.6, False, 1e-3)))
     with path.open("w") as file:
         for step in range(count):
             if step % 100 == 0:

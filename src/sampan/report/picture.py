@@ -23,7 +23,7 @@ from sampan.training.loop import Evaluation, Final, Record
 
 POINTS = 1000  # at most, of a curve
 HIGHEST = 1e6  # a loss above is left out: the run diverged
-LINE_BYTES = 100  # of metrics.jsonl, about
+LINE_BYTES = 230  # of metrics.jsonl, about
 EARLY = 0.1  # share of the steps that may lie above the picture
 COLORS = ("#b8c4ce", "#1f77b4", "#d62728", "#2ca02c")  # each step, train, val, best
 GUESSES = ("#8c6bb1", "#e08214")
