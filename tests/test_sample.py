@@ -36,7 +36,7 @@ from sampan.errors import UserError
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
 from sampan.sampling.draw import WIDE, draw, generate
-from sampan.sampling.write import Writer, beginning_of_text, keep_known, write
+from sampan.sampling.write import Writer, beginning_of_text, default_prompt, keep_known, write
 from sampan.tokens.byte_level import train_bpe
 from sampan.tokens.bytes import stream_text, token_bytes, transitions
 from sampan.tokens.characters import Characters, characters
@@ -876,3 +876,11 @@ def test_an_interrupt_shows_what_there_is():
     first, second, third = (begun + out).split("\n---------------\n")
     assert len(third) > 20 and third.endswith("\n")
     assert abs(len(first) - len(second)) <= 1
+
+
+def test_a_vocabulary_without_a_line_end_begins_a_document():
+    without, within = (characters(text, end_of_text=True) for text in ("abc", "abc\n"))
+    assert default_prompt(without, documents=1) == ""
+    assert default_prompt(within, documents=1) == "\n"
+    assert default_prompt(within, documents=2) == default_prompt(within) == ""
+    assert default_prompt(characters("abc"), documents=1) == "a"

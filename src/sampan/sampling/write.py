@@ -166,8 +166,9 @@ def default_prompt(tokenizer: Tokenizer, documents: int | None = None) -> str:
     """Return "", which begins as a document does, or a line end for a model of one text, as nanoGPT does.
 
     `documents` is the number of them in the training text; None, where nobody knows it, stands for many if the
-    vocabulary has an end-of-text token. A vocabulary without a line end gives the text of token 0.
+    vocabulary has an end-of-text token. A vocabulary with neither gives the text of token 0.
     """
-    if tokenizer.between and (documents is None or documents > 1):
+    has_line_end = len(tokenizer.encode("\n", "skip")) > 0
+    if tokenizer.between and (documents is None or documents > 1 or not has_line_end):
         return ""
-    return "\n" if len(tokenizer.encode("\n", "skip")) else tokenizer.decode([0])
+    return "\n" if has_line_end else tokenizer.decode([0])
