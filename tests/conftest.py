@@ -5,6 +5,7 @@ nothing from another test's. Hypothesis is deterministic here and keeps no datab
 """
 
 import importlib.util
+import logging
 import random
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def hermetic(monkeypatch, tmp_path):
     monkeypatch.setenv("SAMPAN_OFFLINE", "1")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")  # the program's messages in English
     set_language("en")
+    logging.getLogger("sampan").setLevel(logging.INFO)  # as main() does; a test may be the first of its process
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SAMPAN_CACHE", str(tmp_path / ".cache"))
     for name in ("SAMPAN_MIRROR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):

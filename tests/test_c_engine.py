@@ -261,8 +261,14 @@ def train_steps(engine, config, steps: range) -> list:
     return result
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [  # each family and each optimizer is fast once
+        pytest.param(family, optimizer, marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
+        for i, family in enumerate(FAMILIES)
+        for j, optimizer in enumerate(OPTIMIZERS)
+    ],
+)
 def test_a_run_can_change_engine_midway(family, optimizer):
     config = draw_config(11, family)
     weights = initialize(config, 11)

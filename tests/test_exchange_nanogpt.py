@@ -51,8 +51,7 @@ def same(a, b) -> bool:
     return float(np.linalg.norm(a - b)) < 1e-5 * size
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize(("bias", "prefix"), [(True, ""), (False, "_orig_mod.")])
 def test_training_goes_on_as_torchs_own_would(bias, prefix, tmp_path, engine_name):
     config = shape(bias=bias)
     model = Theirs(config)

@@ -99,7 +99,7 @@ def test_evaluations_follow_from_the_steps_and_not_from_the_speed(data, monkeypa
     assert steps / found[0]["eval_interval"] <= 20
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 12, 64])
+@pytest.mark.parametrize("count", [2, 7, 8, 64])
 @pytest.mark.parametrize("asked", [{}, {"batch_size": 7}, {"gradient_accumulation_steps": 3}, {"block_size": 64}])
 @pytest.mark.parametrize("tuned", [False, True])
 def test_processes_can_share_the_batch_that_is_chosen(data, monkeypatch, count, asked, tuned):

@@ -421,10 +421,17 @@ FAULTS = {
     "a broken disk": (errno.EIO, "put/output error"),
     "a missing right": (errno.EACCES, "ermission denied"),
 }
+FIRST_FAULTS = [("a full disk", "save_file"), ("a quota", "fsync"), ("a read-only disk", "replace")]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("call", ["save_file", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("fault", "call"),
+    [  # one fault of each call is fast; which fault it is only changes the words
+        pytest.param(fault, call, marks=[] if (fault, call) in FIRST_FAULTS else pytest.mark.slow)
+        for fault in FAULTS
+        for call in ("save_file", "fsync", "replace")
+    ],
+)
 def test_a_fault_of_the_disk_leaves_the_save_before_it(tmp_path, monkeypatch, fault, call):
     """At each of the times that a save calls the system; the sentence says what happened."""
     number, words = FAULTS[fault]
@@ -721,7 +728,10 @@ def test_metrics_of_a_skipped_step_are_json(text, tmp_path):
     assert lines[0]["loss"] is None and lines[0]["grad_norm"] is None and lines[1]["val_loss"] == 1.0
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e10, 1e30, 3e38])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("rate", [1e3, pytest.param(1e10, marks=SLOW), pytest.param(1e30, marks=SLOW), 3e38])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.filterwarnings("ignore")

@@ -758,6 +758,7 @@ VOCABULARIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_a_thousand_wild_samples_are_utf8(kind):
     """From random models at temperature 5: half of what they draw freely is broken, and of the 1,000 nothing is."""

@@ -44,7 +44,8 @@ typedef struct sampan_config {
     const double *rotary_frequencies; /* (head_dim / 2), angle per position; NULL unless rotary */
     const char *dtype;                /* of the products: "auto" | "float32" | "bfloat16"; all else is float32 */
     int32_t threads;                  /* 0: OMP_NUM_THREADS, else the physical cores that the process may use */
-    const char *optimizer; /* "adamw" | "muon" (AdamW for what is no matrix of a block): ops/optimizers.h; NULL: no training */
+    const char
+        *optimizer; /* "adamw" | "muon" (AdamW for what is no matrix of a block): ops/optimizers.h; NULL: no training */
     double beta1, beta2, weight_decay, grad_clip; /* AdamW; weight decay on matrices only; grad_clip 0: none */
     double momentum, adamw_lr_ratio;              /* Muon; and AdamW's learning rate beside it, as a share of Muon's */
     int32_t gradient_checkpointing; /* 1: keep only each block's input, and compute the rest again (Chen et al. 2016) */
