@@ -39,7 +39,9 @@ def test_what_is_saved_is_loaded(run):
     assert run.settings().out_dir == str(run.folder)
 
 
-@pytest.mark.parametrize("calls_before_death", range(12))
+@pytest.mark.parametrize(
+    "calls_before_death", [pytest.param(n, marks=pytest.mark.slow if n % 2 else []) for n in range(12)]
+)
 def test_death_at_any_point_of_a_save_leaves_one_whole_step(run, monkeypatch, calls_before_death):
     """Every system call that a save makes is, in turn, the last one of the process."""
     left = calls_before_death

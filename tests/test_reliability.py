@@ -163,6 +163,7 @@ def test_many_kills_leave_no_trace(text, variant):
     killed_and_resumed(text, kills, seed=3, **settings)
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_a_resumed_run_at_the_same_step(text, engine_name):
     settings = dict(engine=engine_name, patience=2, learning_rate=0.3, min_lr=0.3, max_iters=60, lr_decay_iters=60)
     records = list(train(start(text, "whole", **settings)))
