@@ -6,6 +6,7 @@ nothing from another test's. Hypothesis is deterministic here and keeps no datab
 
 import importlib.util
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from sampan.config import FAMILIES, ModelSettings
 from sampan.messages import set_language
 from sampan.model.parameters import initialize
 from sampan.model.shape import ModelShape, resolve
+
+if os.environ.get("PYTEST_XDIST_WORKER"):  # there is a process for each core already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile(
     "sampan", max_examples=50, deadline=None, database=None, derandomize=True, print_blob=False

@@ -189,7 +189,7 @@ def test_a_second_signal_stops_at_once(text):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
     )  # fmt: skip
     with process:
-        while not process.stdout.readline().startswith("step 0:"):
+        while not process.stdout.readline().startswith("saving checkpoint"):
             pass
         time.sleep(1)  # the step has begun
         process.send_signal(signal.SIGINT)
@@ -331,6 +331,7 @@ def test_death_at_any_point_of_a_replacement_leaves_one_of_the_two_runs(tmp_path
         assert sorted(os.listdir(run.folder)) == sorted(
             [
                 "metrics.jsonl",
+                ".lock",
                 "config.json",
                 "last",
                 "model.safetensors",
