@@ -302,7 +302,7 @@ class EvalConfig(MachineConfig):
     delimiter: str = setting(" ", "multiple choice: what stands between a context and its endings", literal=True)
     json: bool = setting(False, "print the figures as JSON")
     encoding: str | None = setting(None, "encoding of the files, such as gb18030; auto: detected for each file")
-    text_field: str = setting("text", "field that holds the text in .jsonl, .parquet and hf: records")
+    text_field: str = setting("text", "field that holds the text in .jsonl, .json, .parquet and hf: records")
 
 
 RUN_SORTS = ("changed", "name", "val_loss", "bits_per_character", "parameters", "step")

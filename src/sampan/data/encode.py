@@ -68,6 +68,20 @@ def encode_blocks(
         tick(len(text))
 
 
+def count_documents(ids: np.ndarray, tokenizer: Tokenizer, file: Path) -> int:
+    """Return how many of another program's ids end a document. Raise UserError for one that the tokenizer lacks."""
+    if ids.max(initial=0) >= tokenizer.vocab_size:
+        raise UserError(
+            _(
+                "{file}: token {id} is outside the vocabulary of {vocab_size:,}",
+                file=file,
+                id=ids.max(),
+                vocab_size=tokenizer.vocab_size,
+            )
+        )
+    return 0 if tokenizer.end_of_text is None else int(np.count_nonzero(ids == tokenizer.end_of_text))
+
+
 def shortcomings(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what meta.json says of that which a tokenizer does not keep of the text that it has encoded."""
     return {

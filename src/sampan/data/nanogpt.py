@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sampan.data.encode import count_documents
 from sampan.data.meta import FORMAT, Data, Meta, read_meta
 from sampan.errors import UserError
 from sampan.fetch import fetch
@@ -49,18 +50,7 @@ def import_folder(folder: Path) -> Data:
             for start in range(0, len(ids), AT_ONCE):
                 some = ids[start : start + AT_ONCE]
                 digest.update(some.tobytes())
-                documents += (
-                    0 if tokenizer.end_of_text is None else int(np.count_nonzero(some == tokenizer.end_of_text))
-                )
-                if some.max() >= tokenizer.vocab_size:
-                    raise UserError(
-                        _(
-                            "{folder}: token {highest} is outside its vocabulary of {vocab_size}",
-                            folder=folder,
-                            highest=some.max(),
-                            vocab_size=tokenizer.vocab_size,
-                        )
-                    )
+                documents += count_documents(some, tokenizer, folder / f"{split}.bin")
     except (OSError, ValueError) as error:
         raise UserError(_("{folder}: not a data folder of nanoGPT ({error})", folder=folder, error=error)) from None
     digest.update(tokenizer.to_json().encode())

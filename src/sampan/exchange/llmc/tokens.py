@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sampan.config import DataConfig
-from sampan.data.encode import write_folder
+from sampan.data.encode import count_documents, write_folder
 from sampan.data.meta import FORMAT, Data, Meta
 from sampan.data.nanogpt import fetch_gpt2_tokenizer
 from sampan.errors import UserError
@@ -87,7 +87,12 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
             _("{path} contains ids of Llama 3's tokenizer; give its tokenizer.json with --tokenizer", path=path)
         )
     found = find_tokenizer(tokenizer, path)
-    end = -1 if found.end_of_text is None else found.end_of_text
+    documents = sum(
+        count_documents(piece, found, file)
+        for split, arrays in ids.items()
+        for array, file in zip(arrays, files[split], strict=True)
+        for piece in pieces(array)
+    )
     counts = {split: sum(map(len, arrays)) for split, arrays in ids.items()}
     digest = hashlib.sha256()
     for file in (*files["train"], *files["val"]):
@@ -104,27 +109,11 @@ def read_data(path: Path, out: Path, tokenizer: str) -> Data:
         val_fraction=counts["val"] / sum(counts.values()),
         characters=0,
         symbols=0,
-        documents=max(
-            1, sum(int((piece == end).sum()) for split in ids.values() for a in split for piece in pieces(a))
-        ),
+        documents=max(1, documents),
     )
 
-    def parts() -> Iterator[tuple[str, np.ndarray]]:
-        for split, arrays in ids.items():
-            for array, file in zip(arrays, files[split], strict=True):
-                for piece in pieces(array):
-                    if piece.max() >= found.vocab_size:
-                        raise UserError(
-                            _(
-                                "{file}: token {id} is outside the vocabulary of {vocab_size:,}",
-                                file=file,
-                                id=piece.max(),
-                                vocab_size=found.vocab_size,
-                            )
-                        )
-                    yield split, piece
-
-    return write_folder(out, found, describe, parts())
+    parts = ((split, piece) for split, arrays in ids.items() for array in arrays for piece in pieces(array))
+    return write_folder(out, found, describe, parts)
 
 
 def sibling_files(path: Path) -> dict[str, list[Path]]:
