@@ -203,15 +203,21 @@ def test_a_second_signal_stops_at_once(text):
     ] == [0]
 
 
-@posix
-def test_a_stop_at_a_terminal_disturbs_no_line(text):
-    """Ctrl-C at a real one, while the line of progress is live."""
+def train_at_a_terminal(text: str) -> tuple[int, int]:
+    """Begin a long run at a terminal of its own; its process and what reads the terminal."""
     import pty
 
     process, terminal = pty.fork()
     if process == 0:
         command = ["train", text, *flags_of(RECIPE | dict(max_iters=10**7, eval_interval=50)), "--out_dir=out"]
         os.execvpe(sys.executable, [sys.executable, "-m", "sampan", *command], environment() | {"TERM": "xterm"})
+    return process, terminal
+
+
+@posix
+def test_a_stop_at_a_terminal_disturbs_no_line(text):
+    """Ctrl-C at a real one, while the line of progress is live."""
+    process, terminal = train_at_a_terminal(text)
     output, stopped = b"", False
     with contextlib.suppress(OSError):  # that is how its end reads
         while piece := os.read(terminal, 1 << 16):
@@ -232,12 +238,7 @@ def test_a_stop_at_a_terminal_disturbs_no_line(text):
 @posix
 def test_a_closed_terminal_stops_as_ctrl_c_does(text):
     """The terminal hangs up twice, as its shell may do too, and nothing can be written to it any more."""
-    import pty
-
-    process, terminal = pty.fork()
-    if process == 0:
-        command = ["train", text, *flags_of(RECIPE | dict(max_iters=10**7, eval_interval=50)), "--out_dir=out"]
-        os.execvpe(sys.executable, [sys.executable, "-m", "sampan", *command], environment() | {"TERM": "xterm"})
+    process, terminal = train_at_a_terminal(text)
     output = b""
     while b"step 100:" not in output:
         output += os.read(terminal, 1 << 16)

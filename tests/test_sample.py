@@ -159,16 +159,16 @@ def test_the_test_of_frequencies_can_fail():
 
 
 class Constant:
-    """An engine that always gives the same logits."""
+    """An engine that gives the same logits whatever it is fed: one row for all samples, or one for each."""
 
-    def __init__(self, row: np.ndarray):
-        self.row = row
+    def __init__(self, logits: np.ndarray):
+        self.logits = logits
 
     def session(self, batch_size: int):
         return self
 
     def feed(self, ids: np.ndarray, slots=None) -> np.ndarray:
-        return np.repeat(self.row[None], len(ids), axis=0)
+        return np.resize(self.logits, (len(ids), self.logits.shape[-1]))
 
     def clear(self, slot: int) -> None:
         pass
@@ -253,19 +253,6 @@ def processed(history: np.ndarray, logits: np.ndarray, settings: dict) -> np.nda
     return scores.double().softmax(-1).numpy()
 
 
-class Fixed:
-    """An engine that gives one array of logits, whatever it is fed."""
-
-    def __init__(self, logits: np.ndarray):
-        self.logits = logits
-
-    def session(self, batch_size: int):
-        return self
-
-    def feed(self, ids: np.ndarray, slots=None) -> np.ndarray:
-        return self.logits[: len(ids)]
-
-
 LIMITS = [
     dict(repetition_penalty=1.4), dict(repetition_penalty=0.7), dict(no_repeat_ngram_size=1), dict(no_repeat_ngram_size=2),
     dict(no_repeat_ngram_size=3), dict(min_p=0.2), dict(min_p=1.0), dict(temperature=2.0, min_p=0.3),
@@ -284,7 +271,7 @@ def test_repetition_and_min_p_are_transformers(settings, V):
     expected = processed(history, logits, settings)[0]
     B = 4000 if V < WIDE else 500
     config = SampleConfig(**dict(temperature=1.0, top_k=0, seed=3, num_samples=B) | settings)
-    engine = Fixed(np.repeat(logits, B, axis=0))
+    engine = Constant(np.repeat(logits, B, axis=0))
     tokens = next(generate(engine, model(64, V), history[0], config))
     counts = np.bincount(tokens, minlength=V)
     assert fits(counts, expected) and (expected == 0).any() == (not settings.keys() <= {"repetition_penalty"})
