@@ -71,8 +71,8 @@ def summarize(folder: Path) -> RunSummary | None:
     run = Run(folder)
     try:
         settings = vars(run.settings())
-        model = load_model_config(run.last if run.can_resume() else folder)
-        note = read_note((run.last if run.can_resume() else folder) / WEIGHTS)
+        newest = run.last if run.can_resume() else folder
+        model, note = load_model_config(newest), read_note(newest / WEIGHTS)
         data = run.data()
     except UserError:
         return None
@@ -103,7 +103,7 @@ def differences(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
 
 
 def to_json(runs: Sequence[RunSummary]) -> str:
-    return json.dumps([asdict(run) | {"settings": dict(run.settings)} for run in runs], indent=2)
+    return json.dumps([asdict(run) for run in runs], indent=2)
 
 
 HEAD = (N_("run"), N_("parameters"), N_("step"), N_("val loss"), N_("bits/char"), N_("changed"))
@@ -124,19 +124,20 @@ def run_lines(runs: Sequence[RunSummary], columns: int) -> list[str]:
                 _("{time} ago", time=duration(max(0.0, now - run.changed))),
             ]
         )
-    widths = [max(columns_of(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join(map(pad, row, widths)).rstrip() for row in rows]
-    if columns_of(max(lines, key=columns_of)) > columns:  # a long name stands in a line of its own
-        widths[0] = 2
-        cells = [["", *row[1:]] for row in rows]
-        tables = ["  ".join(map(pad, row, widths)).rstrip() for row in cells]
-        lines = [tables[0]] + [f"{row[0]}\n{table}" for row, table in zip(rows[1:], tables[1:], strict=True)]
-    shown = [lines[0]]
-    for line, differs in zip(lines[1:], differences(runs), strict=True):
-        shown += line.split("\n")
+    names: list[list[str]] = [[] for _run in runs]
+    lines = in_columns(rows)
+    if max(map(columns_of, lines)) > columns:  # each name in a line of its own
+        names, lines = [[run.folder] for run in runs], in_columns([["", *row[1:]] for row in rows])
+    shown = lines[:1]
+    for name, line, differs in zip(names, lines[1:], differences(runs), strict=True):
         text = ", ".join(f"{name} {value_text(value)}" for name, value in differs.items())
-        shown += ["  " + part for part in wrap(text, columns - 2)] if text else []
+        shown += [*name, line, *("  " + part for part in wrap(text, columns - 2) if part)]
     return shown
+
+
+def in_columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(2, *map(columns_of, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(pad, row, widths)).rstrip() for row in rows]
 
 
 def value_text(value: Any) -> str:
