@@ -13,6 +13,7 @@ import pytest
 from conftest import readable
 from helpers import random_config, random_weights, refused, relative_error, sampan
 from hypothesis import given, strategies as st
+from tokenizers import processors
 
 from sampan.checkpoint.folder import load_model, load_tokenizer, save_model
 from sampan.config import MachineConfig, ModelSettings
@@ -22,6 +23,7 @@ from sampan.evaluation.score import mean_and_error, score, sliding_windows
 from sampan.model.parameters import initialize
 from sampan.model.shape import resolve
 from sampan.tokens.byte_level import train_bpe
+from sampan.tokens.kinds import open_tokenizer
 
 TEXT = readable(6000)
 QUESTION = {"ctx": "the cat", "endings": ["sat", "sang a song"], "label": "1"}
@@ -179,6 +181,35 @@ def test_a_run_is_measured_on_its_own_val_split():
     assert shown["tokens"] + 1 == shown["characters"] == len(TEXT) - int(len(TEXT) * 0.9)
     mean = f"{shown['nats_per_token']:.4f}"
     assert mean in sampan("eval", "out/book", "--stride", "16", "--dtype", "float32").stdout
+
+
+def test_a_val_split_and_the_same_text_in_a_file_have_one_loss(tmp_path):
+    """Also where the tokenizer's template begins a text with BOS, which is there once."""
+    inner = train_bpe([TEXT], 300).inner
+    bos = ("<|endoftext|>", inner.token_to_id("<|endoftext|>"))
+    inner.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer = open_tokenizer(inner)
+    assert tokenizer.begin == (bos[1],)
+    shape = resolve(ModelSettings(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=tokenizer.vocab_size))
+    save_model(tmp_path / "model", shape, initialize(shape, 1), tokenizer)
+    Path("book.txt").write_text(TEXT, encoding="utf-8")
+    Path("end.txt").write_text(TEXT[int(len(TEXT) * 0.9) :], encoding="utf-8")
+    flags = ["--init_from", "model", "--max_iters", "2", "--engine", "c", "--dtype", "float32", "--out_dir", "out/book"]
+    sampan("train", "book.txt", *flags)
+    val, file = (
+        json.loads(sampan("eval", "out/book", *text, "--json", "True", "--dtype", "float32").stdout)
+        for text in ([], ["end.txt"])
+    )
+    names = ("tokens", "characters", "nats_per_token", "nats_per_token_stderr")
+    assert [val[name] for name in names] == [file[name] for name in names] and val["tokens"] > 100
+
+
+def test_a_run_that_is_named_keeps_its_normalization():
+    Path("wide.txt").write_text(TEXT.replace("a", "ａ"), encoding="utf-8")
+    settings = ["n_layer=1", "n_head=2", "n_embd=16", "block_size=16", "max_iters=1", "engine=c", "normalize=nfkc"]
+    sampan("train", "wide.txt", *[f"--{s}" for s in settings], "--out_dir", "out/wide")
+    found = [json.loads(sampan("eval", name, "wide.txt", "--json", "True").stdout) for name in ("out/wide", "wide")]
+    assert found[0]["nats_per_token"] == found[1]["nats_per_token"] and found[0]["bytes"] == len(TEXT)
 
 
 def test_refusals(folder, tmp_path):

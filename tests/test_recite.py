@@ -14,10 +14,10 @@ from conftest import readable, tiny_config
 from hypothesis import given, strategies as st
 
 import sampan.report.verbatim
-from sampan.checkpoint.run import Progress
+from sampan.checkpoint.run import Progress, Run
 from sampan.checkpoint.save import WritableRun
 from sampan.cli.main import main
-from sampan.config import DataConfig, SampleConfig, TrainConfig
+from sampan.config import DataConfig, TrainConfig
 from sampan.data.meta import open_folder
 from sampan.data.prepare import prepare
 from sampan.errors import UserError
@@ -181,7 +181,7 @@ def test_a_check_that_cannot_be_made_is_one_sentence(run_folder, capsys, spoil):
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-1].startswith("sampan: check: ")
     with pytest.raises(UserError):
-        training_data(SampleConfig(out_dir="out/river"))
+        training_data(Run("out/river"))
 
 
 def test_a_token_beyond_the_vocabulary_is_one_sentence(data):

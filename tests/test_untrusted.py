@@ -130,7 +130,7 @@ def texts_of(document) -> st.SearchStrategy[bytes]:
 def use(folder) -> None:
     """All that `sampan sample` does with a folder."""
     settings = SampleConfig(out_dir=str(folder), max_new_tokens=2, engine="c", threads=1, dtype="float32")
-    model, weights, tokenizer, _ = open_weights(settings)
+    model, weights, tokenizer, *_ = open_weights(settings)
     engine = open_engine(model, settings)
     engine.load(weights)
     for _ in write(engine, model, tokenizer, "the boat", settings):

@@ -12,10 +12,11 @@ import numpy as np
 from sampan.checkpoint.run import Run
 from sampan.cli.sample import open_weights
 from sampan.config import DataConfig, EvalConfig, SampleConfig, build
+from sampan.data.encode import encode_blocks
 from sampan.engine.open import open_engine
 from sampan.engine.protocol import Engine
 from sampan.errors import UserError
-from sampan.evaluation.choices import accuracy, answer, context_before, is_questions, read_questions
+from sampan.evaluation.choices import accuracy, answer, is_questions, read_questions
 from sampan.evaluation.score import mean_and_error, score
 from sampan.files import replacing
 from sampan.messages import _
@@ -36,8 +37,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
     questions = [name for name in names if is_questions(Path(name))]
     if questions and (len(questions) < len(names) or config.per_token):
         raise UserError(_("{name} holds questions: give it without other texts and --per_token", name=questions[0]))
-    where = SampleConfig(out_dir=config.out_dir, weights=config.weights)
-    model, weights, tokenizer, line = open_weights(where)
+    model, weights, tokenizer, found, line = open_weights(SampleConfig(out_dir=config.out_dir, weights=config.weights))
     if config.stride is not None and config.stride > model.block_size:
         raise UserError(
             _(
@@ -46,7 +46,7 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
                 block_size=model.block_size,
             )
         )
-    text = None if questions else text_of(names, config, where, tokenizer)
+    text = None if questions else text_of(names, config, found, tokenizer)
     engine = open_engine(model, config)
     engine.load(weights)
     if text is None:
@@ -57,20 +57,19 @@ def run(source: list[str], flags: dict[str, Any]) -> int:
     return 0
 
 
-def text_of(names: Sequence[str], config: EvalConfig, where: SampleConfig, tokenizer: Tokenizer) -> Text:
+def text_of(names: Sequence[str], config: EvalConfig, run: Run, tokenizer: Tokenizer) -> Text:
     """Return the text that these names stand for; that of the run's val split if there are none. Raise UserError."""
     if not names:
-        return measure_val(training_data(where))
-    run = Run(config.out_dir)
+        return measure_val(training_data(run))
     normalize = run.settings().normalize if run.exists() else "none"
     source = find_source(names, DataConfig(encoding=config.encoding, text_field=config.text_field, normalize=normalize))
-    blocks = list(source.blocks(lambda count: None))
+    blocks = list(source.blocks())
     text = "".join(block.text for block in blocks)
-    offsets = np.cumsum([0, *(len(block.text) for block in blocks)]).tolist()
-    ends = [offset + end for offset, block in zip(offsets, blocks, strict=False) for end in block.ends]
     if not text:
         raise UserError(_("{origin} is empty: there is nothing to measure", origin=source.origin))
-    ids = tokenizer.encode(text, ends=ends if len(ends) > 1 else ())
+    has_documents = sum(len(block.ends) for block in blocks) > 1
+    parts = encode_blocks(tokenizer, blocks, len(text), has_documents, lambda count: None)
+    ids = np.concatenate([ids for _split, ids in parts])
     if tokenizer.unknowns:  # which are easier to predict than what they stand for
         log.warning(unknown_sentence(tokenizer.unknowns.total(), tokenizer.most_unknown()))
     return text_baselines(source.origin, text, ids, tokenizer.vocab_size)
@@ -81,13 +80,14 @@ def on_text(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the figures of a text and the lines that show them."""
     stride = config.stride or max(1, model.block_size // 2)
-    before = context_before(tokenizer)  # after it, the first token is scored too
-    ids = np.concatenate([np.array(before, text.ids.dtype), text.ids])
+    ids, begun = text.ids, len(tokenizer.begin)  # prepared and encoded texts begin as the template does
+    if not begun and tokenizer.end_of_text is not None:  # after it, the first token is scored too
+        ids, begun = np.concatenate([np.array([tokenizer.end_of_text], ids.dtype), ids]), 1
     if len(ids) < 2:
         raise UserError(_("{origin} has a single token: nothing follows it", origin=text.origin))
     with progress_bar(_("evaluating"), len(ids) - 1) as tick:
         losses = score(engine, ids, model.block_size, stride, config.batch_size, model.vocab_size, tick)
-    losses = losses[max(0, len(before) - 1) :]
+    losses = losses[max(0, begun - 1) :]
     if config.per_token:
         write_losses(Path(config.per_token), ids[-len(losses) :], losses, tokenizer)
     mean, error = mean_and_error(losses, stride)

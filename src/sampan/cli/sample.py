@@ -4,7 +4,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -50,8 +50,16 @@ def one_line_end(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray], Tokenizer, str]:
-    """(model, weights, tokenizer, a line that says which weights they are). Raises UserError."""
+class Opened(NamedTuple):
+    model: ModelShape
+    weights: dict[str, np.ndarray]
+    tokenizer: Tokenizer
+    run: Run  # the folder that was asked for, whether a run or not
+    line: str  # which weights they are
+
+
+def open_weights(config: SampleConfig) -> Opened:
+    """Return the model that was asked for, whose folder is looked for once. Raises UserError."""
     folder, line = asked_model(config)
     run = Run(folder)
     if config.init_from == "resume" and run.exists():
@@ -59,7 +67,7 @@ def open_weights(config: SampleConfig) -> tuple[ModelShape, dict[str, np.ndarray
         line = f"{line}: {run.describe(which)}"
         folder = run.last if which == "last" else folder
     model, weights = load_model(folder)
-    return model, weights, load_tokenizer(folder), line
+    return Opened(model, weights, load_tokenizer(folder), run, line)
 
 
 def run(source: list[str], flags: dict) -> int:
@@ -70,10 +78,10 @@ def run(source: list[str], flags: dict) -> int:
     is_new = settings.seed is None and settings.temperature > 0
     settings = replace(settings, seed=seed)
     prompt = None if settings.start is None else read_prompt(settings.start, sys.stdin)
-    model, weights, tokenizer, line = open_weights(settings)
+    model, weights, tokenizer, found, line = open_weights(settings)
     if prompt is None:
-        prompt = default_prompt(tokenizer, Run(asked_model(settings)[0]).documents())
-    data = training_data(settings) if settings.check else None
+        prompt = default_prompt(tokenizer, found.documents())
+    data = training_data(found) if settings.check else None
     engine = open_engine(model, settings)
     engine.load(weights)
     parts: list[list[str]] = [[] for _ in range(settings.num_samples)]

@@ -111,24 +111,18 @@ def place_of(answer: Any, endings: Sequence[str], where: str) -> int:
     )
 
 
-def context_before(tokenizer: Tokenizer) -> list[int]:
-    """Return what stands before a text: what the tokenizer's template begins with, or else an end of text."""
-    if tokenizer.begin or tokenizer.end_of_text is None:
-        return list(tokenizer.begin)
-    return [tokenizer.end_of_text]
-
-
 def encode_pair(tokenizer: Tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
     """Return the ids of a context and of the ending after it, which get spaces at the context's end.
 
-    They are encoded together, since a token may reach across. Before an empty context stands `context_before`.
+    They are encoded together, since a token may reach across. Before them stands what the tokenizer's template begins
+    with; without that, an empty context is an end of text.
     """
     stripped = context.rstrip()
     ending, context = context[len(stripped) :] + ending, stripped
     before = tokenizer.encode(context).tolist()
     whole = tokenizer.encode(context + ending).tolist()
     after = whole[len(before) :]
-    before = [*tokenizer.begin, *before] or context_before(tokenizer)
+    before = [*tokenizer.begin, *before] or tokenizer.ends[:1]
     return (before, after) if before else (after[:1], after[1:])
 
 

@@ -2,7 +2,7 @@
 
     sampan sample out/shakespeare --check
 
-    data = training_data(SampleConfig(out_dir="out/shakespeare"))
+    data = training_data(Run("out/shakespeare"))
     print("\n".join(verbatim_report(["what the model wrote"], data)))
     found = search(["some", "texts"], pieces_of(data, "train"), least=20)
 
@@ -19,9 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sampan.checkpoint.folder import asked_model
 from sampan.checkpoint.run import Run
-from sampan.config import SampleConfig
 from sampan.data.meta import Data, open_folder
 from sampan.errors import UserError
 from sampan.messages import _, wrap
@@ -60,9 +58,8 @@ class Found:
 # ---- sampan sample --check ----
 
 
-def training_data(config: SampleConfig) -> Data:
+def training_data(run: Run) -> Data:
     """Return the data that a run was trained on. Raises UserError if it is unknown, missing or has changed."""
-    run = Run(asked_model(config)[0])
     if not run.exists():
         raise UserError(_("check: {folder} has no run.json, so its training text is unknown", folder=run.folder))
     recorded = run.data()
